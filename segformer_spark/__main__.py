@@ -1,0 +1,4 @@
+from segformer_spark.cli import main
+
+if __name__ == "__main__":
+    main()

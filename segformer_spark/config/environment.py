@@ -1,0 +1,83 @@
+"""Overrides from environment variables, read only when the caller asks (`--from-env`).
+
+The names stand on the schema's fields. The batch scripts use a few more for the command itself
+(`LAUNCH_VARIABLES`). A near miss of a known name is an error: IMAGE_SZIE must not be ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from segformer_spark.config.fields import FIELDS
+from segformer_spark.config.yaml12 import parse_scalar
+from segformer_spark.errors import ConfigError
+
+LAUNCH_VARIABLES: dict[str, str] = {
+    "CONFIG": "Configuration file of the training job; default configs/spark_<variant>.yaml.",
+    "RESUME": "auto, or a checkpoint folder: continue the run instead of starting it.",
+    "MODEL_PATH": "Run directory or exported model that evaluation and inference use.",
+    "TEST_IMAGES": "Folder of test images for inference.",
+    "OUTPUT": "Folder for the results of evaluation or inference.",
+    "SPLIT": "Split that evaluation uses.",
+    "TTA": "Test-time augmentation of inference: none, hflip or flips.",
+}
+
+
+@dataclass(frozen=True)
+class Override:
+    """One value that replaces the file's, and where it came from."""
+
+    dotted: str
+    value: Any
+    source: str
+
+
+def config_variables() -> dict[str, str]:
+    """{environment variable: dotted field}, from the schema."""
+    return {field.env: dotted for dotted, field in FIELDS.items() if field.env}
+
+
+def read_environment(environment: Mapping[str, str]) -> list[Override]:
+    """Overrides found in `environment`.
+
+    Raises:
+        ConfigError: a variable that begins with SEGFORMER_ or nearly equals a known name, but is not one.
+    """
+    known = config_variables()
+    names = [*known, *LAUNCH_VARIABLES]
+    for variable in environment:
+        if variable in names:
+            continue
+        meant = _near_miss(variable, names)
+        if meant or variable.startswith("SEGFORMER_"):
+            hint = f"did you mean {meant}?" if meant else f"known names: {', '.join(sorted(names))}"
+            raise ConfigError(f"environment variable {variable} is not known: {hint} Correct or unset it.")
+    return [
+        Override(dotted, parse_override(dotted, environment[variable], f"environment {variable}"), f"environment {variable}")
+        for variable, dotted in known.items()
+        if environment.get(variable, "") != ""
+    ]
+
+
+def parse_override(dotted: str, text: str, source: str) -> Any:
+    """Text fields take `text` as it is, all others as a YAML scalar or flow value."""
+    if dotted in FIELDS and FIELDS[dotted].takes_text and text not in ("null", "~"):
+        return text
+    return parse_scalar(text, source)
+
+
+def _near_miss(variable: str, names: list[str]) -> str | None:
+    for name in names:
+        swapped = sorted(variable) == sorted(name) and len(name) >= 5
+        one_off = len(name) >= 8 and abs(len(name) - len(variable)) <= 1 and _edits(variable, name) <= 1
+        if swapped or one_off:
+            return name
+    return None
+
+
+def _edits(left: str, right: str) -> int:
+    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+    return sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in matcher.get_opcodes() if tag != "equal")

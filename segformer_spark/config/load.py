@@ -1,0 +1,181 @@
+"""YAML file(s) + environment + `--set` -> one validated Config, with the source of every value.
+
+Precedence: defaults < base file < file < environment < `--set`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from segformer_spark.config.environment import Override, parse_override, read_environment
+from segformer_spark.config.fields import FIELDS
+from segformer_spark.config.schema import RUN_NAME_PATTERN, Config
+from segformer_spark.config.yaml12 import parse_file
+from segformer_spark.errors import ConfigError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """A validated configuration and, per dotted field, where its value came from."""
+
+    config: Config
+    provenance: dict[str, str]
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """Fields that the environment or the command line set."""
+        return {k: v for k, v in self.provenance.items() if v.startswith(("environment", "--set"))}
+
+
+def load_config(
+    path: Path | str | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> ResolvedConfig:
+    """Load a configuration.
+
+    Args:
+        path: YAML file; None starts from the defaults.
+        overrides: `a.b=value` items of the command line.
+        environment: variables to read overrides from; None reads none.
+
+    Raises:
+        ConfigError: with file, line and key of what is wrong.
+    """
+    tree, sources = read_file(Path(path)) if path is not None else ({}, {})
+    extra = list(read_environment(environment)) if environment is not None else []
+    extra += [_parse_set(item) for item in overrides]
+    for override in extra:
+        _assign(tree, override)
+        sources = {k: v for k, v in sources.items() if not k.startswith(f"{override.dotted}.")}
+        sources[override.dotted] = override.source
+    return validate(tree, sources)
+
+
+def read_file(path: Path, _trail: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the merged tree of `path` and its `base:` files, and {dotted key: 'file:line'}."""
+    resolved = path.resolve()
+    if resolved in _trail:
+        raise ConfigError(f"{path}: 'base:' leads back to this file: {' -> '.join(p.name for p in (*_trail, resolved))}")
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"{path}: there is no such configuration file.{hint}")
+    value, lines = parse_file(path)
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: a configuration is sections of 'key: value', this file holds a {type(value).__name__}")
+    sources = {dotted: f"{_display(path)}:{line}" for dotted, line in lines.items()}
+    base = value.pop("base", None)
+    if base is None:
+        return value, sources
+    if not isinstance(base, str):
+        raise ConfigError(f"{sources['base']}: 'base' must be the path of one YAML file, relative to this one")
+    base_tree, base_sources = read_file(path.parent / base, (*_trail, resolved))
+    return _merge(base_tree, value), {**base_sources, **sources}
+
+
+def validate(tree: dict[str, Any], sources: Mapping[str, str]) -> ResolvedConfig:
+    """Turn a plain tree into a Config; `sources` name the origin of its keys in error messages."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, sources) for item in error.errors())) from error
+    provenance = {dotted: sources.get(dotted, "default") for dotted in FIELDS}
+    resolved = ResolvedConfig(config, provenance)
+    run_name(config)
+    return resolved
+
+
+def run_name(config: Config) -> str:
+    """The run's name with its placeholders filled in.
+
+    Raises:
+        ConfigError: a name that is unsafe in paths and batch scripts.
+    """
+    template = config.experiment.name
+    try:
+        name = template.format(
+            dataset=config.data.dataset, variant=config.model.variant, image_size=config.data.image_size
+        )
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(
+            f"experiment.name: {template!r} may use {{dataset}}, {{variant}} and {{image_size}} only"
+        ) from error
+    if not re.fullmatch(RUN_NAME_PATTERN, name) or set(name) == {"."}:
+        raise ConfigError(
+            f"experiment.name: {name!r} must be 1 to 64 letters, digits, '.', '_' or '-', as it names a folder and a job"
+        )
+    return name
+
+
+def run_path(config: Config) -> Path:
+    """The run directory of this configuration."""
+    return Path(config.output.save_path.replace("{name}", run_name(config)))
+
+
+def _display(path: Path) -> str:
+    """Path relative to the project where it lies inside, so that records carry no machine paths."""
+    resolved = path.resolve()
+    return str(resolved.relative_to(PROJECT_ROOT)) if resolved.is_relative_to(PROJECT_ROOT) else path.name
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _parse_set(item: str) -> Override:
+    dotted, separator, text = item.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {item}: write it as section.key=value, for example --set training.epochs=20")
+    return Override(dotted.strip(), parse_override(dotted.strip(), text, f"--set {dotted}"), f"--set {dotted.strip()}")
+
+
+def _assign(tree: dict[str, Any], override: Override) -> None:
+    *sections, leaf = override.dotted.split(".")
+    node = tree
+    for section in sections:
+        child = node.get(section)
+        node[section] = dict(child) if isinstance(child, dict) else {}
+        node = node[section]
+    node[leaf] = override.value
+
+
+def _explain(item: Any, sources: Mapping[str, str]) -> str:
+    parts = [str(part) for part in item["loc"]]
+    dotted = ".".join(parts)
+    where = next((sources[".".join(parts[:n])] for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in sources), "")
+    prefix = f"{where}: {dotted}" if where else dotted or "configuration"
+    if item["type"] == "extra_forbidden":
+        near = _nearest_names(parts)
+        return f"{prefix}: there is no such key.{near}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(item["input"], dict | BaseModel) else f" (given: {item['input']!r})"
+    return f"{prefix}: {message[0].lower()}{message[1:]}{given}"
+
+
+def _nearest_names(parts: list[str]) -> str:
+    section, leaf = parts[:-1], parts[-1]
+    known = {dotted.split(".")[len(section)] for dotted in FIELDS if dotted.split(".")[: len(section)] == section}
+    near = difflib.get_close_matches(leaf, sorted(known), n=2, cutoff=0.6)
+    elsewhere = [dotted for dotted in FIELDS if dotted.split(".")[-1] == leaf]
+    if near:
+        return f" Did you mean {' or '.join(near)}?"
+    if elsewhere:
+        return f" It stands under {' and '.join(elsewhere)}."
+    return f" Known here: {', '.join(sorted(known))}."

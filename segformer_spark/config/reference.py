@@ -1,0 +1,51 @@
+"""docs/configuration.md, made from the schema: `python -m segformer_spark.config.reference`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from segformer_spark.config.environment import LAUNCH_VARIABLES
+from segformer_spark.config.fields import FIELDS
+from segformer_spark.config.load import PROJECT_ROOT
+
+_INTRODUCTION = """# Configuration
+
+Made from `segformer_spark/config/schema.py` by `python -m segformer_spark.config.reference`; a test compares the two.
+
+One YAML file per experiment, with YAML 1.2 scalars: `6e-5` is a number, `no` and `12:30:00` are text, a key given
+twice is an error. `base: other.yaml` inherits from another file. Precedence: defaults < base < file < environment
+(only with `--from-env`, which the batch scripts pass) < `--set section.key=value`. A key marked with * may change when
+a run is resumed; another change is refused.
+"""
+
+
+def render() -> str:
+    """The page as Markdown."""
+    lines = [_INTRODUCTION]
+    section = None
+    for dotted, field in FIELDS.items():
+        name, _, leaf = dotted.rpartition(".")
+        if name != section:
+            section = name
+            lines += [f"\n## {section}\n", "| key | type | default | environment | meaning |", "|---|---|---|---|---|"]
+        env = f"`{field.env}`" if field.env else ""
+        default = field.info.default
+        shown = "null" if default is None else json.dumps(default if not isinstance(default, BaseModel) else {})
+        star = "*" if field.resume_safe else ""
+        kind = field.type_name.replace("|", "or")
+        lines.append(f"| `{leaf}`{star} | {kind} | `{shown}` | {env} | {field.info.description} |")
+    lines += ["\n## Variables of the batch scripts\n", "| environment | meaning |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in LAUNCH_VARIABLES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main(path: Path = PROJECT_ROOT / "docs" / "configuration.md") -> None:
+    """Write the page."""
+    path.write_text(render(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

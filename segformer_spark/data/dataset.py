@@ -1,0 +1,97 @@
+"""What a data set is to the rest of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE_INDEX = 255
+"""Label of pixels that neither train nor count, in every mask after decoding."""
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """The classes of a data set.
+
+    Attributes:
+        names: name of class id 0, 1, ...
+        colors: RGB of each class in pictures and colour masks.
+        background: id left out of "mIoU without background", or None.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    background: int | None = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image: `image` uint8 (H, W, 3) RGB, `mask` uint8 (H, W) of class ids or IGNORE_INDEX."""
+
+    image: Image
+    mask: Mask
+
+
+class SegmentationDataset(Protocol):
+    """An indexed set of labelled images. `groups` names what figures are broken down by (may be empty)."""
+
+    classes: ClassInfo
+    groups: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Sample:
+        """Decode one image and its mask. Raises DataError naming the file."""
+        ...
+
+    def sample_id(self, index: int) -> str:
+        """Unique name within the split, safe as a file name."""
+        ...
+
+    def group(self, index: int) -> int:
+        """Index into `groups`; 0 when there are none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The given indices of a data set, in their order."""
+
+    base: SegmentationDataset
+    indices: Sequence[int]
+    classes: ClassInfo = field(init=False)
+    groups: Sequence[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", self.base.classes)
+        object.__setattr__(self, "groups", self.base.groups)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load(self, index: int) -> Sample:
+        return self.base.load(self.indices[index])
+
+    def sample_id(self, index: int) -> str:
+        return self.base.sample_id(self.indices[index])
+
+    def group(self, index: int) -> int:
+        return self.base.group(self.indices[index])
+
+
+def fixed_subset(dataset: SegmentationDataset, size: int | None, seed: int) -> SegmentationDataset:
+    """The same `size` random images for the same seed, in ascending order; all for None."""
+    if size is None or size >= len(dataset):
+        return dataset
+    chosen = np.random.default_rng([seed, 0x5AB5E7]).choice(len(dataset), size=size, replace=False)
+    return Subset(dataset, sorted(int(index) for index in chosen))

@@ -1,0 +1,90 @@
+"""Files -> arrays. Truncated files are errors: OpenCV decodes half a JPEG without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from segformer_spark.data.dataset import Image, Mask
+from segformer_spark.errors import DataError
+
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
+
+FOREIGN_DISTANCE = 200
+"""A pixel further than this (Euclidean, RGB) from every class colour is foreign. Mixtures of two SPARK colours,
+as JPEG makes them at edges, stay within 181; green, white and grey do not."""
+
+FOREIGN_SHARE = 0.01
+"""A mask with more than this share of foreign pixels is refused."""
+
+
+def read_image(path: Path) -> Image:
+    """Decode a JPEG or PNG to uint8 (H, W, 3) RGB.
+
+    Raises:
+        DataError: missing, truncated or not an image.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
+    tail = content.rstrip(b"\0")[-64:]
+    if (content.startswith(_JPEG_START) and _JPEG_END not in tail) or (
+        content.startswith(_PNG_START) and _PNG_END not in tail
+    ):
+        raise DataError(f"{path}: the file is truncated ({len(content)} bytes, no end marker); copy it again")
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    if pixels is None:
+        raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)")
+    return np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def read_color_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> Mask:
+    """Decode an RGB mask to class ids by nearest colour, at its stored size.
+
+    JPEG changes colours (pure red decodes to (254, 0, 0), edges are mixed), so equality and thresholds mislabel.
+
+    Raises:
+        DataError: as `read_image`, or more than FOREIGN_SHARE of the pixels resemble no class colour.
+    """
+    pixels = read_image(path)
+    ids, distance = nearest_color(pixels, colors)
+    foreign = distance > FOREIGN_DISTANCE**2
+    share = float(foreign.mean())
+    if share > FOREIGN_SHARE:
+        values, counts = np.unique(pixels[foreign], axis=0, return_counts=True)
+        seen = tuple(int(v) for v in values[counts.argmax()])
+        expected = ", ".join(str(color) for color in colors)
+        raise DataError(
+            f"{path}: {share:.1%} of the mask's pixels resemble no class colour, most often {seen}; expected {expected}"
+        )
+    return ids
+
+
+def nearest_color(
+    pixels: Image, colors: Sequence[tuple[int, int, int]]
+) -> tuple[Mask, NDArray[np.float32]]:
+    """Return the id of the nearest colour and its squared distance, per pixel.
+
+    |p - c|^2 = |p|^2 - 2 p.c + |c|^2; all terms are integers below 2^24, so float32 is exact. Ties go to the lower id.
+    """
+    palette = np.asarray(colors, np.float32)
+    flat = pixels.reshape(-1, 3).astype(np.float32)
+    scores = (palette**2).sum(1) - 2.0 * (flat @ palette.T)
+    ids = scores.argmin(1)
+    distance = scores[np.arange(len(ids)), ids] + (flat**2).sum(1)
+    return ids.astype(np.uint8).reshape(pixels.shape[:2]), distance.reshape(pixels.shape[:2])
+
+
+def check_sizes(image: Image, mask: Mask, image_path: Path, mask_path: Path) -> None:
+    """Raise DataError when an image and its mask differ in size."""
+    if image.shape[:2] != mask.shape:
+        height, width = image.shape[:2]
+        raise DataError(
+            f"{image_path} is {width}x{height}, its mask {mask_path} is {mask.shape[1]}x{mask.shape[0]}; sizes must be equal"
+        )

@@ -1,0 +1,1 @@
+"""Renders a SPARK-shaped data set, so that the whole way can be tried without the real one."""

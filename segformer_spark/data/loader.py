@@ -1,0 +1,154 @@
+"""Samples -> batches: training batches of one rank, and evaluation items of mixed native sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from segformer_spark.config.schema import Config
+from segformer_spark.data.dataset import IGNORE_INDEX, Mask, SegmentationDataset
+from segformer_spark.data.decode import read_image
+from segformer_spark.data.sampler import SampleKey, TrainBatchSampler
+from segformer_spark.data.transforms import TrainTransform, image_to_tensor, resize_image
+from segformer_spark.errors import DataError
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """`images` uint8 (B, 3, S, S), `masks` uint8 (B, S, S)."""
+
+    images: torch.Tensor
+    masks: torch.Tensor
+
+    def pin_memory(self) -> TrainBatch:
+        return TrainBatch(self.images.pin_memory(), self.masks.pin_memory())
+
+
+@dataclass(frozen=True)
+class EvalItem:
+    """One image resized for the model, with what is needed at native size.
+
+    Attributes:
+        index: position in the data set.
+        pixels: uint8 (3, S, S).
+        size: native (height, width).
+        mask: uint8 native mask, None for unlabelled images.
+    """
+
+    index: int
+    pixels: torch.Tensor
+    size: tuple[int, int]
+    mask: Mask | None
+
+
+class _TrainView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __getitem__(self, key: SampleKey) -> tuple[torch.Tensor, torch.Tensor]:
+        epoch, index = key
+        sample = self.dataset.load(index)
+        check_labels(sample.mask, len(self.dataset.classes), self.dataset.sample_id(index))
+        out = self.transform(sample, epoch, index)
+        return image_to_tensor(out.image), torch.from_numpy(out.mask)
+
+
+class _EvalView(Dataset[EvalItem]):
+    def __init__(self, dataset: SegmentationDataset, image_size: int) -> None:
+        self.dataset, self.size = dataset, (image_size, image_size)
+
+    def __getitem__(self, index: int) -> EvalItem:
+        sample = self.dataset.load(index)
+        check_labels(sample.mask, len(self.dataset.classes), self.dataset.sample_id(index))
+        pixels = image_to_tensor(resize_image(sample.image, self.size))
+        return EvalItem(index, pixels, sample.mask.shape, sample.mask)
+
+
+class _FileView(Dataset[EvalItem]):
+    def __init__(self, files: Sequence[Path], image_size: int) -> None:
+        self.files, self.size = files, (image_size, image_size)
+
+    def __getitem__(self, index: int) -> EvalItem:
+        image = read_image(self.files[index])
+        height, width = image.shape[:2]
+        return EvalItem(index, image_to_tensor(resize_image(image, self.size)), (height, width), None)
+
+
+def check_labels(mask: Mask, num_classes: int, name: str) -> None:
+    """Raise DataError for an id that is no class: on a GPU it would be an assert much later."""
+    highest = int(mask[mask != IGNORE_INDEX].max(initial=0))
+    if highest >= num_classes:
+        raise DataError(f"{name}: the mask holds label {highest}, the data set has classes 0..{num_classes - 1}")
+
+
+class TrainLoader:
+    """Training batches of one rank; `epoch(position)` iterates from a position to the epoch's end."""
+
+    def __init__(self, dataset: SegmentationDataset, config: Config, sampler: TrainBatchSampler, *, pin: bool) -> None:
+        transform = TrainTransform(config.data.image_size, config.augmentation, config.experiment.seed)
+        self.sampler = sampler
+        workers = config.data.num_workers
+        self._loader: DataLoader[Any] = DataLoader(
+            _TrainView(dataset, transform),
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=_collate_train,
+            worker_init_fn=_init_worker,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+        )
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        return iter(self._loader)
+
+
+def eval_loader(dataset: SegmentationDataset, indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:
+    """Batches of labelled items for the given indices."""
+    return _iterate(_EvalView(dataset, config.image_size), indices, config)
+
+
+def file_loader(files: Sequence[Path], indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:
+    """Batches of unlabelled items, from image files."""
+    return _iterate(_FileView(files, config.image_size), indices, config)
+
+
+@dataclass(frozen=True)
+class EvalLoading:
+    """How evaluation and inference load: side of the model's input, images at a time, loader processes."""
+
+    image_size: int
+    batch_size: int
+    num_workers: int
+
+
+def _iterate(view: Dataset[EvalItem], indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:
+    return iter(
+        DataLoader(
+            view,
+            batch_size=config.batch_size,
+            sampler=indices,
+            num_workers=config.num_workers,
+            collate_fn=_collate_list,
+            worker_init_fn=_init_worker,
+        )
+    )
+
+
+def _collate_train(items: list[tuple[torch.Tensor, torch.Tensor]]) -> TrainBatch:
+    return TrainBatch(torch.stack([image for image, _ in items]), torch.stack([mask for _, mask in items]))
+
+
+def _collate_list(items: list[EvalItem]) -> list[EvalItem]:
+    return items
+
+
+def _init_worker(worker: int) -> None:
+    """One thread per worker: OpenCV would start one per core in each of them."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

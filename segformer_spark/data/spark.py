@@ -1,0 +1,147 @@
+"""SPARK stream 1: spacecraft body and solar panels (University of Luxembourg, SPARK 2024 Utils README).
+
+    <root>/images/<Class>/{train,val}/image_00001_img.jpg
+    <root>/mask/<Class>/{train,val}/image_00001_layer.jpg     masks are JPEG
+    <root>/{train,val}.csv                                    Image name, Mask name, Class, Bounding box
+
+File names repeat across classes: only (class, split, name) is unique.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segformer_spark.data.dataset import ClassInfo, Sample
+from segformer_spark.data.decode import check_sizes, read_color_mask, read_image
+from segformer_spark.errors import DataError
+
+SPARK_CLASSES = ClassInfo(
+    names=("background", "body", "panels"),
+    colors=((0, 0, 0), (255, 0, 0), (0, 0, 255)),
+    background=0,
+)
+SPACECRAFT = (
+    "VenusExpress", "Cheops", "LisaPathfinder", "ObservationSat1", "Proba2",
+    "Proba3", "Proba3ocs", "Smart1", "Soho", "XMM Newton",
+)  # fmt: skip
+CSV_COLUMNS = ("Image name", "Mask name", "Class", "Bounding box")
+TEST_FOLDER = "stream-1-test"
+
+_BOX = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)")
+
+
+@dataclass(frozen=True)
+class SparkRow:
+    """One row of a SPARK CSV; `box` is (x_min, y_min, x_max, y_max) in pixels, inclusive; `line` its line in the file."""
+
+    image: Path
+    mask: Path
+    spacecraft: int
+    box: tuple[int, int, int, int]
+    line: int
+
+
+class SparkDataset:
+    """A split of SPARK, in the order of its CSV."""
+
+    classes: ClassInfo = SPARK_CLASSES
+    groups: Sequence[str] = SPACECRAFT
+
+    def __init__(self, root: Path, split: str) -> None:
+        """Read and check the CSV.
+
+        Raises:
+            DataError: no such root or split, a malformed row, or a row without its files (file and row are named).
+        """
+        self.root, self.split = root, split
+        self.rows = read_rows(root, split)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def load(self, index: int) -> Sample:
+        row = self.rows[index]
+        image, mask = read_image(row.image), read_color_mask(row.mask, self.classes.colors)
+        check_sizes(image, mask, row.image, row.mask)
+        return Sample(image, mask)
+
+    def sample_id(self, index: int) -> str:
+        row = self.rows[index]
+        return f"{SPACECRAFT[row.spacecraft].replace(' ', '_')}__{row.image.stem.removesuffix('_img')}"
+
+    def group(self, index: int) -> int:
+        return self.rows[index].spacecraft
+
+
+def read_rows(root: Path, split: str) -> list[SparkRow]:
+    """Parse `<root>/<split>.csv`."""
+    if not root.is_dir():
+        raise DataError(
+            f"data.root {root}: there is no such folder. Set data.root or DATA_ROOT to the folder with images/, mask/ and "
+            f"train.csv, or render a demo set: segformer-spark data make-demo --root {root}"
+        )
+    table = root / f"{split}.csv"
+    if not table.is_file():
+        found = sorted(path.stem for path in root.glob("*.csv") if not path.name.startswith("."))
+        raise DataError(f"{table}: there is no such split; {root} has {', '.join(found) or 'no CSV files'}")
+    with table.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        missing = [column for column in CSV_COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(f"{table}:1: the columns {', '.join(missing)} are missing; expected {', '.join(CSV_COLUMNS)}")
+        rows = [
+            _parse_row(root, split, record, table, reader.line_num)
+            for record in reader
+            if not (record["Image name"] or "").startswith(".")
+        ]
+    if not rows:
+        raise DataError(f"{table}: the split has no rows")
+    _check_files(rows, table)
+    return rows
+
+
+def parse_box(text: str) -> tuple[int, int, int, int]:
+    """'(x_min, y_min, x_max, y_max)' -> integers. Raises ValueError when malformed or inverted."""
+    match = _BOX.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"the bounding box {text!r} is not '(x_min, y_min, x_max, y_max)'")
+    x_min, y_min, x_max, y_max = (int(part) for part in match.groups())
+    if x_max < x_min or y_max < y_min:
+        raise ValueError(f"the bounding box {text!r} ends before it begins")
+    return x_min, y_min, x_max, y_max
+
+
+def _parse_row(root: Path, split: str, record: dict[str, str], table: Path, line: int) -> SparkRow:
+    where = f"{table}:{line}"
+    image, mask, spacecraft = record["Image name"], record["Mask name"], record["Class"]
+    if not image or not mask or not spacecraft:
+        raise DataError(f"{where}: image, mask or class is empty")
+    if Path(image).name != image or Path(mask).name != mask:
+        raise DataError(f"{where}: {image!r} and {mask!r} must be file names without folders")
+    if spacecraft not in SPACECRAFT:
+        raise DataError(f"{where}: the class {spacecraft!r} is not one of {', '.join(SPACECRAFT)}")
+    try:
+        box = parse_box(record["Bounding box"] or "")
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
+    return SparkRow(
+        image=root / "images" / spacecraft / split / image,
+        mask=root / "mask" / spacecraft / split / mask,
+        spacecraft=SPACECRAFT.index(spacecraft),
+        box=box,
+        line=line,
+    )
+
+
+def _check_files(rows: Sequence[SparkRow], table: Path) -> None:
+    """One listing per folder: a stat per file takes minutes on a network file system."""
+    folders = {path.parent for row in rows for path in (row.image, row.mask)}
+    present = {folder: {p.name for p in folder.iterdir()} if folder.is_dir() else set() for folder in folders}
+    for row in rows:
+        for path in (row.image, row.mask):
+            if path.name not in present[path.parent]:
+                raise DataError(f"{table}:{row.line}: the row names {path}, which does not exist")

@@ -1,0 +1,109 @@
+"""Files that are complete or absent: written beside their place, fsynced, then renamed (os.replace).
+
+A kill or a full disk leaves the old file, never half of a new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from segformer_spark.errors import UserError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its place as `path` when the block ends without an error.
+
+    Raises:
+        UserError: the file cannot be written (disk full, no permission); the old `path` stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_file(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON (no NaN), atomically."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a new folder that takes its place as `path` when the block ends without an error.
+
+    Every file in it is fsynced first. An existing `path` is replaced.
+
+    Raises:
+        UserError: something cannot be written; the old `path` stays and nothing half done is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        sync_folder(temporary)
+        _replace_folder(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_error(path: Path, error: OSError) -> UserError:
+    """The user's message for a failed write."""
+    return UserError(f"{path}: cannot be written: {error.strerror or error}. Free space or choose another folder; what was there is untouched.")
+
+
+def sync_folder(path: Path) -> None:
+    """fsync a folder, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace_folder(temporary: Path, path: Path, rename: Callable[[Path, Path], object] = os.replace) -> None:
+    """A folder cannot be renamed over a full one: move the old one aside first, remove it last."""
+    if not path.exists():
+        rename(temporary, path)
+        return
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    rename(path, old)
+    rename(temporary, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Undo a replacement that was cut off between its two renames: the old folder comes back."""
+    old = path.with_name(f".{path.name}.old")
+    if old.is_dir() and not path.exists():
+        old.rename(path)
