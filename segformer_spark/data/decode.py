@@ -41,7 +41,7 @@ def read_image(path: Path) -> Image:
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if pixels is None:
         raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)")
-    return np.ascontiguousarray(pixels[:, :, ::-1])
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def read_color_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> Mask:
@@ -53,8 +53,7 @@ def read_color_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> Mask:
         DataError: as `read_image`, or more than FOREIGN_SHARE of the pixels resemble no class colour.
     """
     pixels = read_image(path)
-    ids, distance = nearest_color(pixels, colors)
-    foreign = distance > FOREIGN_DISTANCE**2
+    ids, foreign = nearest_color(pixels, colors)
     share = float(foreign.mean())
     if share > FOREIGN_SHARE:
         values, counts = np.unique(pixels[foreign], axis=0, return_counts=True)
@@ -66,19 +65,24 @@ def read_color_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> Mask:
     return ids
 
 
-def nearest_color(
-    pixels: Image, colors: Sequence[tuple[int, int, int]]
-) -> tuple[Mask, NDArray[np.float32]]:
-    """Return the id of the nearest colour and its squared distance, per pixel.
+def nearest_color(pixels: Image, colors: Sequence[tuple[int, int, int]]) -> tuple[Mask, NDArray[np.bool_]]:
+    """Return, per pixel, the id of the nearest colour and whether it is further than FOREIGN_DISTANCE.
 
     |p - c|^2 = |p|^2 - 2 p.c + |c|^2; all terms are integers below 2^24, so float32 is exact. Ties go to the lower id.
+    Pixels that equal the first colour, most of a SPARK mask, are settled by one comparison.
     """
+    packed = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).view(np.uint32)[..., 0]
+    first = np.array([*colors[0], 255], np.uint8).view(np.uint32)[0]
+    rest = packed != first
     palette = np.asarray(colors, np.float32)
-    flat = pixels.reshape(-1, 3).astype(np.float32)
-    scores = (palette**2).sum(1) - 2.0 * (flat @ palette.T)
-    ids = scores.argmin(1)
-    distance = scores[np.arange(len(ids)), ids] + (flat**2).sum(1)
-    return ids.astype(np.uint8).reshape(pixels.shape[:2]), distance.reshape(pixels.shape[:2])
+    points = pixels[rest].astype(np.float32)
+    scores = (palette**2).sum(1) - 2.0 * (points @ palette.T)
+    nearest = scores.argmin(1)
+    squared_distance = scores[np.arange(len(nearest)), nearest] + (points**2).sum(1)
+    ids, foreign = np.zeros(rest.shape, np.uint8), np.zeros(rest.shape, np.bool_)
+    ids[rest] = nearest
+    foreign[rest] = squared_distance > FOREIGN_DISTANCE**2
+    return ids, foreign
 
 
 def check_sizes(image: Image, mask: Mask, image_path: Path, mask_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""Batch normalisation over the batches of all ranks, on any device.
+
+torch's SyncBatchNorm refuses CPU tensors, and with plain BatchNorm the result depends on the number of ranks. The
+running statistics stay fp32 whatever the module is cast to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Reduce = Callable[[Tensor], Tensor]
+"""Returns the elementwise sum of a tensor over all ranks."""
+
+
+class CrossRankBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose batch is that of all ranks together.
+
+    With `reduce` None it computes what nn.BatchNorm2d does, bit for bit in fp32.
+    """
+
+    reduce: Reduce | None = None
+
+    @classmethod
+    def from_batch_norm(cls, norm: nn.BatchNorm2d) -> CrossRankBatchNorm2d:
+        """Take over the parameters, buffers and settings of `norm`."""
+        new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        new._parameters.update(norm._parameters)
+        new._buffers.update(norm._buffers)
+        new.training = norm.training
+        return new
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape and dtype, normalised per channel in fp32."""
+        values = input.float()
+        weight, bias = self.weight.float(), self.bias.float()
+        if not self.training or self.reduce is None:
+            return self._forward_local(values, weight, bias).to(input.dtype)
+        output, mean, variance, count = _Normalize.apply(values, weight, bias, self.eps, self.reduce)
+        self._update_running(mean, variance, float(count))
+        return output.to(input.dtype)
+
+    def _forward_local(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = 0.1 if self.momentum is None else self.momentum
+        return functional.batch_norm(
+            values, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps
+        )
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, variance: Tensor, count: float) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * (count / max(count - 1.0, 1.0)), momentum)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossRankBatchNorm2d:
+        statistics = {name: self._buffers[name] for name in ("running_mean", "running_var")}
+        super()._apply(fn, recurse)
+        for name, before in statistics.items():
+            after = self._buffers[name]
+            if before is not None and after is not None and after.dtype != torch.float32:
+                self._buffers[name] = before.to(after.device)
+        return self
+
+
+class _Normalize(torch.autograd.Function):
+    """Batch normalisation with sums over ranks, forward and backward (Ioffe and Szegedy 2015, section 3)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, eps: float, reduce: Reduce
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        channels = values.shape[1]
+        own_count = values.new_full((1,), values.numel() / channels)
+        totals = reduce(torch.cat([values.sum((0, 2, 3)), own_count]))
+        count = totals[-1]
+        mean = totals[:-1] / count
+        centered = values - _per_channel(mean)
+        variance = reduce(centered.square().sum((0, 2, 3))) / count
+        inverse_std = torch.rsqrt(variance + eps)
+        normalized = centered.mul_(_per_channel(inverse_std))
+        ctx.save_for_backward(normalized, weight, inverse_std, count)
+        ctx.reduce = reduce
+        output = normalized * _per_channel(weight) + _per_channel(bias)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return output, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        grad = grads[0]
+        normalized, weight, inverse_std, count = ctx.saved_tensors
+        grad_bias = grad.sum((0, 2, 3))
+        grad_weight = (grad * normalized).sum((0, 2, 3))
+        mean_grad, mean_product = (ctx.reduce(torch.stack([grad_bias, grad_weight])) / count).unbind(0)
+        inner = grad - _per_channel(mean_grad) - normalized * _per_channel(mean_product)
+        return inner * _per_channel(weight * inverse_std), grad_weight, grad_bias, None, None
+
+
+def _per_channel(vector: Tensor) -> Tensor:
+    return vector.view(1, -1, 1, 1)

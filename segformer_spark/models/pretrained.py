@@ -1,0 +1,192 @@
+"""Pretrained weights: `weights fetch` brings them into a folder, training reads that folder and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import SegformerForSemanticSegmentation
+
+from segformer_spark.config.schema import ModelConfig
+from segformer_spark.errors import CheckpointError, UserError
+from segformer_spark.models.segformer import SegFormer, build_segformer, segformer_config
+from segformer_spark.run.atomic import atomic_folder, write_json
+
+SOURCES = ("ade20k", "cityscapes", "imagenet")
+_HEAD = "decode_head."
+_CLASSIFIER = ("decode_head.classifier.weight", "decode_head.classifier.bias")
+
+
+def repository_id(variant: str, source: str) -> str:
+    """The published repository of a variant's weights."""
+    if source == "ade20k":
+        size = "640-640" if variant == "b5" else "512-512"
+        return f"nvidia/segformer-{variant}-finetuned-ade-{size}"
+    if source == "cityscapes":
+        return f"nvidia/segformer-{variant}-finetuned-cityscapes-1024-1024"
+    if source == "imagenet":
+        return f"nvidia/mit-{variant}"
+    raise UserError(f"{source!r} is no source of weights; known: {', '.join(SOURCES)}")
+
+
+def weights_folder(weights_dir: Path, variant: str, source: str) -> Path:
+    """Where `fetch` puts, and training looks for, the weights."""
+    return weights_dir / repository_id(variant, source).split("/")[1]
+
+
+@dataclass(frozen=True)
+class FetchedWeights:
+    """What `fetch` brought: folder, digest of model.safetensors, and whether it was converted from a .bin."""
+
+    folder: Path
+    sha256: str
+    converted: bool
+
+
+def fetch(variant: str, source: str, weights_dir: Path) -> FetchedWeights:
+    """Download weights from the hub, once; a .bin is read with weights_only and converted to safetensors.
+
+    Raises:
+        UserError: the hub cannot be reached or does not have the file.
+    """
+    folder = weights_folder(weights_dir, variant, source)
+    repository = repository_id(variant, source)
+    with atomic_folder(folder) as temporary:
+        _download(repository, "config.json", temporary)
+        converted = False
+        try:
+            _download(repository, "model.safetensors", temporary)
+        except _NotInRepository:
+            _download(repository, "pytorch_model.bin", temporary)
+            _convert(temporary / "pytorch_model.bin", temporary / "model.safetensors")
+            converted = True
+        digest = _sha256(temporary / "model.safetensors")
+        for leftover in temporary.glob(".cache"):
+            _remove_tree(leftover)
+        write_json(
+            temporary / "fetched.json", {"repository": repository, "sha256": digest, "converted_from_bin": converted}
+        )
+    return FetchedWeights(folder, digest, converted)
+
+
+def build_model(config: ModelConfig, class_names: Sequence[str], seed: int) -> SegFormer:
+    """The model that a configuration describes, with its starting weights.
+
+    Raises:
+        CheckpointError: the weights are not there, or do not fit. Never starts from random weights instead.
+    """
+    options: dict[str, Any] = {"dropout": config.dropout, "drop_path": config.drop_path}
+    if config.pretrained == "none":
+        return build_segformer(config.variant, class_names, freeze_backbone=config.freeze_backbone, seed=seed, **options)
+    folder = locate_weights(config)
+    hub_config = segformer_config(config.variant, class_names, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = load_network(folder, config=hub_config, encoder_only=config.pretrained == "imagenet")
+    return SegFormer(network, freeze_backbone=config.freeze_backbone)
+
+
+def locate_weights(config: ModelConfig) -> Path:
+    """The folder of `model.pretrained`; raises CheckpointError with the command to run when it is not there."""
+    if config.pretrained in SOURCES:
+        folder = weights_folder(Path(config.weights_dir), config.variant, config.pretrained)
+        mend = (
+            f"On a machine with internet run: segformer-spark weights fetch --variant {config.variant} "
+            f"--source {config.pretrained} --weights-dir {config.weights_dir} "
+            "(or start from random weights with model.pretrained=none)"
+        )
+    else:
+        folder = Path(config.pretrained)
+        mend = f"model.pretrained is one of {', '.join(SOURCES)}, none, or a folder with config.json and model.safetensors"
+    if not (folder / "model.safetensors").is_file():
+        raise CheckpointError(f"pretrained weights: {folder / 'model.safetensors'} does not exist. {mend}")
+    return folder
+
+
+def load_network(
+    folder: Path, *, config: Any = None, encoder_only: bool = False
+) -> SegformerForSemanticSegmentation:
+    """Load a Hugging Face folder, strictly: every weight must be found and fit.
+
+    Args:
+        config: build for this configuration instead of the folder's; then the classifier, and only it, may differ.
+        encoder_only: the folder holds an ImageNet classifier; the whole decode head starts at random.
+
+    Raises:
+        CheckpointError: the folder is damaged or holds another model.
+    """
+    try:
+        network, report = SegformerForSemanticSegmentation.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=config is not None,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
+    except Exception as error:  # safetensors raises its own type, derived from Exception alone
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise CheckpointError(f"{folder}: model.safetensors is damaged: {error}") from error
+    allowed: Callable[[str], bool] = (
+        (lambda name: name.startswith(_HEAD)) if encoder_only
+        else (lambda name: config is not None and name in _CLASSIFIER)
+    )  # fmt: skip
+    mismatched = [item[0] if isinstance(item, tuple | list) else item for item in report["mismatched_keys"]]
+    wrong = [name for name in [*report["missing_keys"], *mismatched] if not allowed(name)]
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: the weights do not fit this model: {len(wrong)} tensors are missing or of another shape, "
+            f"first {', '.join(sorted(wrong)[:3])}. Check model.variant."
+        )
+    return network
+
+
+class _NotInRepository(Exception):
+    pass
+
+
+def _download(repository: str, filename: str, folder: Path) -> None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        hf_hub_download(repository, filename, local_dir=folder)
+    except LocalEntryNotFoundError as error:
+        offline = " HF_HUB_OFFLINE is set; unset it." if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise UserError(
+            f"{repository}: {filename} cannot be fetched, the hub cannot be reached.{offline} "
+            "Run this on a login node or a machine with internet and copy the weights folder."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"{repository}: there is no such repository on the hub") from error
+    except EntryNotFoundError as error:
+        raise _NotInRepository(filename) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"{repository}: {filename} cannot be fetched: {error}") from error
+
+
+def _convert(source: Path, target: Path) -> None:
+    state = torch.load(source, map_location="cpu", weights_only=True)
+    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, target, metadata={"format": "pt"})
+    source.unlink()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _remove_tree(path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,150 @@
+"""SegFormer B0-B5: transformers' network with the merged decode head.
+
+Parameter names in memory are transformers' live names, which change between its versions; everything that is stored
+uses the portable names of the published checkpoints (`portable_names`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from transformers.utils import logging as transformers_logging
+
+from segformer_spark.models.batch_norm import CrossRankBatchNorm2d, Reduce
+from segformer_spark.models.decode_head import MergedDecodeHead
+
+transformers_logging.disable_progress_bar()
+
+OUTPUT_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Sizes of Xie et al. 2021, table 6 (supplement)."""
+
+    depths: tuple[int, int, int, int]
+    hidden_sizes: tuple[int, int, int, int]
+    decoder_size: int
+
+
+_SMALL, _WIDE = (32, 64, 160, 256), (64, 128, 320, 512)
+VARIANTS: dict[str, Variant] = {
+    "b0": Variant((2, 2, 2, 2), _SMALL, 256),
+    "b1": Variant((2, 2, 2, 2), _WIDE, 256),
+    "b2": Variant((3, 4, 6, 3), _WIDE, 768),
+    "b3": Variant((3, 4, 18, 3), _WIDE, 768),
+    "b4": Variant((3, 8, 27, 3), _WIDE, 768),
+    "b5": Variant((3, 6, 40, 3), _WIDE, 768),
+}
+
+
+def segformer_config(
+    variant: str, class_names: Sequence[str], *, dropout: float = 0.1, drop_path: float = 0.1
+) -> SegformerConfig:
+    """The transformers configuration of a variant; `class_names` become id2label."""
+    sizes = VARIANTS[variant]
+    return SegformerConfig(
+        depths=list(sizes.depths),
+        hidden_sizes=list(sizes.hidden_sizes),
+        decoder_hidden_size=sizes.decoder_size,
+        classifier_dropout_prob=dropout,
+        drop_path_rate=drop_path,
+        id2label=dict(enumerate(class_names)),
+        label2id={name: index for index, name in enumerate(class_names)},
+    )
+
+
+class SegFormer(nn.Module):
+    """The model that the rest of the package sees: normalised images in, logits at a quarter of the size out."""
+
+    def __init__(self, network: SegformerForSemanticSegmentation, *, freeze_backbone: bool = False) -> None:
+        super().__init__()
+        network.decode_head = MergedDecodeHead(network.decode_head)
+        self.network = network
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            self.encoder.requires_grad_(False)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The Mix Transformer."""
+        module: nn.Module = self.network.segformer
+        return module
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.network.config.num_labels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) float -> logits (B, num_classes, ceil(H / 4), ceil(W / 4))."""
+        features = self.network.segformer(images, output_hidden_states=True, return_dict=True).hidden_states
+        logits: Tensor = self.network.decode_head(features)
+        return logits
+
+    def train(self, mode: bool = True) -> SegFormer:
+        """As nn.Module; a frozen encoder stays in evaluation mode, without stochastic depth."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.encoder.eval()
+        return self
+
+    def reduce_batch_norm(self, reduce: Reduce | None) -> None:
+        """Let batch normalisation take its statistics over all ranks through `reduce`; None for this rank alone."""
+        for module in self.modules():
+            if isinstance(module, CrossRankBatchNorm2d):
+                module.reduce = reduce
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the decode head."""
+        parameters: Iterator[nn.Parameter] = self.network.decode_head.parameters()
+        return parameters
+
+
+def build_segformer(
+    variant: str,
+    class_names: Sequence[str],
+    *,
+    dropout: float = 0.1,
+    drop_path: float = 0.1,
+    freeze_backbone: bool = False,
+    seed: int | None = None,
+) -> SegFormer:
+    """A randomly initialised model; with `seed` the same weights on every call, leaving the global generator alone."""
+    config = segformer_config(variant, class_names, dropout=dropout, drop_path=drop_path)
+    if seed is None:
+        return SegFormer(SegformerForSemanticSegmentation(config), freeze_backbone=freeze_backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SegFormer(SegformerForSemanticSegmentation(config), freeze_backbone=freeze_backbone)
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear logits (B, C, h, w) -> (B, C, *size) in fp32, straight from the model's resolution."""
+    logits = logits.float()
+    if logits.shape[-2:] == size:
+        return logits
+    return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def portable_names(model: SegFormer) -> dict[str, str]:
+    """{name in `model.state_dict()`: name in the Hugging Face file}.
+
+    Found by asking `save_pretrained` itself, with one number per tensor, so it holds in every transformers version.
+    """
+    prefix = "network."
+    names = [name.removeprefix(prefix) for name in model.state_dict()]
+    probe = {name: torch.tensor([number]) for number, name in enumerate(names)}
+    with tempfile.TemporaryDirectory() as folder:
+        model.network.save_pretrained(folder, state_dict=probe)
+        stored = load_file(Path(folder) / "model.safetensors")
+    portable = {prefix + names[int(number)]: name for name, number in stored.items()}
+    assert len(portable) == len(names), "transformers dropped or merged tensors on saving"
+    return portable
