@@ -1,0 +1,169 @@
+"""The process group and the collectives that the package uses."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from segformer_spark.distributed.environment import Launch
+from segformer_spark.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The ranks of this job.
+
+    Attributes:
+        device: where this rank computes.
+        control: gloo group for decisions on the CPU; on GPUs they must not wait for the device.
+    """
+
+    launch: Launch
+    device: torch.device
+    control: Any
+
+    @property
+    def rank(self) -> int:
+        return self.launch.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.launch.world_size
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on at least one rank; the same answer everywhere."""
+        value = torch.tensor([int(flag)])
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control)
+        return bool(value.item())
+
+    def from_main(self, value: T) -> T:
+        """Rank 0's value on all ranks."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, on all ranks."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def main_only(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0 and return its value everywhere; its error is raised on every rank."""
+        outcome: tuple[T | None, Exception | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = (action(), None)
+            except Exception as error:  # noqa: BLE001 - raised again below, on all ranks
+                outcome = (None, error)
+        value, error = self.from_main(outcome)
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """A new tensor with the sum over all ranks; not differentiable."""
+        total = value.detach().clone().to(self.device)
+        dist.all_reduce(total)
+        return total
+
+    def differentiable_sum(self, value: Tensor) -> Tensor:
+        """The sum over all ranks, for losses.
+
+        The result is the same on every rank. Its backward is the identity times the world size: gradients are averaged
+        over ranks afterwards, which then gives the gradient of the global value.
+        """
+        if self.world_size == 1:
+            return value
+        result: Tensor = _DifferentiableSum.apply(value, self.world_size)
+        return result
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier(group=self.control)
+
+
+class _DifferentiableSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, world_size: int) -> Tensor:
+        ctx.world_size = world_size
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return grads[0] * ctx.world_size, None
+
+
+def choose_device(requested: str, local_rank: int) -> torch.device:
+    """The device of a rank.
+
+    Raises:
+        UserError: a GPU was asked for and there is none for this rank.
+    """
+    if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("hardware.device is cuda, but torch sees no GPU; check the driver, or set hardware.device=cpu")
+    visible = torch.cuda.device_count()
+    # With one GPU bound per task, SLURM shows each rank a single device.
+    index = 0 if visible == 1 and local_rank > 0 and os.environ.get("SLURM_STEP_GPUS") else local_rank
+    if index >= visible:
+        raise UserError(
+            f"local rank {local_rank} on {socket.gethostname()} has no GPU of its own: {visible} visible. "
+            "Start as many processes per node as there are GPUs."
+        )
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def process_group(launch: Launch, device: torch.device, timeout_minutes: float = 30.0) -> Iterator[Group]:
+    """Join the ranks for the duration of the block."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
+    if launch.master is None:
+        options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    else:
+        host, port = launch.master
+        options |= {"init_method": f"tcp://{host}:{port}", "rank": launch.rank, "world_size": launch.world_size}
+        if launch.launcher == "torchrun":
+            # The agent holds the store already.
+            options["init_method"] = "env://"
+    try:
+        dist.init_process_group(backend, **options)
+    except (RuntimeError, ValueError, dist.DistError) as error:
+        raise UserError(f"the {launch.world_size} ranks did not find each other at {launch.master}: {error}") from error
+    try:
+        control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo")
+        yield Group(launch, device, control)
+    finally:
+        dist.destroy_process_group()
+
+
+def set_threads(requested: int | None, local_world_size: int) -> int:
+    """Share the node's cores among its ranks; returns the threads of this rank."""
+    import cv2
+
+    cores = len(os.sched_getaffinity(0))
+    threads = requested or max(1, cores // local_world_size)
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(1)
+    return threads

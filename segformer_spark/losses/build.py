@@ -1,0 +1,57 @@
+"""The configured loss: named parts with weights, on logits at label resolution in fp32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from segformer_spark.config.schema import LossConfig
+from segformer_spark.errors import ConfigError
+from segformer_spark.losses.cross_entropy import CrossEntropyLoss, FocalLoss
+from segformer_spark.losses.dice import DiceLoss
+from segformer_spark.losses.reduction import Reduce, no_reduce
+
+
+class WeightedSum(nn.Module):
+    """The sum of weighted losses."""
+
+    def __init__(self, parts: dict[str, tuple[float, nn.Module]]) -> None:
+        super().__init__()
+        self.weights = {name: weight for name, (weight, _) in parts.items()}
+        self.parts = nn.ModuleDict({name: loss for name, (_, loss) in parts.items()})
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, C, H, W) and labels (B, H, W) of any integer type -> scalar fp32 (fp64 for fp64 logits)."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        labels = labels.long()
+        return torch.stack([self.weights[name] * part(logits, labels) for name, part in self.parts.items()]).sum()
+
+
+def build_loss(config: LossConfig, num_classes: int, ignore_index: int, reduce: Reduce = no_reduce) -> WeightedSum:
+    """Build the loss that `config.type` names.
+
+    Args:
+        reduce: differentiable sum over ranks; the default is for one process.
+
+    Raises:
+        ConfigError: the number of class weights is not the number of classes.
+    """
+    weights = None
+    if config.class_weights is not None:
+        if len(config.class_weights) != num_classes:
+            raise ConfigError(
+                f"training.loss.class_weights has {len(config.class_weights)} entries, the data set has {num_classes} classes"
+            )
+        weights = torch.tensor(config.class_weights)
+    cross_entropy = CrossEntropyLoss(
+        class_weights=weights, label_smoothing=config.label_smoothing, ignore_index=ignore_index, reduce=reduce
+    )
+    dice = DiceLoss(smooth=config.dice_smooth, class_weights=weights, ignore_index=ignore_index, reduce=reduce)
+    focal = FocalLoss(gamma=config.focal_gamma, class_weights=weights, ignore_index=ignore_index, reduce=reduce)
+    parts: dict[str, dict[str, tuple[float, nn.Module]]] = {
+        "ce": {"ce": (1.0, cross_entropy)},
+        "dice": {"dice": (1.0, dice)},
+        "ce_dice": {"ce": (config.ce_weight, cross_entropy), "dice": (config.dice_weight, dice)},
+        "focal": {"focal": (1.0, focal)},
+    }
+    return WeightedSum(parts[config.type])

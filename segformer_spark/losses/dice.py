@@ -1,0 +1,50 @@
+"""Soft Dice loss over the global batch (Milletari et al. 2016, with |p| + |y| in the denominator)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from segformer_spark.losses.reduction import Reduce, no_reduce
+
+
+class DiceLoss(nn.Module):
+    """1 - weighted mean over classes of (2 sum p y + s) / (sum p + sum y + s).
+
+    The sums run over all valid pixels of all ranks, so the loss does not depend on how a batch is divided. Classes
+    without a pixel in the whole batch do not count. Under gradient accumulation each micro-step has its own sums, and
+    the loss is the mean over micro-steps.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        smooth: float = 1.0,
+        class_weights: Tensor | None = None,
+        ignore_index: int = 255,
+        reduce: Reduce = no_reduce,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.smooth, self.ignore_index, self.reduce = smooth, ignore_index, reduce
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""
+        num_classes = logits.shape[1]
+        valid = labels != self.ignore_index
+        # One class per bin; ignored pixels fall into a bin of their own and drop out of every sum.
+        bins = labels.where(valid, num_classes).flatten()
+        probabilities = torch.softmax(logits, dim=1).movedim(1, -1).flatten(0, -2)
+        truth = torch.bincount(bins, minlength=num_classes + 1)[:num_classes].to(logits.dtype)
+        own = probabilities.gather(1, bins.clamp_max(num_classes - 1)[:, None]).squeeze(1)
+        own = own * valid.flatten()
+        overlap = own.new_zeros(num_classes + 1).index_add(0, bins, own)[:num_classes]
+        predicted = (probabilities * valid.flatten()[:, None]).sum(0)
+        overlap, predicted, truth = self.reduce(torch.stack([overlap, predicted, truth])).unbind(0)
+        dice = (2 * overlap + self.smooth) / (predicted + truth + self.smooth)
+        weights = (truth > 0).to(logits.dtype).detach()
+        if self.class_weights is not None:
+            weights = weights * self.class_weights.to(logits.dtype)
+        return (weights * (1 - dice)).sum() / weights.sum().clamp_min(torch.finfo(logits.dtype).tiny)

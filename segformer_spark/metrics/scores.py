@@ -1,0 +1,62 @@
+"""Figures from a confusion matrix: IoU, Dice, precision and recall per class, their means, pixel accuracy.
+
+A quotient without a pixel in its denominator is undefined: null, and left out of means. A class absent from the truth
+but predicted has IoU 0 and counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def class_scores(confusion: NDArray[np.int64]) -> dict[str, Floats]:
+    """{"iou", "dice", "precision", "recall"}: arrays (C,), nan where undefined.
+
+    Args:
+        confusion: int64 (C, C), rows truth, columns prediction.
+    """
+    overlap = np.diagonal(confusion).astype(np.float64)
+    predicted, truth = confusion.sum(0).astype(np.float64), confusion.sum(1).astype(np.float64)
+    return {
+        "iou": _quotient(overlap, predicted + truth - overlap),
+        "dice": _quotient(2 * overlap, predicted + truth),
+        "precision": _quotient(overlap, predicted),
+        "recall": _quotient(overlap, truth),
+    }
+
+
+def summarize(confusion: NDArray[np.int64], class_names: Sequence[str], background: int | None) -> dict[str, Any]:
+    """All figures of one confusion matrix, JSON-ready: undefined values are None."""
+    scores = class_scores(confusion)
+    foreground = [index for index in range(len(class_names)) if index != background]
+    total = confusion.sum()
+    return {
+        "miou": _mean(scores["iou"]),
+        "miou_without_background": _mean(scores["iou"][foreground]),
+        "mean_dice": _mean(scores["dice"]),
+        "pixel_accuracy": None if total == 0 else float(np.diagonal(confusion).sum() / total),
+        "num_pixels": int(total),
+        "per_class": {
+            name: {key: _or_none(values[index]) for key, values in scores.items()}
+            for index, name in enumerate(class_names)
+        },
+    }
+
+
+def _quotient(numerator: Floats, denominator: Floats) -> Floats:
+    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
+
+
+def _mean(values: Floats) -> float | None:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else None
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
