@@ -73,6 +73,7 @@ class Group:
                 outcome = (None, error)
         value, error = self.from_main(outcome)
         if error is not None:
+            error.shared = True  # type: ignore[attr-defined]  # rank 0 prints it for all
             raise error
         return value  # type: ignore[return-value]
 

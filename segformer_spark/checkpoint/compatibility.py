@@ -1,0 +1,48 @@
+"""Whether a run may continue with this configuration: a change that alters the result is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from segformer_spark.config.batch import BatchPlan
+from segformer_spark.config.fields import FIELDS, flatten
+from segformer_spark.config.schema import Config
+from segformer_spark.errors import CheckpointError
+
+
+def configuration_state(config: Config, plan: BatchPlan, num_images: int) -> dict[str, Any]:
+    """What a checkpoint remembers to compare with later."""
+    return {
+        "config": json.loads(config.model_dump_json()),
+        "global_batch": plan.global_batch,
+        "num_train_images": num_images,
+    }
+
+
+def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, num_images: int) -> None:
+    """Compare a checkpoint's configuration with the present one.
+
+    Fields marked `resume_safe` may differ. So may ranks, stage and micro-batch, as long as the global batch is the same.
+
+    Raises:
+        CheckpointError: something that decides the result differs; each difference is named.
+    """
+    before, after = flatten(stored["config"]), flatten(json.loads(config.model_dump_json()))
+    changed = [
+        f"{dotted} was {before[dotted]!r}, now {after[dotted]!r}"
+        for dotted, field in FIELDS.items()
+        if not field.resume_safe and before[dotted] != after[dotted]
+    ]
+    if stored["global_batch"] != plan.global_batch:
+        changed.append(
+            f"the global batch was {stored['global_batch']}, now {plan}; "
+            f"set training.global_batch_size={stored['global_batch']}"
+        )
+    if stored["num_train_images"] != num_images:
+        changed.append(f"the training split had {stored['num_train_images']} images, now {num_images}")
+    if changed:
+        raise CheckpointError(
+            "the run cannot be resumed with another configuration:\n  " + "\n  ".join(changed)
+            + "\nUndo the change, or start a new run with another experiment.name."
+        )  # fmt: skip

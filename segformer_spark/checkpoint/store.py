@@ -1,0 +1,134 @@
+"""Checkpoints on disk: committed or absent, verified before use.
+
+    checkpoints/step-00001200/
+        model.safetensors       fp32 master weights and batch-norm statistics, names as in the Hugging Face file
+        optimizer.safetensors   exp_avg/<name>, exp_avg_sq/<name>
+        state.json              progress, configuration, versions
+        manifest.json           sha256 and size of each file; written last, a folder without it is no checkpoint
+
+Nothing in it depends on the ZeRO stage, the number of ranks or transformers' module names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from segformer_spark.errors import CheckpointError
+from segformer_spark.run.atomic import atomic_folder, write_json
+from segformer_spark.run.console import logger
+
+_FORMAT = 1
+_NAME = re.compile(r"step-(\d{8})")
+_MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """What a checkpoint holds, as plain tensors and JSON.
+
+    Attributes:
+        model: weights and buffers by name.
+        moments: {"exp_avg": {name: tensor}, "exp_avg_sq": {...}}.
+        state: JSON: progress, optimizer step, loss scale, configuration.
+    """
+
+    model: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Writing and choosing are for rank 0; reading is for all."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, step: int, stored: StoredState) -> Path:
+        """Commit a checkpoint and remove the oldest ones.
+
+        Raises:
+            UserError: it could not be written; older checkpoints are untouched.
+        """
+        path = self.folder / f"step-{step:08d}"
+        with atomic_folder(path) as temporary:
+            save_file(_contiguous(stored.model), temporary / _MODEL, metadata={"format": "pt"})
+            flat = {f"{moment}/{name}": t for moment, tensors in stored.moments.items() for name, t in tensors.items()}
+            save_file(_contiguous(flat), temporary / _OPTIMIZER, metadata={"format": "pt"})
+            write_json(temporary / _STATE, stored.state)
+            files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
+            write_json(temporary / _MANIFEST, {"format": _FORMAT, "step": step, "files": files})
+        for old in self.committed()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def committed(self) -> list[Path]:
+        """Committed checkpoints, oldest first; whether they are intact is for `verify`."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(p for p in self.folder.iterdir() if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file())
+
+    def newest_intact(self) -> Path | None:
+        """The newest checkpoint that verifies; a damaged one is named in the log and passed over."""
+        for path in reversed(self.committed()):
+            try:
+                verify(path)
+            except CheckpointError as error:
+                logger.warning("%s; falling back to the checkpoint before it", error)
+                continue
+            return path
+        return None
+
+    def clean(self) -> None:
+        """Remove what a killed save left behind."""
+        if self.folder.is_dir():
+            for leftover in [*self.folder.glob(".step-*.tmp"), *self.folder.glob(".step-*.old")]:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def verify(path: Path) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        CheckpointError: not a checkpoint, or a file is missing, cut or changed.
+    """
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: this is not a complete checkpoint, its manifest cannot be read: {error}") from error
+    if manifest.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {manifest.get('format')}, this version reads {_FORMAT}")
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: the file is missing from the checkpoint")
+        if _digest(file) != expected:
+            raise CheckpointError(f"{file}: the file is damaged, its size or sha256 is not that of the manifest")
+
+
+def read(path: Path) -> StoredState:
+    """Read a verified checkpoint."""
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in load_file(path / _OPTIMIZER).items():
+        moment, _, name = key.partition("/")
+        moments.setdefault(moment, {})[name] = tensor
+    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    return StoredState(load_file(path / _MODEL), moments, state)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,194 @@
+"""`evaluate`: a model on a labelled split at native resolution -> results.json, tables, figures, worst images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segformer_spark.checkpoint.export import load_model
+from segformer_spark.config.load import ResolvedConfig
+from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.loader import EvalLoading, eval_loader
+from segformer_spark.data.registry import open_dataset
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.errors import UserError
+from segformer_spark.evaluation.pictures import draw_confusion, draw_groups, write_panel
+from segformer_spark.evaluation.predict import Predictor, count
+from segformer_spark.metrics.confusion import EvaluationCounts
+from segformer_spark.metrics.report import report
+from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
+from segformer_spark.run.atomic import write_json, write_text
+from segformer_spark.run.console import logger
+from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.record import command_record, host_record, now, scrub, software_record
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What the command line says.
+
+    Attributes:
+        model: exported model folder.
+        split: split of the data set.
+        output: folder for the results.
+        num_worst: how many of the worst images to draw.
+        tta, precision: see Predictor.
+        batch_size: images per rank at a time.
+    """
+
+    model: Path
+    split: str
+    output: Path
+    num_worst: int = 12
+    tta: str = "none"
+    precision: str = "fp32"
+    batch_size: int = 4
+
+
+def evaluate(resolved: ResolvedConfig, options: EvaluateOptions, group: Group) -> dict[str, Any]:
+    """Evaluate and write the results; returns the figures. Collective.
+
+    Raises:
+        UserError: model, data set and configuration do not go together.
+    """
+    config = resolved.config
+    model, card = load_model(options.model)
+    dataset = open_dataset(config.data.dataset, config.data.root, options.split)
+    if tuple(dataset.classes.names) != card.class_names:
+        raise UserError(
+            f"{options.model} knows the classes {', '.join(card.class_names)}, the data set {config.data.dataset} has "
+            f"{', '.join(dataset.classes.names)}"
+        )
+    predictor = Predictor(model.to(group.device), group.device, options.precision, options.tta)
+    loading = EvalLoading(card.image_size, options.batch_size, config.data.num_workers)
+    started = now()
+    counts = count(predictor, dataset, loading, group, f"evaluating {options.split}")
+    membership = [dataset.group(index) for index in range(len(dataset))]
+    figures = report(
+        counts, membership, class_names=card.class_names, background=card.background, groups=dataset.groups
+    )
+    hosts = group.gather(host_record(group.device))
+
+    def write() -> None:
+        write_tables(options.output, figures, counts, dataset)
+        draw_confusion(np.asarray(figures["confusion"]), card.class_names, options.output / "figures" / "confusion.png")
+        draw_groups(figures, options.output / "figures" / "scores.png")
+        _draw_worst(predictor, dataset, counts, loading, options)
+        record = {
+            "model": str(options.model),
+            "card": asdict(card),
+            "training": _training_record(options.model),
+            "dataset": config.data.dataset,
+            "split": options.split,
+            "tta": options.tta,
+            "precision": options.precision,
+            "resolution": "native",
+            "started": started,
+            "ended": now(),
+            "command": command_record(),
+            "world_size": group.world_size,
+            "hardware": hosts,
+            "software": software_record(),
+        }
+        write_json(options.output / "results.json", {**figures, "record": json.loads(json.dumps(scrub(record)))})
+
+    group.main_only(write)
+    if group.is_main:
+        for line in table(figures):
+            logger.info("%s", line)
+        logger.info("results: %s", options.output)
+    return figures
+
+
+def write_tables(folder: Path, figures: dict[str, Any], counts: EvaluationCounts, dataset: SegmentationDataset) -> None:
+    """per_image.csv and confusion.csv."""
+    names = dataset.classes.names
+    per_image = counts.per_image.cpu().numpy()
+    iou = _per_image_iou(counts)
+    is_spark = {"body", "panels"} <= set(names)
+    counted = counts_for_panels(per_image[:, names.index("body")], per_image[:, names.index("panels")]) if is_spark else None
+    rows = []
+    for index in range(len(dataset)):
+        row: dict[str, Any] = {"image": dataset.sample_id(index)}
+        if dataset.groups:
+            row["group"] = dataset.groups[dataset.group(index)]
+        row |= {f"iou_{name}": f"{iou[index, c]:.6f}" for c, name in enumerate(names)}
+        row |= {f"true_pixels_{name}": int(per_image[index, c, 1]) for c, name in enumerate(names)}
+        if counted is not None:
+            row["counts_for_panels"] = int(counted[index])
+        rows.append(row)
+    write_csv(folder / "per_image.csv", list(rows[0]), rows)
+    matrix = [
+        {"truth": name, **dict(zip(names, values, strict=True))}
+        for name, values in zip(names, figures["confusion"], strict=True)
+    ]
+    write_csv(folder / "confusion.csv", ["truth", *names], matrix)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Write a table atomically."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def table(figures: dict[str, Any]) -> list[str]:
+    """The figures as aligned text lines: classes, then groups, then totals."""
+    lines = [f"{'class':<18}{'IoU':>9}{'Dice':>9}{'precision':>11}{'recall':>9}"]
+    for name, s in figures["per_class"].items():
+        lines.append(f"{name:<18}{_number(s['iou']):>9}{_number(s['dice']):>9}{_number(s['precision']):>11}{_number(s['recall']):>9}")
+    if figures["groups"]:
+        lines.append(f"{'group':<18}{'images':>9}{'mIoU':>9}{'SPARK':>11}")
+        for name, g in figures["groups"].items():
+            lines.append(f"{name:<18}{g['num_images']:>9}{_number(g['miou']):>9}{_number(g.get('spark_score')):>11}")
+    keys = ("miou", "miou_without_background", "pixel_accuracy", "spark_score_body", "spark_score_panels", "spark_score")
+    lines.append("  ".join(f"{key} {_number(figures[key])}" for key in keys if key in figures))
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _per_image_iou(counts: EvaluationCounts) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return image_iou(counts.per_image.cpu().numpy())
+
+
+def _draw_worst(
+    predictor: Predictor, dataset: SegmentationDataset, counts: EvaluationCounts, loading: EvalLoading, options: EvaluateOptions
+) -> None:
+    """The images with the lowest mean IoU over the foreground classes, worst first."""
+    foreground = [c for c in range(len(dataset.classes)) if c != dataset.classes.background]
+    quality = _per_image_iou(counts)[:, foreground].mean(1)
+    worst = [int(index) for index in np.argsort(quality, kind="stable")[: options.num_worst]]
+    folder = options.output / "worst"
+    for old in folder.glob("*.png"):
+        old.unlink()
+    with torch.inference_mode():
+        for rank, (item, prediction) in enumerate(predictor.predict(eval_loader(dataset, worst, loading))):
+            sample, name = dataset.load(item.index), dataset.sample_id(item.index)
+            write_panel(
+                folder / f"{rank + 1:02d}_{name}.png", sample.image, sample.mask, prediction.cpu().numpy(),
+                dataset.classes, f"{name}  mean IoU {quality[item.index]:.3f}",
+            )  # fmt: skip
+
+
+def _training_record(model: Path) -> dict[str, Any] | None:
+    """training_params of the run that the model lies in; None for a model elsewhere."""
+    run = RunDirectory(model.resolve().parent)
+    if not run.params_json.is_file():
+        return None
+    record: dict[str, Any] = json.loads(run.params_json.read_text(encoding="utf-8"))
+    record.get("software", {}).pop("packages", None)
+    (record.get("software", {}).get("git") or {}).pop("diff", None)
+    return record

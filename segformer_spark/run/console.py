@@ -1,0 +1,67 @@
+"""What the user sees: plain lines in a batch log, a bar on a terminal; rank 0 speaks, other ranks only warn."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+logger = logging.getLogger("segformer_spark")
+
+
+class _BarAwareHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Prints above a running progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def setup_logging(rank: int = 0, world_size: int = 1) -> None:
+    """Send INFO of rank 0, and WARNING of other ranks with host and rank, to the standard output."""
+    logger.handlers.clear()
+    logger.propagate = False
+    who = "" if rank == 0 else f"[rank {rank}/{world_size} on {socket.gethostname()}] "
+    handler = _BarAwareHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+@contextmanager
+def log_file(path: Path | None) -> Iterator[None]:
+    """Append what is logged to a file as well, with dates."""
+    if path is None:
+        yield
+        return
+    handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def progress(items: Iterable[T], *, total: int, label: str, initial: int = 0, visible: bool = True) -> Iterable[T]:
+    """Iterate with a bar on a terminal, and in silence elsewhere."""
+    show = visible and sys.stderr.isatty()
+    return tqdm(items, total=total, initial=initial, desc=label, disable=not show, leave=False, dynamic_ncols=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1h02m`, `3m05s` or `42s`."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

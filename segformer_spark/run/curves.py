@@ -1,0 +1,38 @@
+"""The figure of a run's curves: training loss, validation scores, learning rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segformer_spark.run.atomic import atomic_file
+from segformer_spark.run.metrics_log import Row
+
+_SCORES = {"spark_score": "SPARK score", "miou": "mIoU", "miou_without_background": "mIoU without background"}
+
+
+def draw_curves(rows: list[Row], path: Path, title: str) -> None:
+    """Draw loss, scores and learning rate against the step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    train = [row for row in rows if row["kind"] == "train"]
+    validation = [row for row in rows if row["kind"] == "validation"]
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axis, score_axis, rate_axis = figure.subplots(1, 3)
+    loss_axis.plot([row["step"] for row in train], [row["loss"] for row in train], linewidth=1)
+    loss_axis.set(title="training loss", xlabel="optimizer step", ylim=(0, None))
+    for key, label in _SCORES.items():
+        points = [(row["step"], row[key]) for row in validation if row.get(key) is not None]
+        if points:
+            score_axis.plot(*zip(*points, strict=True), marker=".", label=label)
+    score_axis.set(title="validation", xlabel="optimizer step", ylim=(0, 1))
+    if score_axis.lines:
+        score_axis.legend(fontsize="small")
+    rate_axis.plot([row["step"] for row in train], [row["lr"] for row in train], linewidth=1)
+    rate_axis.set(title="learning rate", xlabel="optimizer step", ylim=(0, None))
+    for axis in (loss_axis, score_axis, rate_axis):
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    with atomic_file(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)

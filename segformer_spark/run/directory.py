@@ -1,0 +1,180 @@
+"""The run directory: the one artefact that joins training, evaluation and submission."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segformer_spark.config.load import ResolvedConfig, load_config
+from segformer_spark.errors import CheckpointError, UserError
+from segformer_spark.run.atomic import recover_folder, write_json, write_text
+
+_GUIDE = """This folder is one training run of segformer_spark.
+
+config.yaml               the resolved configuration; `segformer-spark train --config config.yaml` repeats the run
+training_params.yaml      configuration with the source of every value, command, hardware, versions, times (.json: the same)
+metrics.jsonl             one line per log interval and validation; history.csv: one row per validation
+curves.png, tensorboard/  the same as figures
+log.txt                   what the job printed
+checkpoints/step-*/       complete states for --resume
+best/, final/             models: load with transformers, or give them to `evaluate`, `submit`
+evaluation/, submission/  what `evaluate` and `submit` wrote
+"""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Names of everything in a run directory."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def params_yaml(self) -> Path:
+        return self.path / "training_params.yaml"
+
+    @property
+    def params_json(self) -> Path:
+        return self.path / "training_params.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.csv"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def submission(self) -> Path:
+        return self.path / "submission"
+
+    def is_run(self) -> bool:
+        """Whether this folder was made by a training run."""
+        return self.config.is_file()
+
+    def create(self, resolved: ResolvedConfig) -> None:
+        """Make the folder and write the configuration."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, dump_config(resolved))
+        write_text(self.path / "README.txt", _GUIDE)
+
+    def load_config(self) -> ResolvedConfig:
+        """The configuration of the run.
+
+        Raises:
+            UserError: this is not a run directory.
+        """
+        if not self.is_run():
+            raise UserError(f"{self.path}: this is not a run directory, it has no config.yaml")
+        return load_config(self.config)
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write training_params.yaml and .json: plain types only, so that yaml.safe_load reads them."""
+        plain = json.loads(json.dumps(record))
+        write_json(self.params_json, plain)
+        write_text(self.params_yaml, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110))
+
+
+def dump_config(resolved: ResolvedConfig) -> str:
+    """YAML that loads back to the same configuration."""
+    plain = json.loads(resolved.config.model_dump_json())
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Floats with a dot or exponent that both YAML 1.1 and 1.2 read as a float."""
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        mantissa, _, exponent = text.partition("e")
+        text = f"{mantissa}.0e{exponent}"
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Dumper.add_representer(float, _represent_float)
+
+
+def open_for_training(path: Path, *, resume: bool, overwrite: bool) -> RunDirectory:
+    """Decide whether a run may begin here.
+
+    An existing run is refused without `resume` or `overwrite`; `overwrite` removes only what is a run directory.
+
+    Raises:
+        CheckpointError: the folder exists and was neither to be resumed nor to be overwritten.
+    """
+    run = RunDirectory(path)
+    for folder in (run.best, run.final):
+        recover_folder(folder)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())) or (run.is_run() and resume):
+        return run
+    if run.is_run() and overwrite:
+        shutil.rmtree(path)
+        return run
+    if run.is_run():
+        raise CheckpointError(
+            f"{path}: this run exists already. Continue it with --resume auto, replace it with --overwrite, "
+            "or choose another name: --set experiment.name=NAME"
+        )
+    raise CheckpointError(f"{path}: the folder is not empty and is not a run; choose another output.save_path")
+
+
+def locate_model(path: Path) -> tuple[Path, Path | None]:
+    """The exported model that `path` means, and the run directory it belongs to (None when it is in none).
+
+    Args:
+        path: a run directory (its best/, else final/) or an exported model folder.
+
+    Raises:
+        CheckpointError: there is no model.
+    """
+    run = RunDirectory(path)
+    if run.is_run():
+        for folder in (run.best, run.final):
+            recover_folder(folder)
+            if folder.is_dir():
+                return folder, path
+        raise CheckpointError(f"{path}: the run has no best/ or final/ model yet")
+    recover_folder(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: there is no such model or run directory")
+    parent = RunDirectory(path.resolve().parent)
+    return path, path.parent if parent.is_run() else None

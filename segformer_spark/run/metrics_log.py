@@ -1,0 +1,69 @@
+"""metrics.jsonl, and what is derived from it: history.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from segformer_spark.run.atomic import write_text
+
+Row = dict[str, Any]
+
+
+class MetricsLog:
+    """Appends rows with "kind" ("train" or "validation") and "step" to a JSON-lines file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Row) -> None:
+        """Add one row; a value that is not finite becomes null."""
+        clean = {key: _finite(value) for key, value in row.items()}
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(clean, allow_nan=False) + "\n")
+
+    def rows(self) -> list[Row]:
+        """All complete rows; a line that a kill cut off is left out."""
+        if not self.path.is_file():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: a resumed run does those steps again."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        if self.path.is_file():
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def write_history(rows: list[Row], path: Path) -> None:
+    """One CSV row per validation: its metrics, and the mean training loss since the one before."""
+    table: list[Row] = []
+    losses: list[float] = []
+    for row in rows:
+        if row["kind"] == "train" and row["loss"] is not None:
+            losses.append(row["loss"])
+        elif row["kind"] == "validation":
+            mean_loss = sum(losses) / len(losses) if losses else None
+            flat = {key: value for key, value in row.items() if key != "kind"}
+            table.append({"epoch": flat.pop("epoch"), "step": flat.pop("step"), "train_loss": mean_loss, **flat})
+            losses = []
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_text(path, text.getvalue())
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,124 @@
+"""The SPARK submission: one npz per test image in one flat zip (SPARK 2024 Utils README).
+
+`test_00000_img.jpg` -> `test_00000_layer.npz` with one array "data", bool (H, W, 3): channel 0 body, channel 1 all
+False, channel 2 solar panels; the classes exclude each other.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from segformer_spark.data.dataset import Mask
+from segformer_spark.errors import DataError, UserError
+from segformer_spark.run.atomic import atomic_file
+
+BODY, PANELS = 1, 2
+_KEY = "data"
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The test images, by name; dot files are skipped.
+
+    Raises:
+        DataError: no folder, no images, or a name that has no submission name.
+    """
+    if not folder.is_dir():
+        raise DataError(f"--images {folder}: there is no such folder; for SPARK it is the one with test_00000_img.jpg")
+    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES and not p.name.startswith("."))
+    if not images:
+        raise DataError(f"--images {folder}: the folder holds no images ({', '.join(_IMAGE_SUFFIXES)})")
+    names: dict[str, Path] = {}
+    for image in images:
+        name = submission_name(image)
+        if name in names:
+            raise DataError(f"{image} and {names[name]} would both become {name}")
+        names[name] = image
+    return images
+
+
+def submission_name(image: Path) -> str:
+    """`test_00000_img.jpg` -> `test_00000_layer.npz`."""
+    if not image.stem.endswith("_img"):
+        raise DataError(f"{image}: test images are named NAME_img.jpg, as in test_00000_img.jpg")
+    return f"{image.stem.removesuffix('_img')}_layer.npz"
+
+
+def encode(ids: Mask) -> NDArray[np.bool_]:
+    """Class ids (H, W) -> bool (H, W, 3)."""
+    return np.stack([ids == BODY, np.zeros(ids.shape, np.bool_), ids == PANELS], axis=-1)
+
+
+def write_prediction(path: Path, ids: Mask) -> None:
+    """Write one npz, atomically and with the same bytes for the same ids."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **{_KEY: encode(ids)})
+    with atomic_file(path) as stream:
+        stream.write(buffer.getvalue())
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the file's header."""
+    try:
+        with PillowImage.open(path) as image:
+            return image.height, image.width
+    except OSError as error:
+        raise DataError(f"{path}: this is not an image that can be decoded: {error}") from error
+
+
+def check_prediction(path: Path, size: tuple[int, int]) -> str | None:
+    """What is wrong with one npz, or None."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if archive.files != [_KEY]:
+                return f"{path.name}: holds {archive.files}, expected one array {_KEY!r}"
+            data = archive[_KEY]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        return f"{path.name}: cannot be read: {error}"
+    if data.dtype != np.bool_:
+        return f"{path.name}: dtype {data.dtype}, expected bool"
+    if data.shape != (*size, 3):
+        return f"{path.name}: shape {data.shape}, expected {(*size, 3)}"
+    if data[..., 1].any():
+        return f"{path.name}: channel 1 is not empty"
+    if (data[..., 0] & data[..., 2]).any():
+        return f"{path.name}: pixels are body and panels at once"
+    return None
+
+
+def validate_folder(folder: Path, images: Sequence[Path]) -> None:
+    """Check every prediction against its image, and that none is missing or extra.
+
+    Raises:
+        UserError: with the first few faults.
+    """
+    expected = {submission_name(image): image for image in images}
+    present = {path.name for path in folder.glob("*.npz") if not path.name.startswith(".")}
+    faults = [f"{name}: missing" for name in sorted(expected.keys() - present)]
+    faults += [f"{name}: no such test image" for name in sorted(present - expected.keys())]
+    for name in sorted(expected.keys() & present):
+        fault = check_prediction(folder / name, image_size(expected[name]))
+        if fault is not None:
+            faults.append(fault)
+    if faults:
+        shown = "\n  ".join(faults[:10])
+        raise UserError(f"{folder}: {len(faults)} of {len(expected)} predictions are not valid:\n  {shown}")
+
+
+def write_zip(folder: Path, images: Sequence[Path], target: Path) -> None:
+    """A flat zip, sorted, with fixed times and modes: the same predictions give the same bytes."""
+    with atomic_file(target) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(submission_name(image) for image in images):
+            info = zipfile.ZipInfo(name, _EPOCH)
+            info.external_attr = 0o644 << 16
+            info.create_system = 3
+            # The npz files are compressed already.
+            archive.writestr(info, (folder / name).read_bytes())

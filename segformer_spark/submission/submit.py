@@ -1,0 +1,147 @@
+"""`submit`: test images -> npz files -> one validated zip. Resumable, on any number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segformer_spark.checkpoint.export import ModelCard, load_model
+from segformer_spark.data.loader import EvalLoading, file_loader
+from segformer_spark.data.sampler import rank_indices
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.errors import UserError
+from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.run.atomic import write_json
+from segformer_spark.run.console import logger, progress
+from segformer_spark.run.record import command_record, host_record, now, scrub, software_record
+from segformer_spark.submission.spark_format import (
+    check_prediction,
+    image_size,
+    list_images,
+    submission_name,
+    validate_folder,
+    write_prediction,
+    write_zip,
+)
+
+_SETTINGS, _MANIFEST, _ZIP = "settings.json", "manifest.json", "submission.zip"
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """What the command line says.
+
+    Attributes:
+        model: exported model folder.
+        images: folder of test images.
+        output: folder for the npz files, the zip and the manifest.
+        tta, precision: see Predictor.
+        overwrite: throw away predictions of another model or other settings.
+    """
+
+    model: Path
+    images: Path
+    output: Path
+    tta: str = "none"
+    precision: str = "fp32"
+    batch_size: int = 4
+    num_workers: int = 2
+    overwrite: bool = False
+
+
+def submit(options: SubmitOptions, group: Group) -> Path:
+    """Predict what is missing, validate everything and write the zip; returns its path. Collective.
+
+    Raises:
+        UserError: unsuitable model or images, predictions of another model in the way, or an invalid result.
+    """
+    started = now()
+    model, card = load_model(options.model)
+    if card.class_names[:3] != ("background", "body", "panels") or len(card.class_names) != 3:
+        raise UserError(
+            f"{options.model}: a SPARK submission needs the classes background, body, panels; "
+            f"this model knows {', '.join(card.class_names)}"
+        )
+    images = list_images(options.images)
+    settings = _settings(options, card)
+    todo = group.main_only(lambda: _prepare(options, images, settings))
+    own = [todo[index] for index in rank_indices(len(todo), group.rank, group.world_size)]
+    if group.is_main:
+        logger.info("%d test images, %d predicted already, %d to do", len(images), len(images) - len(todo), len(todo))
+    predictor = Predictor(model.to(group.device), group.device, options.precision, options.tta)
+    items = file_loader(images, own, EvalLoading(card.image_size, options.batch_size, options.num_workers))
+    bar = progress(predictor.predict(items), total=len(own), label="predicting", visible=group.is_main)
+    for item, ids in bar:
+        write_prediction(options.output / submission_name(images[item.index]), ids.cpu().numpy())
+    group.barrier()
+    hosts = group.gather(host_record(group.device))
+
+    def finish() -> Path:
+        validate_folder(options.output, images)
+        target = options.output / _ZIP
+        write_zip(options.output, images, target)
+        manifest = {
+            **settings,
+            "num_images": len(images),
+            "zip": _ZIP,
+            "zip_sha256": _sha256(target),
+            "model": str(options.model),
+            "card": asdict(card),
+            "command": command_record(),
+            "started": started,
+            "ended": now(),
+            "world_size": group.world_size,
+            "hardware": hosts,
+            "software": software_record(),
+        }
+        write_json(options.output / _MANIFEST, json.loads(json.dumps(scrub(manifest))))
+        return target
+
+    target = group.main_only(finish)
+    if group.is_main:
+        logger.info("%d predictions checked: names, key, shapes, dtype, classes", len(images))
+        logger.info("submission: %s", target)
+    return target
+
+
+def _settings(options: SubmitOptions, card: ModelCard) -> dict[str, Any]:
+    """What decides the predictions: they may only be mixed when it is equal."""
+    return {
+        "model_sha256": _sha256(options.model / "model.safetensors"),
+        "image_size": card.image_size,
+        "tta": options.tta,
+        "precision": options.precision,
+    }
+
+
+def _prepare(options: SubmitOptions, images: list[Path], settings: dict[str, Any]) -> list[int]:
+    """Indices of the images without a valid prediction."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / _SETTINGS
+    present = sorted(options.output.glob("*.npz"))
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if present and before != settings:
+        if not options.overwrite:
+            raise UserError(
+                f"{options.output}: holds {len(present)} predictions of another model or other settings; "
+                "give another --output, or --overwrite to replace them"
+            )
+        for old in present:
+            old.unlink()
+    for leftover in options.output.glob(".*.tmp"):
+        leftover.unlink()
+    write_json(path, settings)
+
+    def is_done(image: Path) -> bool:
+        target = options.output / submission_name(image)
+        return target.is_file() and check_prediction(target, image_size(image)) is None
+
+    return [index for index, image in enumerate(images) if not is_done(image)]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

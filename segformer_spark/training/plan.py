@@ -1,0 +1,22 @@
+"""What follows from configuration and data set before training begins."""
+
+from __future__ import annotations
+
+from segformer_spark.config.schema import Config
+from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.errors import ConfigError
+
+
+def plan_steps(config: Config, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run."""
+    total = config.training.epochs * steps_per_epoch
+    return total if config.training.max_steps is None else min(total, config.training.max_steps)
+
+
+def check_classes(config: Config, dataset: SegmentationDataset) -> None:
+    """Raise ConfigError when model.num_classes contradicts the data set."""
+    if config.model.num_classes not in (None, len(dataset.classes)):
+        raise ConfigError(
+            f"model.num_classes is {config.model.num_classes}, the data set {config.data.dataset} has "
+            f"{len(dataset.classes)}: {', '.join(dataset.classes.names)}; leave it null"
+        )

@@ -1,0 +1,82 @@
+"""The record of a training run, begun at its start and completed at its end."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from segformer_spark.config.batch import BatchPlan
+from segformer_spark.config.deepspeed import deepspeed_file
+from segformer_spark.config.load import ResolvedConfig, run_name
+from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.errors import UserError
+from segformer_spark.run.console import logger
+from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.record import (
+    command_record,
+    configuration_record,
+    host_record,
+    now,
+    scrub,
+    slurm_record,
+    software_record,
+)
+from segformer_spark.training.progress import Progress
+from segformer_spark.training.stop import BestTracker
+
+
+class TrainingRecord:
+    """training_params.yaml and .json, written at the start and completed at the end, by rank 0."""
+
+    def __init__(self, run: RunDirectory, resolved: ResolvedConfig, group: Group, plan: BatchPlan) -> None:
+        self.run, self.group, self.resolved = run, group, resolved
+        hosts = group.gather(host_record(group.device))
+        ranks = group.gather((group.rank, group.launch.local_rank))
+        self.record: dict[str, Any] = {
+            "run": run_name(resolved.config),
+            "status": "running",
+            "command": command_record(),
+            "started": now(),
+            **configuration_record(resolved),
+            "runtime": {
+                "launcher": group.launch.launcher,
+                "world_size": group.world_size,
+                "batch": str(plan),
+                "global_batch": plan.global_batch,
+                "deepspeed_file": deepspeed_file(resolved.config).name,
+                "slurm": slurm_record(os.environ),
+            },
+            "hardware": [{"rank": rank, "local_rank": local, **host} for (rank, local), host in zip(ranks, hosts, strict=True)],
+            "software": software_record() if group.is_main else {},
+        }
+        self._write()
+
+    def announce(self, train_set: SegmentationDataset, val_set: SegmentationDataset, total_steps: int) -> None:
+        """Say what is about to run."""
+        config, plan = self.resolved.config, self.record["runtime"]["batch"]
+        for dotted, source in self.resolved.overrides.items():
+            logger.info("%s from %s", dotted, source)
+        logger.info(
+            "run %s: SegFormer-%s from %s, %d px, %s, ZeRO-%d on %d x %s",
+            self.run.path, config.model.variant.upper(), config.model.pretrained, config.data.image_size,
+            config.training.precision, config.deepspeed.zero_stage, self.group.world_size, self.group.device.type,
+        )  # fmt: skip
+        logger.info("%d training and %d validation images; %s per step; %d steps", len(train_set), len(val_set), plan, total_steps)
+
+    def finish(self, status: str, progress: Progress, best: BestTracker, error: BaseException | None) -> None:
+        """Complete the record."""
+        self.record |= {
+            "status": status,
+            "ended": now(),
+            "steps": progress.step,
+            "seconds_per_epoch": progress.epoch_seconds,
+            "best": {"score": best.score, "step": best.step, "metric": self.resolved.config.training.selection_metric},
+        }
+        if error is not None:
+            self.record["error"] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        self._write()
+
+    def _write(self) -> None:
+        if self.group.is_main:
+            self.run.write_record(scrub(self.record))

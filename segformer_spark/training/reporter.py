@@ -1,0 +1,132 @@
+"""What rank 0 tells the user while training: log lines, metrics.jsonl, history.csv, TensorBoard, curves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+
+from segformer_spark.engine.engine import StepResult
+from segformer_spark.run.console import duration, logger
+from segformer_spark.run.curves import draw_curves
+from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.metrics_log import MetricsLog, write_history
+
+
+@dataclass
+class _Interval:
+    """Steps since the last log line."""
+
+    started: float = field(default_factory=time.monotonic)
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    skipped: int = 0
+    excluded: float = 0.0
+
+
+class Reporter:
+    """Writes the run's figures; on other ranks than 0 every call does nothing."""
+
+    def __init__(
+        self, run: RunDirectory, *, enabled: bool, tensorboard: bool, every: int, global_batch: int, world_size: int,
+        total_steps: int, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.run, self.enabled, self.every = run, enabled, every
+        self.global_batch, self.world_size, self.total_steps, self.device = global_batch, world_size, total_steps, device
+        self.log = MetricsLog(run.metrics)
+        self.use_tensorboard = tensorboard and enabled
+        self._writer: Any = None
+        self._interval = _Interval()
+        self._seconds_per_step: float | None = None
+
+    def start(self, step: int) -> None:
+        """Begin, or go on from `step`, forgetting what was logged after it."""
+        if not self.enabled:
+            return
+        self.log.rewind(step)
+        if self.use_tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.run.tensorboard), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        self._interval = _Interval()
+
+    def step(self, step: int, epoch: int, lr: float, result: StepResult) -> None:
+        """Count one optimizer step; every N-th writes a line."""
+        interval = self._interval
+        interval.losses.append(result.loss)
+        if result.grad_norm is not None:
+            interval.norms.append(result.grad_norm)
+        interval.skipped += not result.applied
+        if self.enabled and (step % self.every == 0 or step == self.total_steps):
+            self._write_interval(step, epoch, lr)
+            self._interval = _Interval()
+
+    def exclude(self, seconds: float) -> None:
+        """Leave time spent on validation or saving out of the throughput."""
+        self._interval.excluded += seconds
+
+    def validation(self, step: int, epoch: int, scalars: Mapping[str, float], seconds: float, *, best: bool, metric: str) -> None:
+        """Write a validation's figures, and the table and curves made from all of them."""
+        if not self.enabled:
+            return
+        named = {key: value for key, value in scalars.items() if not key.startswith("num_")}
+        self.log.append({"kind": "validation", "step": step, "epoch": epoch, **named, "seconds": round(seconds, 2)})
+        shown = dict.fromkeys([metric, "spark_score", "miou", "miou_without_background"])
+        text = "  ".join(f"{key} {named[key]:.4f}" for key in shown if key in named)
+        logger.info("validation at step %d  %s  %s%s", step, text, duration(seconds), "  best so far" if best else "")
+        self._scalars({f"validation/{key}": value for key, value in named.items()}, step)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Write history.csv and curves.png anew from metrics.jsonl."""
+        if not self.enabled:
+            return
+        rows = self.log.rows()
+        write_history(rows, self.run.history)
+        draw_curves(rows, self.run.curves, self.run.path.name)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self.refresh()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write_interval(self, step: int, epoch: int, lr: float) -> None:
+        interval = self._interval
+        num_steps = len(interval.losses)
+        seconds = max(time.monotonic() - interval.started - interval.excluded, 1e-9)
+        recent = seconds / num_steps
+        # Smoothed, so that one slow interval does not swing the estimate.
+        self._seconds_per_step = recent if self._seconds_per_step is None else 0.7 * self._seconds_per_step + 0.3 * recent
+        row = {
+            "loss": sum(interval.losses) / num_steps,
+            "lr": lr,
+            "grad_norm": sum(interval.norms) / len(interval.norms) if interval.norms else None,
+            "images_per_s": self.global_batch / recent,
+            "images_per_s_per_device": self.global_batch / recent / self.world_size,
+            "memory_gib": self._memory(),
+            "skipped_steps": interval.skipped,
+        }
+        self.log.append({"kind": "train", "step": step, "epoch": epoch, **row})
+        self._scalars({f"train/{key}": value for key, value in row.items() if value is not None}, step)
+        norm = "-" if row["grad_norm"] is None else f"{row['grad_norm']:.3f}"
+        logger.info(
+            "step %d/%d  epoch %d  loss %.4f  lr %.2e  grad norm %s  %.1f images/s (%.1f per device)  ETA %s  memory %.1f GiB%s",
+            step, self.total_steps, epoch, row["loss"], lr, norm, row["images_per_s"], row["images_per_s_per_device"],
+            duration((self.total_steps - step) * self._seconds_per_step), row["memory_gib"],
+            f"  skipped {interval.skipped}" if interval.skipped else "",
+        )  # fmt: skip
+
+    def _scalars(self, values: Mapping[str, Any], step: int) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def _memory(self) -> float:
+        if self.device.type == "cuda":
+            return float(torch.cuda.max_memory_allocated(self.device)) / 2**30
+        return float(psutil.Process().memory_info().rss) / 2**30

@@ -1,0 +1,71 @@
+"""Reasons to stop: a signal, and no improvement. A handler sets a flag; the loop acts at a step boundary."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+EXIT_STOPPED = 85
+"""Exit status of a run that was asked to stop, saved its state and can be resumed."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_IMPATIENCE = 3
+
+
+@dataclass
+class StopRequest:
+    """Whether this process was asked to stop, and by what."""
+
+    reason: str | None = None
+    _interrupts: int = field(default=0, repr=False)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler. A launcher forwards Ctrl-C once more, so only the third one leaves at once."""
+        self.reason = self.reason or signal.Signals(number).name
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts >= _IMPATIENCE:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def catch_signals() -> Iterator[StopRequest]:
+    """Turn SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 into a request for the duration of the block."""
+    request = StopRequest()
+    before = {number: signal.signal(number, request.handle) for number in _SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class BestTracker:
+    """The best score so far, and validations since.
+
+    Attributes:
+        patience: stop after this many validations without improvement; None never.
+        min_delta: a rise must be larger than this to count.
+    """
+
+    patience: int | None
+    min_delta: float
+    score: float | None = None
+    step: int | None = None
+    since_best: int = 0
+
+    def update(self, score: float, step: int) -> bool:
+        """Record a validation; True if it is the best so far."""
+        if self.score is None or score > self.score + self.min_delta:
+            self.score, self.step, self.since_best = score, step, 0
+            return True
+        self.since_best += 1
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return self.patience is not None and self.since_best >= self.patience

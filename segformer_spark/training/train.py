@@ -1,0 +1,216 @@
+"""`train`: configuration -> run -> data -> model -> loss -> engine -> checkpoints -> loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segformer_spark.checkpoint.compatibility import check_compatible, configuration_state
+from segformer_spark.checkpoint.export import ModelCard, export_model
+from segformer_spark.checkpoint.store import CheckpointStore, read, verify
+from segformer_spark.config.batch import BatchPlan, plan_batches
+from segformer_spark.config.load import ResolvedConfig, run_name, run_path
+from segformer_spark.config.schema import Config
+from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset, fixed_subset
+from segformer_spark.data.loader import EvalLoading, TrainLoader
+from segformer_spark.data.registry import open_dataset
+from segformer_spark.data.sampler import TrainBatchSampler
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.engine.engine import Engine, check_precision
+from segformer_spark.errors import CheckpointError
+from segformer_spark.evaluation.predict import Predictor, count
+from segformer_spark.losses.build import build_loss
+from segformer_spark.metrics.report import report
+from segformer_spark.models.pretrained import build_model
+from segformer_spark.run.console import duration, log_file, logger
+from segformer_spark.run.directory import RunDirectory, open_for_training
+from segformer_spark.training.loop import Loop, Outcome
+from segformer_spark.training.plan import check_classes, plan_steps
+from segformer_spark.training.progress import Progress, engine_state, progress_of, restore_best
+from segformer_spark.training.record import TrainingRecord
+from segformer_spark.training.reporter import Reporter
+from segformer_spark.training.schedule import build_schedule
+from segformer_spark.training.stop import BestTracker, StopRequest
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line says beside the configuration.
+
+    Attributes:
+        resume: None, "auto" (newest intact checkpoint, or a fresh start) or a checkpoint folder.
+        overwrite: replace an existing run.
+    """
+
+    resume: str | None = None
+    overwrite: bool = False
+
+
+def train(resolved: ResolvedConfig, options: TrainOptions, group: Group, stop: StopRequest) -> tuple[RunDirectory, Outcome]:
+    """Run or continue an experiment. Collective.
+
+    Raises:
+        UserError: anything in configuration, data, weights or checkpoints that cannot be used.
+    """
+    config = resolved.config
+    check_precision(config, group.device)
+    _use_determinism(config.hardware.deterministic)
+    train_set = open_dataset(config.data.dataset, config.data.root, config.data.train_split)
+    val_set = fixed_subset(
+        open_dataset(config.data.dataset, config.data.root, config.data.val_split),
+        config.data.val_subset,
+        config.experiment.seed,
+    )
+    plan = plan_batches(config.training, group.world_size)
+    check_classes(config, val_set)
+    sampler = TrainBatchSampler(len(train_set), plan, group.rank, config.experiment.seed)
+    total_steps = plan_steps(config, sampler.steps_per_epoch)
+    schedule = build_schedule(
+        config.training.scheduler, config.training.optimizer.lr, sampler.steps_per_epoch, total_steps
+    )
+    model = build_model(config.model, train_set.classes.names, config.experiment.seed)
+    loss = build_loss(config.training.loss, len(train_set.classes), IGNORE_INDEX, group.differentiable_sum)
+
+    run = group.main_only(lambda: _open_run(resolved, options))
+    with log_file(run.log if group.is_main else None):
+        record = TrainingRecord(run, resolved, group, plan)
+        record.announce(train_set, val_set, total_steps)
+        engine = Engine(model, loss, config, plan, group)
+        store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints)
+        progress, best = Progress(), _new_tracker(config)
+        configuration = configuration_state(config, plan, len(train_set))
+        source = group.main_only(lambda: _choose_checkpoint(store, options.resume))
+        if source is not None:
+            stored = read(source)
+            check_compatible(stored.state, config, plan, len(train_set))
+            engine.import_state(engine_state(stored))
+            progress = progress_of(stored)
+            restore_best(stored, best)
+            logger.info("resumed from %s at step %d", source, progress.step)
+        reporter = Reporter(
+            run,
+            enabled=group.is_main,
+            tensorboard=config.output.tensorboard,
+            every=config.output.log_every_steps,
+            global_batch=plan.global_batch,
+            world_size=group.world_size,
+            total_steps=total_steps,
+            device=group.device,
+        )
+        reporter.start(progress.step)
+
+        def card(metrics: dict[str, float]) -> ModelCard:
+            classes = train_set.classes
+            epoch = progress.position.epoch
+            return ModelCard(
+                config.data.dataset, classes.names, classes.colors, classes.background, config.data.image_size,
+                progress.step, epoch, metrics, run_name(config),
+            )  # fmt: skip
+
+        def export(folder: Path, metrics: dict[str, float]) -> None:
+            weights = engine.weights()
+            group.main_only(lambda: export_model(engine.model, weights, engine.names, folder, card(metrics)))
+
+        loop = Loop(
+            engine=engine,
+            loader=TrainLoader(train_set, config, sampler, pin=group.device.type == "cuda"),
+            schedule=schedule,
+            store=store,
+            reporter=reporter,
+            group=group,
+            config=config.training,
+            evaluate=_evaluator(engine, val_set, config, group),
+            save_best=lambda metrics: export(run.best, metrics),
+            configuration=configuration,
+            checkpoint_every=config.output.checkpoint_every_steps,
+            progress=progress,
+            best=best,
+            stop=stop,
+        )
+        try:
+            outcome = loop.run()
+            if outcome is not Outcome.STOPPED:
+                export(run.final, {})
+        except BaseException as error:
+            record.finish("failed", progress, best, error)
+            raise
+        finally:
+            reporter.close()
+        record.finish(outcome.value, progress, best, None)
+        _say_how_it_ended(run, outcome, progress, best, config)
+    return run, outcome
+
+
+def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> RunDirectory:
+    run = open_for_training(run_path(resolved.config), resume=options.resume is not None, overwrite=options.overwrite)
+    if run.is_run() and options.resume is not None:
+        CheckpointStore(run.checkpoints, resolved.config.output.keep_checkpoints).clean()
+    run.create(resolved)
+    return run
+
+
+def _choose_checkpoint(store: CheckpointStore, resume: str | None) -> Path | None:
+    """The checkpoint to continue from; None starts afresh."""
+    if resume is None:
+        return None
+    if resume != "auto":
+        path = Path(resume)
+        if not path.is_dir():
+            raise CheckpointError(f"--resume {resume}: there is no such checkpoint folder; give one, or auto")
+        verify(path)
+        return path
+    newest = store.newest_intact()
+    if newest is None and store.committed():
+        raise CheckpointError(f"{store.folder}: all checkpoints are damaged; start again with --overwrite")
+    if newest is None:
+        logger.info("--resume auto: no checkpoint yet, starting from the beginning")
+    return newest
+
+
+def _evaluator(engine: Engine, dataset: SegmentationDataset, config: Config, group: Group) -> Callable[[], dict[str, Any]]:
+    loading = EvalLoading(
+        image_size=config.data.image_size,
+        batch_size=config.training.validation.batch_size or config.training.batch_size,
+        num_workers=config.data.num_workers,
+    )
+    predictor = Predictor(engine.model, group.device, config.training.precision)
+    membership = [dataset.group(index) for index in range(len(dataset))]
+
+    def evaluate() -> dict[str, Any]:
+        counts = count(predictor, dataset, loading, group, "validation")
+        return report(
+            counts,
+            membership,
+            class_names=dataset.classes.names,
+            background=dataset.classes.background,
+            groups=dataset.groups,
+        )
+
+    return evaluate
+
+
+def _new_tracker(config: Config) -> BestTracker:
+    stopping = config.training.early_stopping
+    return BestTracker(patience=stopping.patience, min_delta=stopping.min_delta)
+
+
+def _use_determinism(wanted: bool) -> None:
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def _say_how_it_ended(run: RunDirectory, outcome: Outcome, progress: Progress, best: BestTracker, config: Config) -> None:
+    logger.info("%s after %d steps, %s", outcome.value, progress.step, duration(sum(progress.epoch_seconds) + progress.unfinished_seconds))
+    if best.score is not None:
+        logger.info("best %s %.4f at step %s: %s", config.training.selection_metric, best.score, best.step, run.best)
+    if outcome is Outcome.STOPPED:
+        logger.info("continue with: segformer-spark train --config %s --resume auto", run.config)
+    else:
+        logger.info("next: segformer-spark evaluate %s", run.path)
