@@ -43,12 +43,22 @@ def run_demo(options: DemoOptions) -> RunDirectory:
     run = RunDirectory(run_path(config))
     _render(options, config.data.image_size)
     settings = [argument for override in overrides for argument in ("--set", override)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.processes)]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(options.processes),
+    ]
     package = ["-m", "segformer_spark"]
     _run("training", [*launcher, *package, "train", "--config", str(config_file), "--overwrite", *settings])
     _run("evaluation", [sys.executable, *package, "evaluate", str(run.path)])
     images = str(options.data_root / TEST_FOLDER)
-    _run("submission", [sys.executable, *package, "submit", "--model", str(run.best), "--images", images, "--tta", "hflip"])
+    _run(
+        "submission",
+        [sys.executable, *package, "submit", "--model", str(run.best), "--images", images, "--tta", "hflip"],
+    )
     for line in _summary(run, config.data.val_split):
         logger.info("%s", line)
     return run
@@ -62,9 +72,7 @@ def _render(options: DemoOptions, size: int) -> None:
         logger.info("the rendered set in %s is there already", options.data_root)
         return
     logger.info("rendering %d + %d + %d images into %s", num_train, num_val, num_test, options.data_root)
-    write_demo_set(
-        options.data_root, num_train=num_train, num_val=num_val, num_test=num_test, size=size, seed=_SEED
-    )
+    write_demo_set(options.data_root, num_train=num_train, num_val=num_val, num_test=num_test, size=size, seed=_SEED)
     # Written last: a set that was cut off while rendering has no stamp.
     stamp.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
 

@@ -47,7 +47,9 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, time
     return [values[rank] for rank in range(world_size)]
 
 
-def _run(rank: int, world_size: int, port: int, queue: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _run(
+    rank: int, world_size: int, port: int, queue: Any, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
     os.environ["DS_ACCELERATOR"] = "cpu"
     try:

@@ -23,7 +23,7 @@ def configuration_state(config: Config, plan: BatchPlan, num_images: int) -> dic
 def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, num_images: int) -> None:
     """Compare a checkpoint's configuration with the present one.
 
-    Fields marked `resume_safe` may differ. So may ranks, stage and micro-batch, as long as the global batch is the same.
+    Fields marked `resume_safe` may differ. So may ranks, stage and micro-batch, if the global batch is the same.
 
     Raises:
         CheckpointError: something that decides the result differs; each difference is named.
@@ -43,6 +43,7 @@ def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, nu
         changed.append(f"the training split had {stored['num_train_images']} images, now {num_images}")
     if changed:
         raise CheckpointError(
-            "the run cannot be resumed with another configuration:\n  " + "\n  ".join(changed)
+            "the run cannot be resumed with another configuration:\n  "
+            + "\n  ".join(changed)
             + "\nUndo the change, or start a new run with another experiment.name."
-        )  # fmt: skip
+        )

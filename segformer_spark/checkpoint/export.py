@@ -47,7 +47,9 @@ class ModelCard:
         return ClassInfo(self.class_names, self.colors, self.background)
 
 
-def export_model(model: SegFormer, weights: Mapping[str, Tensor], live_names: Mapping[str, str], folder: Path, card: ModelCard) -> None:
+def export_model(
+    model: SegFormer, weights: Mapping[str, Tensor], live_names: Mapping[str, str], folder: Path, card: ModelCard
+) -> None:
     """Write model.safetensors, config.json, preprocessor_config.json and the card, all or nothing. For rank 0.
 
     Args:

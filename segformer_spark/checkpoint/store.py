@@ -104,7 +104,9 @@ def verify(path: Path) -> None:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         files = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: this is not a complete checkpoint, its manifest cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{path}: this is not a complete checkpoint, its manifest cannot be read: {error}"
+        ) from error
     if manifest.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {manifest.get('format')}, this version reads {_FORMAT}")
     for name, expected in files.items():

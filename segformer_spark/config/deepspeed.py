@@ -43,7 +43,9 @@ def deepspeed_config(config: Config, *, micro_batch: int, accumulation_steps: in
     try:
         merged = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: the DeepSpeed configuration cannot be read: {error}. Set deepspeed.config.") from error
+        raise ConfigError(
+            f"{path}: the DeepSpeed configuration cannot be read: {error}. Set deepspeed.config."
+        ) from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: this is not valid JSON: {error.msg}") from error
     if not isinstance(merged, dict):
@@ -54,7 +56,8 @@ def deepspeed_config(config: Config, *, micro_batch: int, accumulation_steps: in
     stage = merged.get("zero_optimization", {}).get("stage", 0)
     if stage != config.deepspeed.zero_stage:
         raise ConfigError(
-            f"{path}: zero_optimization.stage is {stage}, deepspeed.zero_stage is {config.deepspeed.zero_stage}; make them equal"
+            f"{path}: zero_optimization.stage is {stage}, deepspeed.zero_stage is {config.deepspeed.zero_stage}; "
+            "make them equal"
         )
     precision = config.training.precision
     merged |= {

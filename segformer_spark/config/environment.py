@@ -56,7 +56,9 @@ def read_environment(environment: Mapping[str, str]) -> list[Override]:
             hint = f"did you mean {meant}?" if meant else f"known names: {', '.join(sorted(names))}"
             raise ConfigError(f"environment variable {variable} is not known: {hint} Correct or unset it.")
     return [
-        Override(dotted, parse_override(dotted, environment[variable], f"environment {variable}"), f"environment {variable}")
+        Override(
+            dotted, parse_override(dotted, environment[variable], f"environment {variable}"), f"environment {variable}"
+        )
         for variable, dotted in known.items()
         if environment.get(variable, "") != ""
     ]

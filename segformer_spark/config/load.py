@@ -66,7 +66,9 @@ def read_file(path: Path, _trail: tuple[Path, ...] = ()) -> tuple[dict[str, Any]
     """Return the merged tree of `path` and its `base:` files, and {dotted key: 'file:line'}."""
     resolved = path.resolve()
     if resolved in _trail:
-        raise ConfigError(f"{path}: 'base:' leads back to this file: {' -> '.join(p.name for p in (*_trail, resolved))}")
+        raise ConfigError(
+            f"{path}: 'base:' leads back to this file: {' -> '.join(p.name for p in (*_trail, resolved))}"
+        )
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
@@ -75,7 +77,9 @@ def read_file(path: Path, _trail: tuple[Path, ...] = ()) -> tuple[dict[str, Any]
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: a configuration is sections of 'key: value', this file holds a {type(value).__name__}")
+        raise ConfigError(
+            f"{path}: a configuration is sections of 'key: value', this file holds a {type(value).__name__}"
+        )
     sources = {dotted: f"{_display(path)}:{line}" for dotted, line in lines.items()}
     base = value.pop("base", None)
     if base is None:
@@ -115,7 +119,7 @@ def run_name(config: Config) -> str:
         ) from error
     if not re.fullmatch(RUN_NAME_PATTERN, name) or set(name) == {"."}:
         raise ConfigError(
-            f"experiment.name: {name!r} must be 1 to 64 letters, digits, '.', '_' or '-', as it names a folder and a job"
+            f"experiment.name: {name!r} must be 1 to 64 letters, digits, '.', '_' or '-': it names a folder and a job"
         )
     return name
 

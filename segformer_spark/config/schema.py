@@ -39,7 +39,9 @@ class ExperimentConfig(Section):
 class DataConfig(Section):
     dataset: str = _field("spark", "Name of the data set's reader in data/registry.py.")
     root: str = _field("data/spark", "Folder of the data set.", env="DATA_ROOT", resume_safe=True)
-    image_size: int = _field(512, "Side in pixels that images are resized to for the model.", env="IMAGE_SIZE", ge=32, le=4096)
+    image_size: int = _field(
+        512, "Side in pixels that images are resized to for the model.", env="IMAGE_SIZE", ge=32, le=4096
+    )
     train_split: str = _field("train", "Split that is trained on.")
     val_split: str = _field("val", "Split that is validated on.")
     val_subset: int | None = _field(
@@ -72,7 +74,9 @@ class OptimizerConfig(Section):
     )
     betas: tuple[float, float] = _field((0.9, 0.999), "AdamW's moment decays.", strict=False)
     eps: float = _field(1e-8, "AdamW's denominator term.", gt=0)
-    head_lr_multiplier: float = _field(1.0, "Learning rate of the decode head relative to the encoder's.", gt=0, le=1000)
+    head_lr_multiplier: float = _field(
+        1.0, "Learning rate of the decode head relative to the encoder's.", gt=0, le=1000
+    )
 
     @field_validator("betas")
     @classmethod
@@ -114,30 +118,50 @@ class ValidationConfig(Section):
     every_epochs: int | None = _field(1, "Validate after every N epochs; null for steps only.", ge=1, resume_safe=True)
     every_steps: int | None = _field(None, "Validate after every N optimizer steps.", ge=1, resume_safe=True)
     at_start: bool = _field(False, "Validate once before the first step, as a baseline.")
-    batch_size: int | None = _field(None, "Images per rank at a time; null takes training.batch_size.", ge=1, resume_safe=True)
+    batch_size: int | None = _field(
+        None, "Images per rank at a time; null takes training.batch_size.", ge=1, resume_safe=True
+    )
 
 
 class EarlyStoppingConfig(Section):
-    patience: int | None = _field(30, "Stop after N validations without a better score; null never stops.", ge=1, resume_safe=True)
+    patience: int | None = _field(
+        30, "Stop after N validations without a better score; null never stops.", ge=1, resume_safe=True
+    )
     min_delta: float = _field(0.0, "A score counts as better when it rises by more than this.", ge=0, resume_safe=True)
 
 
 class TrainingConfig(Section):
     epochs: int = _field(100, "Passes over the training split.", env="EPOCHS", ge=1)
-    max_steps: int | None = _field(None, "Stop after N optimizer steps, and let the schedule end there.", env="MAX_STEPS", ge=1)
-    batch_size: int = _field(8, "Images per device in one forward pass (micro-batch).", env="BATCH_SIZE", ge=1, resume_safe=True)
+    max_steps: int | None = _field(
+        None, "Stop after N optimizer steps, and let the schedule end there.", env="MAX_STEPS", ge=1
+    )
+    batch_size: int = _field(
+        8, "Images per device in one forward pass (micro-batch).", env="BATCH_SIZE", ge=1, resume_safe=True
+    )
     accumulation_steps: int | None = _field(
-        None, "Micro-batches per optimizer step; null: 1, or what global_batch_size asks.",
-        env="ACCUMULATION_STEPS", ge=1, resume_safe=True,
+        None,
+        "Micro-batches per optimizer step; null: 1, or what global_batch_size asks.",
+        env="ACCUMULATION_STEPS",
+        ge=1,
+        resume_safe=True,
     )
     global_batch_size: int | None = _field(
-        None, "Images per optimizer step over all devices; sets accumulation_steps.",
-        env="GLOBAL_BATCH_SIZE", ge=1, resume_safe=True,
+        None,
+        "Images per optimizer step over all devices; sets accumulation_steps.",
+        env="GLOBAL_BATCH_SIZE",
+        ge=1,
+        resume_safe=True,
     )
-    precision: Literal["fp32", "bf16", "fp16"] = _field("fp32", "Arithmetic of the forward and backward pass.", env="PRECISION")
+    precision: Literal["fp32", "bf16", "fp16"] = _field(
+        "fp32", "Arithmetic of the forward and backward pass.", env="PRECISION"
+    )
     gradient_clip: float = _field(1.0, "Largest gradient norm; 0 switches clipping off.", ge=0)
-    max_skipped_steps: int = _field(20, "Stop when fp16 overflow skips this many updates in a row.", ge=1, resume_safe=True)
-    selection_metric: str = _field("spark_score", "Validation metric that chooses the best checkpoint, higher is better.")
+    max_skipped_steps: int = _field(
+        20, "Stop when fp16 overflow skips this many updates in a row.", ge=1, resume_safe=True
+    )
+    selection_metric: str = _field(
+        "spark_score", "Validation metric that chooses the best checkpoint, higher is better."
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     loss: LossConfig = LossConfig()
@@ -172,7 +196,9 @@ class AugmentationConfig(Section):
 
 
 class OutputConfig(Section):
-    save_path: str = _field("runs/{name}", "Run directory; {name} is the run's name.", env="SAVE_PATH", resume_safe=True)
+    save_path: str = _field(
+        "runs/{name}", "Run directory; {name} is the run's name.", env="SAVE_PATH", resume_safe=True
+    )
     checkpoint_every_steps: int | None = _field(
         None, "Checkpoint after every N optimizer steps; null: at the end of every epoch only.", ge=1, resume_safe=True
     )
@@ -182,13 +208,21 @@ class OutputConfig(Section):
 
 
 class DeepSpeedConfig(Section):
-    zero_stage: Literal[0, 1, 2] = _field(1, "ZeRO stage; selects ds_configs/zero<N>.json.", env="ZERO_STAGE", resume_safe=True)
-    config: str | None = _field(None, "Another DeepSpeed JSON file instead of ds_configs/zero<N>.json.", resume_safe=True)
+    zero_stage: Literal[0, 1, 2] = _field(
+        1, "ZeRO stage; selects ds_configs/zero<N>.json.", env="ZERO_STAGE", resume_safe=True
+    )
+    config: str | None = _field(
+        None, "Another DeepSpeed JSON file instead of ds_configs/zero<N>.json.", resume_safe=True
+    )
 
 
 class HardwareConfig(Section):
-    device: Literal["auto", "cpu", "cuda"] = _field("auto", "auto takes the GPU when there is one.", env="DEVICE", resume_safe=True)
-    threads: int | None = _field(None, "CPU threads per rank; null shares the cores among the ranks of the node.", ge=1, resume_safe=True)
+    device: Literal["auto", "cpu", "cuda"] = _field(
+        "auto", "auto takes the GPU when there is one.", env="DEVICE", resume_safe=True
+    )
+    threads: int | None = _field(
+        None, "CPU threads per rank; null shares the cores among the ranks of the node.", ge=1, resume_safe=True
+    )
     deterministic: bool = _field(
         False, "Deterministic GPU kernels; bilinear upsampling's backward is slower then.", resume_safe=True
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -45,8 +45,11 @@ class Sample:
 class SegmentationDataset(Protocol):
     """An indexed set of labelled images. `groups` names what figures are broken down by (may be empty)."""
 
-    classes: ClassInfo
-    groups: Sequence[str]
+    @property
+    def classes(self) -> ClassInfo: ...
+
+    @property
+    def groups(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -69,12 +72,14 @@ class Subset:
 
     base: SegmentationDataset
     indices: Sequence[int]
-    classes: ClassInfo = field(init=False)
-    groups: Sequence[str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", self.base.classes)
-        object.__setattr__(self, "groups", self.base.groups)
+    @property
+    def classes(self) -> ClassInfo:
+        return self.base.classes
+
+    @property
+    def groups(self) -> Sequence[str]:
+        return self.base.groups
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -41,7 +41,8 @@ def read_image(path: Path) -> Image:
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if pixels is None:
         raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    rgb: Image = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return rgb
 
 
 def read_color_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> Mask:
@@ -90,5 +91,6 @@ def check_sizes(image: Image, mask: Mask, image_path: Path, mask_path: Path) -> 
     if image.shape[:2] != mask.shape:
         height, width = image.shape[:2]
         raise DataError(
-            f"{image_path} is {width}x{height}, its mask {mask_path} is {mask.shape[1]}x{mask.shape[0]}; sizes must be equal"
+            f"{image_path} is {width}x{height}, its mask {mask_path} is {mask.shape[1]}x{mask.shape[0]}; "
+            "sizes must be equal"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,11 @@ def _collate_list(items: list[EvalItem]) -> list[EvalItem]:
 
 
 def _init_worker(worker: int) -> None:
-    """One thread per worker: OpenCV would start one per core in each of them."""
+    """One thread per worker: OpenCV would start one per core in each of them.
+
+    Ctrl-C and SLURM's signals reach workers too; they serve until the main process, which decides, lets them go.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

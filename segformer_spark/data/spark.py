@@ -25,9 +25,17 @@ SPARK_CLASSES = ClassInfo(
     background=0,
 )
 SPACECRAFT = (
-    "VenusExpress", "Cheops", "LisaPathfinder", "ObservationSat1", "Proba2",
-    "Proba3", "Proba3ocs", "Smart1", "Soho", "XMM Newton",
-)  # fmt: skip
+    "VenusExpress",
+    "Cheops",
+    "LisaPathfinder",
+    "ObservationSat1",
+    "Proba2",
+    "Proba3",
+    "Proba3ocs",
+    "Smart1",
+    "Soho",
+    "XMM Newton",
+)
 CSV_COLUMNS = ("Image name", "Mask name", "Class", "Bounding box")
 TEST_FOLDER = "stream-1-test"
 
@@ -36,7 +44,7 @@ _BOX = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)")
 
 @dataclass(frozen=True)
 class SparkRow:
-    """One row of a SPARK CSV; `box` is (x_min, y_min, x_max, y_max) in pixels, inclusive; `line` its line in the file."""
+    """One row of a SPARK CSV; `box` is (x_min, y_min, x_max, y_max) in pixels, inclusive; `line` counts from 1."""
 
     image: Path
     mask: Path
@@ -81,8 +89,8 @@ def read_rows(root: Path, split: str) -> list[SparkRow]:
     """Parse `<root>/<split>.csv`."""
     if not root.is_dir():
         raise DataError(
-            f"data.root {root}: there is no such folder. Set data.root or DATA_ROOT to the folder with images/, mask/ and "
-            f"train.csv, or render a demo set: segformer-spark data make-demo --root {root}"
+            f"data.root {root}: there is no such folder. Set data.root or DATA_ROOT to the folder with images/, mask/ "
+            f"and train.csv, or render a demo set: segformer-spark data make-demo --root {root}"
         )
     table = root / f"{split}.csv"
     if not table.is_file():
@@ -92,7 +100,9 @@ def read_rows(root: Path, split: str) -> list[SparkRow]:
         reader = csv.DictReader(stream)
         missing = [column for column in CSV_COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
-            raise DataError(f"{table}:1: the columns {', '.join(missing)} are missing; expected {', '.join(CSV_COLUMNS)}")
+            raise DataError(
+                f"{table}:1: the columns {', '.join(missing)} are missing; expected {', '.join(CSV_COLUMNS)}"
+            )
         rows = [
             _parse_row(root, split, record, table, reader.line_num)
             for record in reader

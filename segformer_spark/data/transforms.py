@@ -16,7 +16,7 @@ from segformer_spark.config.schema import AugmentationConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, Image, Mask, Sample
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network at import otherwise
-import albumentations as A  # noqa: E402
+import albumentations as A
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,14 +28,17 @@ def resize_image(image: Image, size: tuple[int, int]) -> Image:
     if image.shape[:2] == size:
         return image
     shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized: Image = cv2.resize(image, size[::-1], interpolation=method)
+    return resized
 
 
 def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
     """Resize class ids to (height, width), nearest neighbour with half-pixel centres as the image's."""
     if mask.shape == size:
         return mask
-    return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    resized: Mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized
 
 
 def build_augmentation(config: AugmentationConfig) -> A.Compose:

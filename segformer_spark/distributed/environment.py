@@ -38,7 +38,10 @@ def detect_launch(environment: Mapping[str, str]) -> Launch:
     Raises:
         UserError: the variables are incomplete.
     """
-    if "TORCHELASTIC_RUN_ID" in environment or {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+    if (
+        "TORCHELASTIC_RUN_ID" in environment
+        or {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys()
+    ):
         return Launch(
             launcher="torchrun",
             rank=_integer(environment, "RANK"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -71,11 +71,11 @@ class Group:
                 outcome = (action(), None)
             except Exception as error:  # noqa: BLE001 - raised again below, on all ranks
                 outcome = (None, error)
-        value, error = self.from_main(outcome)
-        if error is not None:
-            error.shared = True  # type: ignore[attr-defined]  # rank 0 prints it for all
-            raise error
-        return value  # type: ignore[return-value]
+        value, failure = self.from_main(outcome)
+        if failure is not None:
+            failure.shared = True  # type: ignore[attr-defined]  # rank 0 prints it for all
+            raise failure
+        return cast(T, value)
 
     def sum(self, value: Tensor) -> Tensor:
         """A new tensor with the sum over all ranks; not differentiable."""
@@ -141,7 +141,7 @@ def process_group(launch: Launch, device: torch.device, timeout_minutes: float =
     backend = "nccl" if device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
     if launch.master is None:
-        options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        options |= {"store": torch._C._distributed_c10d.HashStore(), "rank": 0, "world_size": 1}
     else:
         host, port = launch.master
         options |= {"init_method": f"tcp://{host}:{port}", "rank": launch.rank, "world_size": launch.world_size}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step: global loss, gradient norm before clipping (None when skipped), and whether it was applied."""
+    """One optimizer step: global loss, gradient norm before clipping (None when skipped), whether it was applied."""
 
     loss: float
     grad_norm: float | None
@@ -64,7 +64,9 @@ class Engine:
             config, micro_batch=plan.micro_batch, accumulation_steps=plan.accumulation_steps, world_size=plan.world_size
         )
         deepspeed.init_distributed()  # adopts the process group that exists already
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=settings, dist_init_required=False
+        )
         # save_pretrained writes on rank 0 only.
         self.names = group.main_only(lambda: portable_names(model))
 
@@ -101,7 +103,7 @@ class Engine:
             if value != value or value in (float("inf"), float("-inf")):
                 raise TrainingDiverged(
                     f"the loss is {value} at step {step + 1}; the weights were not updated. "
-                    "Lower training.optimizer.lr, lengthen the warm-up, or use fp32, and resume from the last checkpoint."
+                    "Lower training.optimizer.lr, lengthen the warm-up or use fp32; resume from the last checkpoint."
                 )
             total += loss.detach()
             self.engine.backward(loss)

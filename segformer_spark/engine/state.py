@@ -120,7 +120,9 @@ def _link_moments(engine: Any) -> None:
 
 def _create_moments(engine: Any, step: int) -> None:
     """Before the first step AdamW has no state to set: make it as AdamW would."""
-    holders = _flat_partitions(engine) if _uses_zero(engine) else [p for p in engine.module.parameters() if p.requires_grad]
+    holders = (
+        _flat_partitions(engine) if _uses_zero(engine) else [p for p in engine.module.parameters() if p.requires_grad]
+    )
     fused = bool(engine.basic_optimizer.defaults.get("fused"))
     for holder in holders:
         _base_state(engine)[holder] = {

@@ -53,7 +53,7 @@ class EvaluateOptions:
     batch_size: int = 4
 
 
-def evaluate(resolved: ResolvedConfig, options: EvaluateOptions, group: Group) -> dict[str, Any]:
+def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Group) -> dict[str, Any]:
     """Evaluate and write the results; returns the figures. Collective.
 
     Raises:
@@ -114,7 +114,9 @@ def write_tables(folder: Path, figures: dict[str, Any], counts: EvaluationCounts
     per_image = counts.per_image.cpu().numpy()
     iou = _per_image_iou(counts)
     is_spark = {"body", "panels"} <= set(names)
-    counted = counts_for_panels(per_image[:, names.index("body")], per_image[:, names.index("panels")]) if is_spark else None
+    counted = (
+        counts_for_panels(per_image[:, names.index("body")], per_image[:, names.index("panels")]) if is_spark else None
+    )
     rows = []
     for index in range(len(dataset)):
         row: dict[str, Any] = {"image": dataset.sample_id(index)}
@@ -146,12 +148,21 @@ def table(figures: dict[str, Any]) -> list[str]:
     """The figures as aligned text lines: classes, then groups, then totals."""
     lines = [f"{'class':<18}{'IoU':>9}{'Dice':>9}{'precision':>11}{'recall':>9}"]
     for name, s in figures["per_class"].items():
-        lines.append(f"{name:<18}{_number(s['iou']):>9}{_number(s['dice']):>9}{_number(s['precision']):>11}{_number(s['recall']):>9}")
+        lines.append(
+            f"{name:<18}{_number(s['iou']):>9}{_number(s['dice']):>9}{_number(s['precision']):>11}{_number(s['recall']):>9}"
+        )
     if figures["groups"]:
         lines.append(f"{'group':<18}{'images':>9}{'mIoU':>9}{'SPARK':>11}")
         for name, g in figures["groups"].items():
             lines.append(f"{name:<18}{g['num_images']:>9}{_number(g['miou']):>9}{_number(g.get('spark_score')):>11}")
-    keys = ("miou", "miou_without_background", "pixel_accuracy", "spark_score_body", "spark_score_panels", "spark_score")
+    keys = (
+        "miou",
+        "miou_without_background",
+        "pixel_accuracy",
+        "spark_score_body",
+        "spark_score_panels",
+        "spark_score",
+    )
     lines.append("  ".join(f"{key} {_number(figures[key])}" for key in keys if key in figures))
     return lines
 
@@ -165,7 +176,11 @@ def _per_image_iou(counts: EvaluationCounts) -> np.ndarray[Any, np.dtype[np.floa
 
 
 def _draw_worst(
-    predictor: Predictor, dataset: SegmentationDataset, counts: EvaluationCounts, loading: EvalLoading, options: EvaluateOptions
+    predictor: Predictor,
+    dataset: SegmentationDataset,
+    counts: EvaluationCounts,
+    loading: EvalLoading,
+    options: EvaluateOptions,
 ) -> None:
     """The images with the lowest mean IoU over the foreground classes, worst first."""
     foreground = [c for c in range(len(dataset.classes)) if c != dataset.classes.background]
@@ -178,9 +193,13 @@ def _draw_worst(
         for rank, (item, prediction) in enumerate(predictor.predict(eval_loader(dataset, worst, loading))):
             sample, name = dataset.load(item.index), dataset.sample_id(item.index)
             write_panel(
-                folder / f"{rank + 1:02d}_{name}.png", sample.image, sample.mask, prediction.cpu().numpy(),
-                dataset.classes, f"{name}  mean IoU {quality[item.index]:.3f}",
-            )  # fmt: skip
+                folder / f"{rank + 1:02d}_{name}.png",
+                sample.image,
+                sample.mask,
+                prediction.cpu().numpy(),
+                dataset.classes,
+                f"{name}  mean IoU {quality[item.index]:.3f}",
+            )
 
 
 def _training_record(model: Path) -> dict[str, Any] | None:

@@ -43,7 +43,16 @@ def write_panel(path: Path, image: Image, truth: Mask, prediction: Mask, classes
     header = np.full((44, row.shape[1], 3), 255, np.uint8)
     cv2.putText(header, title, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
     for index, label in enumerate(("Input", "Truth", "Prediction")):
-        cv2.putText(header, label, (6 + index * (size[0] + _GAP), 37), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (90, 90, 90), 1, cv2.LINE_AA)
+        cv2.putText(
+            header,
+            label,
+            (6 + index * (size[0] + _GAP), 37),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.42,
+            (90, 90, 90),
+            1,
+            cv2.LINE_AA,
+        )
     _, encoded = cv2.imencode(".png", np.vstack([header, row])[:, :, ::-1])
     with atomic_file(path) as stream:
         stream.write(encoded.tobytes())

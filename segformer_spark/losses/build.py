@@ -40,7 +40,7 @@ def build_loss(config: LossConfig, num_classes: int, ignore_index: int, reduce: 
     if config.class_weights is not None:
         if len(config.class_weights) != num_classes:
             raise ConfigError(
-                f"training.loss.class_weights has {len(config.class_weights)} entries, the data set has {num_classes} classes"
+                f"training.loss.class_weights has {len(config.class_weights)} entries, there are {num_classes} classes"
             )
         weights = torch.tensor(config.class_weights)
     cross_entropy = CrossEntropyLoss(

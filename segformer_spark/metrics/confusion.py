@@ -37,7 +37,9 @@ class EvaluationCounts:
     seen: Tensor
 
     @classmethod
-    def zeros(cls, num_images: int, num_classes: int, num_groups: int, device: torch.device | str = "cpu") -> EvaluationCounts:
+    def zeros(
+        cls, num_images: int, num_classes: int, num_groups: int, device: torch.device | str = "cpu"
+    ) -> EvaluationCounts:
         """Empty counts; `num_groups` of 0 counts as 1."""
         return cls(
             torch.zeros(max(num_groups, 1), num_classes, num_classes, dtype=torch.int64, device=device),

@@ -27,7 +27,9 @@ def report(
     per_image = counts.per_image.cpu().numpy()
     membership = np.asarray(group_of_image)
 
-    def figures(matrix: np.ndarray[Any, np.dtype[np.int64]], images: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, Any]:
+    def figures(
+        matrix: np.ndarray[Any, np.dtype[np.int64]], images: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> dict[str, Any]:
         out = {"num_images": len(images), **summarize(matrix, class_names, background)}
         if {"body", "panels"} <= set(class_names):
             body, panels = class_names.index("body"), class_names.index("panels")
@@ -67,5 +69,7 @@ def selection_value(figures: dict[str, Any], metric: str) -> float:
     """
     scalars = scalar_metrics(figures)
     if metric not in scalars:
-        raise ConfigError(f"training.selection_metric: there is no metric {metric!r}; there are {', '.join(sorted(scalars))}")
+        raise ConfigError(
+            f"training.selection_metric: there is no metric {metric!r}; there are {', '.join(sorted(scalars))}"
+        )
     return scalars[metric]

@@ -43,7 +43,8 @@ def image_iou(counts: Counts) -> NDArray[np.float64]:
     """
     overlap = counts[..., OVERLAP].astype(np.float64)
     union = counts[..., PREDICTED] + counts[..., TRUTH] - counts[..., OVERLAP]
-    return np.divide(overlap, union, out=np.full_like(overlap, _EMPTY_IOU), where=union > 0)
+    iou: NDArray[np.float64] = np.divide(overlap, union, out=np.full_like(overlap, _EMPTY_IOU), where=union > 0)
+    return iou
 
 
 def counts_for_panels(body: Counts, panels: Counts) -> NDArray[np.bool_]:

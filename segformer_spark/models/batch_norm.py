@@ -42,7 +42,8 @@ class CrossRankBatchNorm2d(nn.BatchNorm2d):
             return self._forward_local(values, weight, bias).to(input.dtype)
         output, mean, variance, count = _Normalize.apply(values, weight, bias, self.eps, self.reduce)
         self._update_running(mean, variance, float(count))
-        return output.to(input.dtype)
+        result: Tensor = output.to(input.dtype)
+        return result
 
     def _forward_local(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if self.training and self.num_batches_tracked is not None:
@@ -64,7 +65,7 @@ class CrossRankBatchNorm2d(nn.BatchNorm2d):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossRankBatchNorm2d:
         statistics = {name: self._buffers[name] for name in ("running_mean", "running_var")}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in statistics.items():
             after = self._buffers[name]
             if before is not None and after is not None and after.dtype != torch.float32:

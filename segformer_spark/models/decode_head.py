@@ -25,6 +25,11 @@ from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
 class MergedDecodeHead(nn.Module):
     """Takes over the submodules of transformers' SegformerDecodeHead under their own names."""
 
+    linear_fuse: nn.Conv2d
+    batch_norm: CrossRankBatchNorm2d
+    dropout: nn.Dropout
+    classifier: nn.Conv2d
+
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         for name, child in head.named_children():
@@ -59,6 +64,8 @@ class MergedDecodeHead(nn.Module):
             fuse = self.linear_fuse.weight.flatten(1)
             # The head concatenates the coarsest level first.
             parts = fuse.chunk(len(projections), dim=1)[::-1]
-            bias = torch.stack([part @ projection.bias for part, projection in zip(parts, projections, strict=True)]).sum(0)
+            bias = torch.stack(
+                [part @ projection.bias for part, projection in zip(parts, projections, strict=True)]
+            ).sum(0)
             weights = [part @ projection.weight for part, projection in zip(parts, projections, strict=True)]
         return [(weight, bias if level == 0 else None) for level, weight in enumerate(weights)]

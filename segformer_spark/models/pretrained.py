@@ -36,20 +36,20 @@ def repository_id(variant: str, source: str) -> str:
 
 
 def weights_folder(weights_dir: Path, variant: str, source: str) -> Path:
-    """Where `fetch` puts, and training looks for, the weights."""
+    """Where `fetch_weights` puts, and training looks for, the weights."""
     return weights_dir / repository_id(variant, source).split("/")[1]
 
 
 @dataclass(frozen=True)
 class FetchedWeights:
-    """What `fetch` brought: folder, digest of model.safetensors, and whether it was converted from a .bin."""
+    """What `fetch_weights` brought: folder, digest of model.safetensors, and whether it was converted from a .bin."""
 
     folder: Path
     sha256: str
     converted: bool
 
 
-def fetch(variant: str, source: str, weights_dir: Path) -> FetchedWeights:
+def fetch_weights(variant: str, source: str, weights_dir: Path) -> FetchedWeights:
     """Download weights from the hub, once; a .bin is read with weights_only and converted to safetensors.
 
     Raises:
@@ -83,7 +83,9 @@ def build_model(config: ModelConfig, class_names: Sequence[str], seed: int) -> S
     """
     options: dict[str, Any] = {"dropout": config.dropout, "drop_path": config.drop_path}
     if config.pretrained == "none":
-        return build_segformer(config.variant, class_names, freeze_backbone=config.freeze_backbone, seed=seed, **options)
+        return build_segformer(
+            config.variant, class_names, freeze_backbone=config.freeze_backbone, seed=seed, **options
+        )
     folder = locate_weights(config)
     hub_config = segformer_config(config.variant, class_names, **options)
     with torch.random.fork_rng(devices=[]):
@@ -103,15 +105,15 @@ def locate_weights(config: ModelConfig) -> Path:
         )
     else:
         folder = Path(config.pretrained)
-        mend = f"model.pretrained is one of {', '.join(SOURCES)}, none, or a folder with config.json and model.safetensors"
+        mend = (
+            f"model.pretrained is one of {', '.join(SOURCES)}, none, or a folder with config.json and model.safetensors"
+        )
     if not (folder / "model.safetensors").is_file():
         raise CheckpointError(f"pretrained weights: {folder / 'model.safetensors'} does not exist. {mend}")
     return folder
 
 
-def load_network(
-    folder: Path, *, config: Any = None, encoder_only: bool = False
-) -> SegformerForSemanticSegmentation:
+def load_network(folder: Path, *, config: Any = None, encoder_only: bool = False) -> SegformerForSemanticSegmentation:
     """Load a Hugging Face folder, strictly: every weight must be found and fit.
 
     Args:
@@ -138,9 +140,10 @@ def load_network(
             raise
         raise CheckpointError(f"{folder}: model.safetensors is damaged: {error}") from error
     allowed: Callable[[str], bool] = (
-        (lambda name: name.startswith(_HEAD)) if encoder_only
+        (lambda name: name.startswith(_HEAD))
+        if encoder_only
         else (lambda name: config is not None and name in _CLASSIFIER)
-    )  # fmt: skip
+    )
     mismatched = [item[0] if isinstance(item, tuple | list) else item for item in report["mismatched_keys"]]
     wrong = [name for name in [*report["missing_keys"], *mismatched] if not allowed(name)]
     if wrong:
@@ -157,7 +160,12 @@ class _NotInRepository(Exception):
 
 def _download(repository: str, filename: str, folder: Path) -> None:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         hf_hub_download(repository, filename, local_dir=folder)

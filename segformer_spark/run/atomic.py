@@ -78,7 +78,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def write_error(path: Path, error: OSError) -> UserError:
     """The user's message for a failed write."""
-    return UserError(f"{path}: cannot be written: {error.strerror or error}. Free space or choose another folder; what was there is untouched.")
+    return UserError(
+        f"{path}: cannot be written: {error.strerror or error}. Free space or choose another folder; "
+        "what was there is untouched."
+    )
 
 
 def sync_folder(path: Path) -> None:

@@ -17,7 +17,7 @@ from segformer_spark.run.atomic import recover_folder, write_json, write_text
 _GUIDE = """This folder is one training run of segformer_spark.
 
 config.yaml               the resolved configuration; `segformer-spark train --config config.yaml` repeats the run
-training_params.yaml      configuration with the source of every value, command, hardware, versions, times (.json: the same)
+training_params.yaml      configuration with the source of every value, command, hardware, versions, times; also .json
 metrics.jsonl             one line per log interval and validation; history.csv: one row per validation
 curves.png, tensorboard/  the same as figures
 log.txt                   what the job printed

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.run.atomic import write_text
+from segformer_spark.run.atomic import write_error, write_text
 
 Row = dict[str, Any]
 
@@ -23,8 +23,11 @@ class MetricsLog:
     def append(self, row: Row) -> None:
         """Add one row; a value that is not finite becomes null."""
         clean = {key: _finite(value) for key, value in row.items()}
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(clean, allow_nan=False) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(clean, allow_nan=False) + "\n")
+        except OSError as error:
+            raise write_error(self.path, error) from error
 
     def rows(self) -> list[Row]:
         """All complete rows; a line that a kill cut off is left out."""

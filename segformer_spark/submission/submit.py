@@ -52,7 +52,7 @@ class SubmitOptions:
     overwrite: bool = False
 
 
-def submit(options: SubmitOptions, group: Group) -> Path:
+def run_submission(options: SubmitOptions, group: Group) -> Path:
     """Predict what is missing, validate everything and write the zip; returns its path. Collective.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from segformer_spark.config.batch import plan_batches
 from segformer_spark.config.deepspeed import deepspeed_config, deepspeed_file
-from segformer_spark.config.fields import FIELDS, flatten
+from segformer_spark.config.fields import flatten
 from segformer_spark.config.load import ResolvedConfig, run_path
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.training.plan import check_classes, plan_steps
@@ -30,7 +30,6 @@ def describe(resolved: ResolvedConfig, world_size: int) -> Iterator[str]:
         source = resolved.provenance[dotted]
         shown = "null" if value is None else list(value) if isinstance(value, tuple) else value
         yield f"  {leaf}: {shown}".ljust(44) + ("" if source == "default" else f"# {source}")
-    assert len(FIELDS) == len(resolved.provenance)
     plan = plan_batches(config.training, world_size)
     deepspeed_config(
         config, micro_batch=plan.micro_batch, accumulation_steps=plan.accumulation_steps, world_size=world_size
@@ -44,5 +43,6 @@ def describe(resolved: ResolvedConfig, world_size: int) -> Iterator[str]:
     total = plan_steps(config, per_epoch)
     schedule = build_schedule(config.training.scheduler, config.training.optimizer.lr, per_epoch, total)
     yield f"images: {len(train_set)} {config.data.train_split}, {len(val_set)} {config.data.val_split}"
-    yield f"steps per epoch: {per_epoch} ({len(train_set) - per_epoch * plan.global_batch} images left out of each epoch)"
+    left_out = len(train_set) - per_epoch * plan.global_batch
+    yield f"steps per epoch: {per_epoch} ({left_out} images left out of each epoch)"
     yield f"steps in all: {total}, of which {schedule.warmup_steps} warm-up"

@@ -85,7 +85,11 @@ class Loop:
         steps = itertools.islice(_grouped(iter(self.loader), self.engine.plan.accumulation_steps), left)
         started = time.monotonic() - self.progress.unfinished_seconds
         bar = progress(
-            steps, total=self.steps_per_epoch, initial=first_step, label=f"epoch {epoch + 1}", visible=self.group.is_main
+            steps,
+            total=self.steps_per_epoch,
+            initial=first_step,
+            label=f"epoch {epoch + 1}",
+            visible=self.group.is_main,
         )
         for batches in bar:
             self._train_step(batches, epoch)
@@ -94,7 +98,9 @@ class Loop:
                 self.progress.epoch_seconds.append(round(self.progress.unfinished_seconds, 2))
                 self.progress.unfinished_seconds = 0.0
             if self.group.any(self.stop.reason is not None):
-                logger.info("stop requested (%s): saving a checkpoint, then leaving", self.stop.reason or "another rank")
+                logger.info(
+                    "stop requested (%s): saving a checkpoint, then leaving", self.stop.reason or "another rank"
+                )
                 return True
             if self._validation_is_due():
                 self._validate()
@@ -102,7 +108,9 @@ class Loop:
                 self._save_checkpoint()
             if self.best.exhausted:
                 logger.info(
-                    "no better %s for %d validations: stopping early", self.config.selection_metric, self.best.since_best
+                    "no better %s for %d validations: stopping early",
+                    self.config.selection_metric,
+                    self.best.since_best,
                 )
                 break
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -29,7 +30,9 @@ from segformer_spark.training.stop import BestTracker
 class TrainingRecord:
     """training_params.yaml and .json, written at the start and completed at the end, by rank 0."""
 
-    def __init__(self, run: RunDirectory, resolved: ResolvedConfig, group: Group, plan: BatchPlan) -> None:
+    def __init__(
+        self, run: RunDirectory, resolved: ResolvedConfig, group: Group, plan: BatchPlan, progress: Progress
+    ) -> None:
         self.run, self.group, self.resolved = run, group, resolved
         hosts = group.gather(host_record(group.device))
         ranks = group.gather((group.rank, group.launch.local_rank))
@@ -38,6 +41,7 @@ class TrainingRecord:
             "status": "running",
             "command": command_record(),
             "started": now(),
+            "attempts": [],
             **configuration_record(resolved),
             "runtime": {
                 "launcher": group.launch.launcher,
@@ -47,9 +51,19 @@ class TrainingRecord:
                 "deepspeed_file": deepspeed_file(resolved.config).name,
                 "slurm": slurm_record(os.environ),
             },
-            "hardware": [{"rank": rank, "local_rank": local, **host} for (rank, local), host in zip(ranks, hosts, strict=True)],
+            "hardware": [
+                {"rank": rank, "local_rank": local, **host} for (rank, local), host in zip(ranks, hosts, strict=True)
+            ],
             "software": software_record() if group.is_main else {},
         }
+        self.attempt = {
+            "started": self.record["started"],
+            "from_step": progress.step,
+            "hosts": sorted({h["host"] for h in hosts}),
+        }
+        if progress.step > 0:
+            self._continue_record()
+        self.record["attempts"].append(self.attempt)
         self._write()
 
     def announce(self, train_set: SegmentationDataset, val_set: SegmentationDataset, total_steps: int) -> None:
@@ -59,16 +73,29 @@ class TrainingRecord:
             logger.info("%s from %s", dotted, source)
         logger.info(
             "run %s: SegFormer-%s from %s, %d px, %s, ZeRO-%d on %d x %s",
-            self.run.path, config.model.variant.upper(), config.model.pretrained, config.data.image_size,
-            config.training.precision, config.deepspeed.zero_stage, self.group.world_size, self.group.device.type,
-        )  # fmt: skip
-        logger.info("%d training and %d validation images; %s per step; %d steps", len(train_set), len(val_set), plan, total_steps)
+            self.run.path,
+            config.model.variant.upper(),
+            config.model.pretrained,
+            config.data.image_size,
+            config.training.precision,
+            config.deepspeed.zero_stage,
+            self.group.world_size,
+            self.group.device.type,
+        )
+        logger.info(
+            "%d training and %d validation images; %s per step; %d steps",
+            len(train_set),
+            len(val_set),
+            plan,
+            total_steps,
+        )
 
     def finish(self, status: str, progress: Progress, best: BestTracker, error: BaseException | None) -> None:
         """Complete the record."""
+        self.attempt |= {"ended": now(), "status": status, "to_step": progress.step}
         self.record |= {
             "status": status,
-            "ended": now(),
+            "ended": self.attempt["ended"],
             "steps": progress.step,
             "seconds_per_epoch": progress.epoch_seconds,
             "best": {"score": best.score, "step": best.step, "metric": self.resolved.config.training.selection_metric},
@@ -76,6 +103,13 @@ class TrainingRecord:
         if error is not None:
             self.record["error"] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         self._write()
+
+    def _continue_record(self) -> None:
+        """A resumed run keeps its first start and the list of its attempts."""
+        if not self.run.params_json.is_file():
+            return
+        before = json.loads(self.run.params_json.read_text(encoding="utf-8"))
+        self.record["started"], self.record["attempts"] = before["started"], before["attempts"]
 
     def _write(self) -> None:
         if self.group.is_main:

@@ -32,11 +32,24 @@ class Reporter:
     """Writes the run's figures; on other ranks than 0 every call does nothing."""
 
     def __init__(
-        self, run: RunDirectory, *, enabled: bool, tensorboard: bool, every: int, global_batch: int, world_size: int,
-        total_steps: int, device: torch.device,
-    ) -> None:  # fmt: skip
+        self,
+        run: RunDirectory,
+        *,
+        enabled: bool,
+        tensorboard: bool,
+        every: int,
+        global_batch: int,
+        world_size: int,
+        total_steps: int,
+        device: torch.device,
+    ) -> None:
         self.run, self.enabled, self.every = run, enabled, every
-        self.global_batch, self.world_size, self.total_steps, self.device = global_batch, world_size, total_steps, device
+        self.global_batch, self.world_size, self.total_steps, self.device = (
+            global_batch,
+            world_size,
+            total_steps,
+            device,
+        )
         self.log = MetricsLog(run.metrics)
         self.use_tensorboard = tensorboard and enabled
         self._writer: Any = None
@@ -51,7 +64,7 @@ class Reporter:
         if self.use_tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.run.tensorboard), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(self.run.tensorboard), purge_step=step + 1 if step else None)
         self._interval = _Interval()
 
     def step(self, step: int, epoch: int, lr: float, result: StepResult) -> None:
@@ -69,7 +82,9 @@ class Reporter:
         """Leave time spent on validation or saving out of the throughput."""
         self._interval.excluded += seconds
 
-    def validation(self, step: int, epoch: int, scalars: Mapping[str, float], seconds: float, *, best: bool, metric: str) -> None:
+    def validation(
+        self, step: int, epoch: int, scalars: Mapping[str, float], seconds: float, *, best: bool, metric: str
+    ) -> None:
         """Write a validation's figures, and the table and curves made from all of them."""
         if not self.enabled:
             return
@@ -101,7 +116,9 @@ class Reporter:
         seconds = max(time.monotonic() - interval.started - interval.excluded, 1e-9)
         recent = seconds / num_steps
         # Smoothed, so that one slow interval does not swing the estimate.
-        self._seconds_per_step = recent if self._seconds_per_step is None else 0.7 * self._seconds_per_step + 0.3 * recent
+        self._seconds_per_step = (
+            recent if self._seconds_per_step is None else 0.7 * self._seconds_per_step + 0.3 * recent
+        )
         row = {
             "loss": sum(interval.losses) / num_steps,
             "lr": lr,
@@ -115,11 +132,20 @@ class Reporter:
         self._scalars({f"train/{key}": value for key, value in row.items() if value is not None}, step)
         norm = "-" if row["grad_norm"] is None else f"{row['grad_norm']:.3f}"
         logger.info(
-            "step %d/%d  epoch %d  loss %.4f  lr %.2e  grad norm %s  %.1f images/s (%.1f per device)  ETA %s  memory %.1f GiB%s",
-            step, self.total_steps, epoch, row["loss"], lr, norm, row["images_per_s"], row["images_per_s_per_device"],
-            duration((self.total_steps - step) * self._seconds_per_step), row["memory_gib"],
+            "step %d/%d  epoch %d  loss %.4f  lr %.2e  grad norm %s  %.1f images/s (%.1f per device)  "
+            "ETA %s  memory %.1f GiB%s",
+            step,
+            self.total_steps,
+            epoch,
+            row["loss"],
+            lr,
+            norm,
+            row["images_per_s"],
+            row["images_per_s_per_device"],
+            duration((self.total_steps - step) * self._seconds_per_step),
+            row["memory_gib"],
             f"  skipped {interval.skipped}" if interval.skipped else "",
-        )  # fmt: skip
+        )
 
     def _scalars(self, values: Mapping[str, Any], step: int) -> None:
         if self._writer is not None:

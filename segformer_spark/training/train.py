@@ -13,7 +13,8 @@ import torch
 from segformer_spark.checkpoint.compatibility import check_compatible, configuration_state
 from segformer_spark.checkpoint.export import ModelCard, export_model
 from segformer_spark.checkpoint.store import CheckpointStore, read, verify
-from segformer_spark.config.batch import BatchPlan, plan_batches
+from segformer_spark.config.batch import plan_batches
+from segformer_spark.config.deepspeed import deepspeed_config
 from segformer_spark.config.load import ResolvedConfig, run_name, run_path
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset, fixed_subset
@@ -22,7 +23,7 @@ from segformer_spark.data.registry import open_dataset
 from segformer_spark.data.sampler import TrainBatchSampler
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine, check_precision
-from segformer_spark.errors import CheckpointError
+from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.evaluation.predict import Predictor, count
 from segformer_spark.losses.build import build_loss
 from segformer_spark.metrics.report import report
@@ -51,7 +52,9 @@ class TrainOptions:
     overwrite: bool = False
 
 
-def train(resolved: ResolvedConfig, options: TrainOptions, group: Group, stop: StopRequest) -> tuple[RunDirectory, Outcome]:
+def run_training(
+    resolved: ResolvedConfig, options: TrainOptions, group: Group, stop: StopRequest
+) -> tuple[RunDirectory, Outcome]:
     """Run or continue an experiment. Collective.
 
     Raises:
@@ -76,21 +79,27 @@ def train(resolved: ResolvedConfig, options: TrainOptions, group: Group, stop: S
     model = build_model(config.model, train_set.classes.names, config.experiment.seed)
     loss = build_loss(config.training.loss, len(train_set.classes), IGNORE_INDEX, group.differentiable_sum)
 
-    run = group.main_only(lambda: _open_run(resolved, options))
+    deepspeed_config(
+        config, micro_batch=plan.micro_batch, accumulation_steps=plan.accumulation_steps, world_size=plan.world_size
+    )
+    progress, best = Progress(), _new_tracker(config)
+    configuration = configuration_state(config, plan, len(train_set))
+
+    run, source = group.main_only(lambda: _open_run(resolved, options))
+    store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints)
+    stored = None
+    if source is not None:
+        stored = read(source)
+        check_compatible(stored.state, config, plan, len(train_set))
+        progress = progress_of(stored)
+        restore_best(stored, best)
+    group.main_only(lambda: run.create(resolved))
     with log_file(run.log if group.is_main else None):
-        record = TrainingRecord(run, resolved, group, plan)
+        record = TrainingRecord(run, resolved, group, plan, progress)
         record.announce(train_set, val_set, total_steps)
         engine = Engine(model, loss, config, plan, group)
-        store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints)
-        progress, best = Progress(), _new_tracker(config)
-        configuration = configuration_state(config, plan, len(train_set))
-        source = group.main_only(lambda: _choose_checkpoint(store, options.resume))
-        if source is not None:
-            stored = read(source)
-            check_compatible(stored.state, config, plan, len(train_set))
+        if stored is not None:
             engine.import_state(engine_state(stored))
-            progress = progress_of(stored)
-            restore_best(stored, best)
             logger.info("resumed from %s at step %d", source, progress.step)
         reporter = Reporter(
             run,
@@ -108,9 +117,16 @@ def train(resolved: ResolvedConfig, options: TrainOptions, group: Group, stop: S
             classes = train_set.classes
             epoch = progress.position.epoch
             return ModelCard(
-                config.data.dataset, classes.names, classes.colors, classes.background, config.data.image_size,
-                progress.step, epoch, metrics, run_name(config),
-            )  # fmt: skip
+                config.data.dataset,
+                classes.names,
+                classes.colors,
+                classes.background,
+                config.data.image_size,
+                progress.step,
+                epoch,
+                metrics,
+                run_name(config),
+            )
 
         def export(folder: Path, metrics: dict[str, float]) -> None:
             weights = engine.weights()
@@ -136,22 +152,21 @@ def train(resolved: ResolvedConfig, options: TrainOptions, group: Group, stop: S
             outcome = loop.run()
             if outcome is not Outcome.STOPPED:
                 export(run.final, {})
-        except BaseException as error:
-            record.finish("failed", progress, best, error)
-            raise
-        finally:
             reporter.close()
+        except BaseException as error:
+            _close_after_failure(record, reporter, progress, best, error)
+            raise
         record.finish(outcome.value, progress, best, None)
         _say_how_it_ended(run, outcome, progress, best, config)
     return run, outcome
 
 
-def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> RunDirectory:
+def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> tuple[RunDirectory, Path | None]:
+    """The run directory and the checkpoint to continue from; writes nothing yet."""
     run = open_for_training(run_path(resolved.config), resume=options.resume is not None, overwrite=options.overwrite)
-    if run.is_run() and options.resume is not None:
-        CheckpointStore(run.checkpoints, resolved.config.output.keep_checkpoints).clean()
-    run.create(resolved)
-    return run
+    store = CheckpointStore(run.checkpoints, resolved.config.output.keep_checkpoints)
+    store.clean()
+    return run, _choose_checkpoint(store, options.resume)
 
 
 def _choose_checkpoint(store: CheckpointStore, resume: str | None) -> Path | None:
@@ -172,7 +187,9 @@ def _choose_checkpoint(store: CheckpointStore, resume: str | None) -> Path | Non
     return newest
 
 
-def _evaluator(engine: Engine, dataset: SegmentationDataset, config: Config, group: Group) -> Callable[[], dict[str, Any]]:
+def _evaluator(
+    engine: Engine, dataset: SegmentationDataset, config: Config, group: Group
+) -> Callable[[], dict[str, Any]]:
     loading = EvalLoading(
         image_size=config.data.image_size,
         batch_size=config.training.validation.batch_size or config.training.batch_size,
@@ -206,8 +223,27 @@ def _use_determinism(wanted: bool) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _say_how_it_ended(run: RunDirectory, outcome: Outcome, progress: Progress, best: BestTracker, config: Config) -> None:
-    logger.info("%s after %d steps, %s", outcome.value, progress.step, duration(sum(progress.epoch_seconds) + progress.unfinished_seconds))
+def _close_after_failure(
+    record: TrainingRecord, reporter: Reporter, progress: Progress, best: BestTracker, error: BaseException
+) -> None:
+    """Leave the record behind if possible; a second failure (the disk is still full) must not hide the first."""
+    actions: list[Callable[[], None]] = [lambda: record.finish("failed", progress, best, error), reporter.close]
+    for action in actions:
+        try:
+            action()
+        except (UserError, OSError) as second:
+            logger.warning("%s", second)
+
+
+def _say_how_it_ended(
+    run: RunDirectory, outcome: Outcome, progress: Progress, best: BestTracker, config: Config
+) -> None:
+    logger.info(
+        "%s after %d steps, %s",
+        outcome.value,
+        progress.step,
+        duration(sum(progress.epoch_seconds) + progress.unfinished_seconds),
+    )
     if best.score is not None:
         logger.info("best %s %.4f at step %s: %s", config.training.selection_metric, best.score, best.step, run.best)
     if outcome is Outcome.STOPPED:

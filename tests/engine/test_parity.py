@@ -20,9 +20,7 @@ GLOBAL_BATCH, SIDE, STEPS = 6, 64, 3
 
 
 def make_engine(group: Group, stage: int, *, micro: int | None = None, overrides: tuple[str, ...] = ()) -> Engine:
-    config = load_config(
-        overrides=[f"deepspeed.zero_stage={stage}", "training.gradient_clip=0.5", *overrides]
-    ).config
+    config = load_config(overrides=[f"deepspeed.zero_stage={stage}", "training.gradient_clip=0.5", *overrides]).config
     micro = micro or GLOBAL_BATCH // group.world_size
     plan = BatchPlan(micro, GLOBAL_BATCH // (micro * group.world_size), group.world_size)
     model = build_segformer("b0", ["a", "b", "c"], dropout=0.0, drop_path=0.0, seed=3)
@@ -55,7 +53,11 @@ def train(group: Group, stage: int, micro: int | None = None) -> dict[str, Any]:
         losses.append(result.loss)
         norms.append(result.grad_norm)
     weights = engine.weights()
-    return {"losses": losses, "norms": norms, "weights": {name: value.double().numpy() for name, value in weights.items()}}
+    return {
+        "losses": losses,
+        "norms": norms,
+        "weights": {name: value.double().numpy() for name, value in weights.items()},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,9 @@ def reference() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("world", "stage"), [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 1)])
-def test_loss_and_gradient_norm_do_not_depend_on_stage_or_ranks(reference: dict[str, Any], world: int, stage: int) -> None:
+def test_loss_and_gradient_norm_do_not_depend_on_stage_or_ranks(
+    reference: dict[str, Any], world: int, stage: int
+) -> None:
     results = run_on_ranks(world, train, stage)
     for result in results:
         np.testing.assert_allclose(result["losses"], reference["losses"], rtol=1e-5)

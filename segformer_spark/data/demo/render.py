@@ -44,7 +44,9 @@ def render(spacecraft: str, size: int, rng: np.random.Generator) -> RenderedImag
     exposure = rng.uniform(0.85, 1.35)
     for face, points in zip(faces, turned, strict=True):
         _draw_face(face, points, project, light, exposure, canvas, mask, depth)
-    small_mask = np.ascontiguousarray(mask[_SUPERSAMPLING // 2 :: _SUPERSAMPLING, _SUPERSAMPLING // 2 :: _SUPERSAMPLING])
+    small_mask = np.ascontiguousarray(
+        mask[_SUPERSAMPLING // 2 :: _SUPERSAMPLING, _SUPERSAMPLING // 2 :: _SUPERSAMPLING]
+    )
     return RenderedImage(_expose(canvas, size, rng), small_mask, _bounding_box(small_mask))
 
 
@@ -71,9 +73,15 @@ class _Camera:
 
 
 def _draw_face(
-    face: Face, points: Points, project: _Camera, light: NDArray[np.float64], exposure: float,
-    canvas: NDArray[np.float32], mask: Mask, depth: NDArray[np.float64],
-) -> None:  # fmt: skip
+    face: Face,
+    points: Points,
+    project: _Camera,
+    light: NDArray[np.float64],
+    exposure: float,
+    canvas: NDArray[np.float32],
+    mask: Mask,
+    depth: NDArray[np.float64],
+) -> None:
     flat, inverse_depth = project(points)
     edges = np.column_stack([flat, np.ones(len(flat))])
     if np.linalg.matrix_rank(edges, tol=1e-6) < 3:
@@ -108,7 +116,7 @@ def _shade(face: Face, points: Points, light: NDArray[np.float64]) -> NDArray[np
         normal = -normal
     lambert = max(float(normal @ light), 0.0)
     gloss = lambert**8 * 0.5 if face.label == PANEL else 0.0
-    return np.asarray(face.color) * (0.06 + 0.94 * lambert) + gloss
+    return np.asarray(face.color) * (0.12 + 0.88 * lambert) + gloss
 
 
 def _cell_lines(target: Mask, corners: NDArray[np.float64], cells: tuple[int, int]) -> None:
@@ -152,7 +160,8 @@ def _expose(canvas: NDArray[np.float32], size: int, rng: np.random.Generator) ->
     small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (0, 0), rng.uniform(0.3, 0.8))
     noisy = small + rng.normal(0.0, rng.uniform(0.004, 0.025), small.shape)
-    return np.clip(np.round(np.clip(noisy, 0, 1) ** (1 / 1.6) * 255), 0, 255).astype(np.uint8)
+    exposed: Image = np.round(np.clip(noisy, 0, 1) ** (1 / 1.6) * 255).astype(np.uint8)
+    return exposed
 
 
 def _bounding_box(mask: Mask) -> tuple[int, int, int, int]:

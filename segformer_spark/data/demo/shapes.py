@@ -27,7 +27,9 @@ _GOLD, _GREY, _WHITE, _DARK = (0.85, 0.62, 0.25), (0.55, 0.56, 0.58), (0.88, 0.8
 _CELL_BLUE, _CELL_VIOLET = (0.12, 0.18, 0.45), (0.22, 0.16, 0.36)
 
 
-def box(size: tuple[float, float, float], center: tuple[float, float, float], color: tuple[float, float, float]) -> list[Face]:
+def box(
+    size: tuple[float, float, float], center: tuple[float, float, float], color: tuple[float, float, float]
+) -> list[Face]:
     """The six faces of an axis-parallel box, counter-clockwise from outside."""
     half, middle = np.array(size) / 2, np.array(center)
     faces = []
@@ -59,7 +61,9 @@ def prism(
     return [*walls, Face(top, BODY, color), Face(bottom[::-1], BODY, color)]
 
 
-def dish(radius: float, center: tuple[float, float, float], color: tuple[float, float, float], sides: int = 14) -> list[Face]:
+def dish(
+    radius: float, center: tuple[float, float, float], color: tuple[float, float, float], sides: int = 14
+) -> list[Face]:
     """A shallow cone open to +z, both of its sides visible."""
     angles = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     apex = np.array(center)
@@ -68,8 +72,13 @@ def dish(radius: float, center: tuple[float, float, float], color: tuple[float, 
 
 
 def wing(
-    span: float, width: float, start: tuple[float, float, float], direction: tuple[float, float],
-    color: tuple[float, float, float] = _CELL_BLUE, segments: int = 3, tilt: float = 0.0,
+    span: float,
+    width: float,
+    start: tuple[float, float, float],
+    direction: tuple[float, float],
+    color: tuple[float, float, float] = _CELL_BLUE,
+    segments: int = 3,
+    tilt: float = 0.0,
 ) -> list[Face]:
     """A panel wing of `segments` plates beginning at `start` along `direction` in the x-y plane, turned by `tilt`."""
     along = np.array([*direction, 0.0]) / np.hypot(*direction)
@@ -86,8 +95,14 @@ def wing(
 
 
 def _two_wings(
-    span: float, width: float, from_center: float, *, color: tuple[float, float, float] = _CELL_BLUE, segments: int = 3,
-    tilt: float = 0.0, height: float = 0.0,
+    span: float,
+    width: float,
+    from_center: float,
+    *,
+    color: tuple[float, float, float] = _CELL_BLUE,
+    segments: int = 3,
+    tilt: float = 0.0,
+    height: float = 0.0,
 ) -> list[Face]:
     right = wing(span, width, (from_center, 0.0, height), (1.0, 0.0), color, segments, tilt)
     left = wing(span, width, (-from_center, 0.0, height), (-1.0, 0.0), color, segments, -tilt)
@@ -101,34 +116,47 @@ def _body_panel(size: tuple[float, float], z: float, color: tuple[float, float, 
 
 SHAPES: dict[str, Callable[[], list[Face]]] = {
     "VenusExpress": lambda: (
-        box((1.0, 0.9, 1.1), (0, 0, 0), _GOLD) + _two_wings(1.6, 0.8, 0.55, segments=2) + dish(0.5, (0, 0, 0.58), _WHITE)
+        box((1.0, 0.9, 1.1), (0, 0, 0), _GOLD)
+        + _two_wings(1.6, 0.8, 0.55, segments=2)
+        + dish(0.5, (0, 0, 0.58), _WHITE)
     ),
     "Cheops": lambda: (
-        prism(0.6, 0.7, (0, 0, -0.15), _GOLD, sides=6) + prism(0.28, 0.6, (0, 0, 0.5), _WHITE)
+        prism(0.6, 0.7, (0, 0, -0.15), _GOLD, sides=6)
+        + prism(0.28, 0.6, (0, 0, 0.5), _WHITE)
         + wing(0.8, 1.0, (0.55, -0.3, -0.1), (0.2, -1.0), segments=1, tilt=0.2)
         + wing(0.8, 1.0, (-0.55, -0.3, -0.1), (-0.2, -1.0), segments=1, tilt=-0.2)
     ),
     "LisaPathfinder": lambda: prism(1.0, 0.5, (0, 0, 0), _GOLD, sides=8) + _body_panel((1.35, 1.35), 0.262),
     "ObservationSat1": lambda: (
-        box((0.7, 0.7, 1.4), (0, 0, 0), _GREY) + _two_wings(1.9, 0.55, 0.4, segments=4, color=_CELL_VIOLET)
+        box((0.7, 0.7, 1.4), (0, 0, 0), _GREY)
+        + _two_wings(1.9, 0.55, 0.4, segments=4, color=_CELL_VIOLET)
         + prism(0.2, 0.4, (0, 0, -0.9), _DARK)
     ),
     "Proba2": lambda: (
-        box((0.8, 0.8, 0.9), (0, 0, 0), _GREY) + _two_wings(0.75, 0.75, 0.42, segments=1, height=0.2)
+        box((0.8, 0.8, 0.9), (0, 0, 0), _GREY)
+        + _two_wings(0.75, 0.75, 0.42, segments=1, height=0.2)
         + box((0.2, 0.2, 0.3), (0.2, 0.1, 0.55), _WHITE)
     ),
     "Proba3": lambda: (
-        box((1.1, 0.9, 1.0), (0, 0, 0), _DARK) + wing(1.2, 0.9, (0.58, 0, 0.1), (1.0, 0.0), segments=2)
+        box((1.1, 0.9, 1.0), (0, 0, 0), _DARK)
+        + wing(1.2, 0.9, (0.58, 0, 0.1), (1.0, 0.0), segments=2)
         + prism(0.15, 0.5, (-0.3, 0, 0.7), _WHITE)
     ),
-    "Proba3ocs": lambda: prism(0.8, 0.35, (0, 0, 0), _DARK, sides=16) + box((0.6, 0.6, 0.6), (0, 0, -0.4), _GOLD) + _body_panel((0.7, 0.7), -0.71),
+    "Proba3ocs": lambda: (
+        prism(0.8, 0.35, (0, 0, 0), _DARK, sides=16)
+        + box((0.6, 0.6, 0.6), (0, 0, -0.4), _GOLD)
+        + _body_panel((0.7, 0.7), -0.71)
+    ),
     "Smart1": lambda: box((0.75, 0.75, 0.75), (0, 0, 0), _GOLD) + _two_wings(2.6, 0.6, 0.42, segments=3, tilt=0.3),
     "Soho": lambda: (
-        box((0.9, 0.9, 1.3), (0, 0, 0), _WHITE) + _two_wings(1.3, 0.9, 0.5, segments=2, height=-0.45)
+        box((0.9, 0.9, 1.3), (0, 0, 0), _WHITE)
+        + _two_wings(1.3, 0.9, 0.5, segments=2, height=-0.45)
         + prism(0.3, 0.5, (0.1, 0.1, 0.85), _GREY)
     ),
     "XMM Newton": lambda: (
-        prism(0.45, 2.4, (0, 0, 0), _GREY, sides=12) + box((1.0, 1.0, 0.5), (0, 0, -1.0), _GOLD)
-        + _two_wings(1.4, 0.7, 0.52, segments=2, height=-1.0) + dish(0.25, (0, 0, 1.25), _WHITE)
+        prism(0.45, 2.4, (0, 0, 0), _GREY, sides=12)
+        + box((1.0, 1.0, 0.5), (0, 0, -1.0), _GOLD)
+        + _two_wings(1.4, 0.7, 0.52, segments=2, height=-1.0)
+        + dish(0.25, (0, 0, 1.25), _WHITE)
     ),
-}  # fmt: skip
+}

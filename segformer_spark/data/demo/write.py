@@ -21,9 +21,15 @@ _SPLITS = ("train", "val", "test")
 
 
 def write_demo_set(
-    root: Path, *, num_train: int, num_val: int, num_test: int, size: int, seed: int,
+    root: Path,
+    *,
+    num_train: int,
+    num_val: int,
+    num_test: int,
+    size: int,
+    seed: int,
     progress: Callable[[str, int, int], None] = lambda split, done, total: None,
-) -> None:  # fmt: skip
+) -> None:
     """Render the set into `root`. The same arguments give the same bytes.
 
     Args:
