@@ -28,7 +28,7 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, time
     port = _free_port()
     queue = _context.Queue()
     ranks = [
-        _context.Process(target=_run, args=(rank, world_size, port, queue, function, args), daemon=True)
+        _context.Process(target=_run, args=(rank, world_size, port, queue, function, args))
         for rank in range(world_size)
     ]
     for process in ranks:

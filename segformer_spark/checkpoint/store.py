@@ -67,7 +67,7 @@ class CheckpointStore:
             files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
             write_json(temporary / _MANIFEST, {"format": _FORMAT, "step": step, "files": files})
         for old in self.committed()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
         return path
 
     def committed(self) -> list[Path]:
@@ -125,6 +125,14 @@ def read(path: Path) -> StoredState:
         moments.setdefault(moment, {})[name] = tensor
     state = json.loads((path / _STATE).read_text(encoding="utf-8"))
     return StoredState(load_file(path / _MODEL), moments, state)
+
+
+def _remove(path: Path) -> None:
+    """Rename first: a kill while files are deleted must not leave half a checkpoint under its name."""
+    doomed = path.with_name(f".{path.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _digest(path: Path) -> dict[str, Any]:

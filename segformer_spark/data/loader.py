@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import cv2
 import torch
@@ -18,6 +18,8 @@ from segformer_spark.data.decode import read_image
 from segformer_spark.data.sampler import SampleKey, TrainBatchSampler
 from segformer_spark.data.transforms import TrainTransform, image_to_tensor, resize_image
 from segformer_spark.errors import DataError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,24 @@ class EvalItem:
     mask: Mask | None
 
 
-class _TrainView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+class _View(Dataset[Any], Generic[T]):
+    """Items by key. Errors of data travel as values: torch would wrap them in the loader process's traceback."""
+
+    def __getitem__(self, key: Any) -> T | DataError:
+        try:
+            return self.load(key)
+        except DataError as error:
+            return error
+
+    def load(self, key: Any) -> T:
+        raise NotImplementedError
+
+
+class _TrainView(_View[tuple[torch.Tensor, torch.Tensor]]):
     def __init__(self, dataset: SegmentationDataset, transform: TrainTransform) -> None:
         self.dataset, self.transform = dataset, transform
 
-    def __getitem__(self, key: SampleKey) -> tuple[torch.Tensor, torch.Tensor]:
+    def load(self, key: SampleKey) -> tuple[torch.Tensor, torch.Tensor]:
         epoch, index = key
         sample = self.dataset.load(index)
         check_labels(sample.mask, len(self.dataset.classes), self.dataset.sample_id(index))
@@ -60,22 +75,22 @@ class _TrainView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return image_to_tensor(out.image), torch.from_numpy(out.mask)
 
 
-class _EvalView(Dataset[EvalItem]):
+class _EvalView(_View[EvalItem]):
     def __init__(self, dataset: SegmentationDataset, image_size: int) -> None:
         self.dataset, self.size = dataset, (image_size, image_size)
 
-    def __getitem__(self, index: int) -> EvalItem:
+    def load(self, index: int) -> EvalItem:
         sample = self.dataset.load(index)
         check_labels(sample.mask, len(self.dataset.classes), self.dataset.sample_id(index))
         pixels = image_to_tensor(resize_image(sample.image, self.size))
         return EvalItem(index, pixels, sample.mask.shape, sample.mask)
 
 
-class _FileView(Dataset[EvalItem]):
+class _FileView(_View[EvalItem]):
     def __init__(self, files: Sequence[Path], image_size: int) -> None:
         self.files, self.size = files, (image_size, image_size)
 
-    def __getitem__(self, index: int) -> EvalItem:
+    def load(self, index: int) -> EvalItem:
         image = read_image(self.files[index])
         height, width = image.shape[:2]
         return EvalItem(index, image_to_tensor(resize_image(image, self.size)), (height, width), None)
@@ -106,7 +121,7 @@ class TrainLoader:
         )
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        return iter(self._loader)
+        return map(_raise_if_error, self._loader)
 
 
 def eval_loader(dataset: SegmentationDataset, indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:
@@ -128,25 +143,37 @@ class EvalLoading:
     num_workers: int
 
 
-def _iterate(view: Dataset[EvalItem], indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:
-    return iter(
-        DataLoader(
-            view,
-            batch_size=config.batch_size,
-            sampler=indices,
-            num_workers=config.num_workers,
-            collate_fn=_collate_list,
-            worker_init_fn=_init_worker,
-        )
+def _iterate(view: _View[EvalItem], indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:
+    loader: DataLoader[Any] = DataLoader(
+        view,
+        batch_size=config.batch_size,
+        sampler=indices,
+        num_workers=config.num_workers,
+        collate_fn=_collate_list,
+        worker_init_fn=_init_worker,
     )
+    return map(_raise_if_error, loader)
 
 
-def _collate_train(items: list[tuple[torch.Tensor, torch.Tensor]]) -> TrainBatch:
+def _collate_train(items: list[Any]) -> TrainBatch | DataError:
+    error = _first_error(items)
+    if error is not None:
+        return error
     return TrainBatch(torch.stack([image for image, _ in items]), torch.stack([mask for _, mask in items]))
 
 
-def _collate_list(items: list[EvalItem]) -> list[EvalItem]:
-    return items
+def _collate_list(items: list[Any]) -> list[EvalItem] | DataError:
+    return _first_error(items) or items
+
+
+def _first_error(items: list[Any]) -> DataError | None:
+    return next((item for item in items if isinstance(item, DataError)), None)
+
+
+def _raise_if_error(batch: T | DataError) -> T:
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
 
 
 def _init_worker(worker: int) -> None:

@@ -106,7 +106,7 @@ def read_rows(root: Path, split: str) -> list[SparkRow]:
         rows = [
             _parse_row(root, split, record, table, reader.line_num)
             for record in reader
-            if not (record["Image name"] or "").startswith(".")
+            if not Path(record["Image name"] or "").name.startswith(".")
         ]
     if not rows:
         raise DataError(f"{table}: the split has no rows")

@@ -1,7 +1,7 @@
 """Batch normalisation over the batches of all ranks, on any device.
 
 torch's SyncBatchNorm refuses CPU tensors, and with plain BatchNorm the result depends on the number of ranks. The
-running statistics stay fp32 whatever the module is cast to.
+running statistics stay fp32 when the module is cast to a shorter type.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class CrossRankBatchNorm2d(nn.BatchNorm2d):
         return new
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape and dtype, normalised per channel in fp32."""
-        values = input.float()
-        weight, bias = self.weight.float(), self.bias.float()
+        """(B, C, H, W) -> the same shape and dtype, normalised per channel in fp32 at least."""
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        weight, bias = self.weight.to(values.dtype), self.bias.to(values.dtype)
         if not self.training or self.reduce is None:
             return self._forward_local(values, weight, bias).to(input.dtype)
         output, mean, variance, count = _Normalize.apply(values, weight, bias, self.eps, self.reduce)
@@ -68,8 +68,8 @@ class CrossRankBatchNorm2d(nn.BatchNorm2d):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in statistics.items():
             after = self._buffers[name]
-            if before is not None and after is not None and after.dtype != torch.float32:
-                self._buffers[name] = before.to(after.device)
+            if before is not None and after is not None and after.itemsize < 4:
+                self._buffers[name] = before.to(after.device, torch.float32)
         return self
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import SegformerForSemanticSegmentation
 
@@ -133,12 +134,8 @@ def load_network(folder: Path, *, config: Any = None, encoder_only: bool = False
             ignore_mismatched_sizes=config is not None,
             dtype=torch.float32,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
-    except Exception as error:  # safetensors raises its own type, derived from Exception alone
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise CheckpointError(f"{folder}: model.safetensors is damaged: {error}") from error
     allowed: Callable[[str], bool] = (
         (lambda name: name.startswith(_HEAD))
         if encoder_only

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from safetensors import SafetensorError
+
 from segformer_spark.errors import UserError
 
 
@@ -70,17 +72,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         sync_folder(temporary)
         _replace_folder(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise write_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_error(path: Path, error: OSError) -> UserError:
+def write_error(path: Path, error: Exception) -> UserError:
     """The user's message for a failed write."""
+    reason = getattr(error, "strerror", None) or error
     return UserError(
-        f"{path}: cannot be written: {error.strerror or error}. Free space or choose another folder; "
-        "what was there is untouched."
+        f"{path}: cannot be written: {reason}. Free space or choose another folder; what was there is untouched."
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.deepspeed import deepspeed_file
+from segformer_spark.config.fields import flatten
 from segformer_spark.config.load import ResolvedConfig, run_name
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.distributed.process_group import Group
@@ -69,8 +70,9 @@ class TrainingRecord:
     def announce(self, train_set: SegmentationDataset, val_set: SegmentationDataset, total_steps: int) -> None:
         """Say what is about to run."""
         config, plan = self.resolved.config, self.record["runtime"]["batch"]
+        values = flatten(config.model_dump())
         for dotted, source in self.resolved.overrides.items():
-            logger.info("%s from %s", dotted, source)
+            logger.info("%s = %s from %s", dotted, values[dotted], source.removesuffix(f" {dotted}"))
         logger.info(
             "run %s: SegFormer-%s from %s, %d px, %s, ZeRO-%d on %d x %s",
             self.run.path,

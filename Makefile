@@ -1,0 +1,64 @@
+# make demo     install, render a small set, train, evaluate and write a submission: about 6 minutes on 2 CPU cores
+# make test     install and run the tests
+# make lint     ruff, mypy, shellcheck
+# make install VENV=/scratch/me/venv   the environment elsewhere (about 6 GB)
+
+VENV ?= .venv
+PYTHON ?= python3
+CACHE := $(CURDIR)/.cache
+BIN := $(abspath $(VENV))/bin
+
+# Nothing is written outside the project: every cache that a dependency has lies here.
+export XDG_CACHE_HOME := $(CACHE)
+export XDG_CONFIG_HOME := $(CACHE)/config
+export HF_HOME := $(CACHE)/huggingface
+export TORCH_HOME := $(CACHE)/torch
+export TORCH_EXTENSIONS_DIR := $(CACHE)/torch_extensions
+export TORCHINDUCTOR_CACHE_DIR := $(CACHE)/inductor
+export TRITON_HOME := $(CACHE)
+export TRITON_CACHE_DIR := $(CACHE)/triton
+export MPLCONFIGDIR := $(CACHE)/matplotlib
+export NO_ALBUMENTATIONS_UPDATE := 1
+export PIP_NO_CACHE_DIR ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Unix sockets in it are limited to 108 characters, so a long path keeps the system's folder.
+ifeq ($(shell test $$(printf %s '$(CACHE)' | wc -c) -lt 60 && echo short),short)
+export TMPDIR := $(CACHE)/tmp
+endif
+
+.PHONY: demo test test-demo lint install install-dev clean
+
+demo: install
+	$(BIN)/python -m segformer_spark demo
+
+test: install-dev
+	$(BIN)/python -m pytest -n 2
+
+test-demo: install-dev
+	$(BIN)/python -m pytest -m demo -s
+
+lint: install-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	@if command -v shellcheck >/dev/null; then shellcheck -x slurm/*.sh .ci/run; else echo "shellcheck is not installed: skipped"; fi
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@mkdir -p $(CACHE)/tmp
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@mkdir -p $(CACHE)/tmp
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+clean:
+	rm -rf .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from segformer_spark.checkpoint.compatibility import check_compatible, configuration_state
+from segformer_spark.config.batch import BatchPlan
+from segformer_spark.config.load import load_config
+from segformer_spark.errors import CheckpointError
+
+
+def state() -> dict[str, object]:
+    return configuration_state(load_config().config, BatchPlan(8, 1, 4), 100)
+
+
+@pytest.mark.parametrize(
+    "safe",
+    [
+        "deepspeed.zero_stage=2",
+        "training.batch_size=4",
+        "data.num_workers=0",
+        "data.root=/elsewhere",
+        "output.log_every_steps=1",
+        "training.early_stopping.patience=5",
+    ],
+)
+def test_what_may_change(safe: str) -> None:
+    check_compatible(state(), load_config(overrides=[safe]).config, BatchPlan(4, 2, 4), 100)
+
+
+@pytest.mark.parametrize(
+    ("unsafe", "message"),
+    [
+        ("training.epochs=50", "training.epochs was 100, now 50"),
+        ("training.optimizer.lr=1e-3", "training.optimizer.lr was 6e-05, now 0.001"),
+        ("model.variant=b3", "model.variant was 'b2', now 'b3'"),
+        ("experiment.seed=1", "experiment.seed"),
+        ("augmentation.scale=[0.5, 2.0]", "augmentation.scale"),
+    ],
+)
+def test_what_may_not(unsafe: str, message: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        check_compatible(state(), load_config(overrides=[unsafe]).config, BatchPlan(8, 1, 4), 100)
+    assert message in str(error.value)
+
+
+def test_global_batch_and_data_must_be_the_same() -> None:
+    with pytest.raises(CheckpointError, match=r"set training\.global_batch_size=32"):
+        check_compatible(state(), load_config().config, BatchPlan(8, 1, 2), 100)
+    with pytest.raises(CheckpointError, match="had 100 images, now 99"):
+        check_compatible(state(), load_config().config, BatchPlan(8, 1, 4), 99)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, SegformerForSemanticSegmentation, pipeline
+
+from segformer_spark.checkpoint.export import ModelCard, export_model, load_model, read_card
+from segformer_spark.data.loader import EvalLoading, file_loader
+from segformer_spark.data.transforms import normalize_images
+from segformer_spark.errors import CheckpointError
+from segformer_spark.models.segformer import SegFormer, build_segformer, portable_names
+
+CARD = ModelCard(
+    "spark", ("background", "body", "panels"), ((0, 0, 0), (255, 0, 0), (0, 0, 255)), 0, 64, 10, 1, {"miou": 0.5}, "x"
+)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[SegFormer, Path]:
+    model = build_segformer("b0", CARD.class_names, seed=2).eval()
+    with torch.no_grad():
+        for buffer in model.network.decode_head.batch_norm.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 2.0)
+    names = portable_names(model)
+    weights = {names[live]: value.clone() for live, value in model.state_dict().items()}
+    folder = tmp_path_factory.mktemp("export") / "best"
+    export_model(model, weights, names, folder, CARD)
+    return model, folder
+
+
+def test_plain_transformers_gives_the_same_weights_and_logits(exported: tuple[SegFormer, Path]) -> None:
+    model, folder = exported
+    plain, report = SegformerForSemanticSegmentation.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, model.state_dict()[f"network.{name}"]), name
+    images = torch.randn(2, 3, 70, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(plain.eval()(images).logits, model(images), rtol=1e-5, atol=1e-5)
+    assert plain.config.id2label == {0: "background", 1: "body", 2: "panels"}
+    assert plain.config.architectures == ["SegformerForSemanticSegmentation"]
+
+
+def test_file_names_are_the_published_ones(exported: tuple[SegFormer, Path]) -> None:
+    _, folder = exported
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json", "model.safetensors", "preprocessor_config.json", "segformer_spark.json",
+    ]  # fmt: skip
+    assert "segformer.encoder.block.0.0.attention.self.query.weight" in load_file(folder / "model.safetensors")
+
+
+def test_loading_back_gives_identical_logits(exported: tuple[SegFormer, Path]) -> None:
+    model, folder = exported
+    again, card = load_model(folder)
+    assert card == CARD
+    assert not again.training
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(again(images), model(images))
+
+
+def test_the_image_processor_prepares_what_the_model_was_trained_on(
+    exported: tuple[SegFormer, Path], tmp_path: Path
+) -> None:
+    _, folder = exported
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    theirs = AutoImageProcessor.from_pretrained(folder)(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    ((item,),) = file_loader([tmp_path / "x.png"], [0], EvalLoading(64, 1, 0))
+    torch.testing.assert_close(theirs, normalize_images(item.pixels[None]), rtol=1e-4, atol=1e-4)
+
+
+def test_it_works_as_a_pipeline(exported: tuple[SegFormer, Path]) -> None:
+    _, folder = exported
+    result = pipeline("image-segmentation", model=str(folder))(Image.new("RGB", (50, 40)))
+    assert {item["label"] for item in result} <= set(CARD.class_names)
+    assert result[0]["mask"].size == (50, 40)
+
+
+def test_a_folder_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a model exported by"):
+        read_card(tmp_path)
+    (tmp_path / "segformer_spark.json").write_text(json.dumps({"dataset": "x"}))
+    with pytest.raises(CheckpointError, match="not a model exported by"):
+        read_card(tmp_path)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from segformer_spark.checkpoint.store import CheckpointStore, StoredState, read, verify
+from segformer_spark.errors import CheckpointError, UserError
+
+
+def stored(step: int) -> StoredState:
+    return StoredState(
+        model={"w": torch.full((50, 50), float(step)), "n": torch.tensor(step)},
+        moments={"exp_avg": {"w": torch.ones(2, 3) * step}, "exp_avg_sq": {"w": torch.zeros(2, 3).T.contiguous()}},
+        state={"progress": {"step": step}},
+    )
+
+
+def test_what_is_saved_is_read(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", keep=2)
+    path = store.save(12, stored(12))
+    assert path.name == "step-00000012"
+    verify(path)
+    back = read(path)
+    assert torch.equal(back.model["w"], stored(12).model["w"])
+    assert torch.equal(back.moments["exp_avg"]["w"], stored(12).moments["exp_avg"]["w"])
+    assert back.state == {"progress": {"step": 12}}
+
+
+def test_the_newest_are_kept_and_saving_twice_replaces(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (1, 5, 10, 10):
+        store.save(step, stored(step))
+    assert [p.name for p in store.committed()] == ["step-00000005", "step-00000010"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "zero_tail", "cut", "remove"])
+def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, file: str, damage: str) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    good = store.save(1, stored(1))
+    bad = store.save(2, stored(2)) / file
+    content = bytearray(bad.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    elif damage == "zero_tail":
+        content[-4:] = b"\1\2\3\4"
+    elif damage == "cut":
+        del content[-3:]
+    bad.unlink()
+    if damage != "remove":
+        bad.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match=file):
+        verify(bad.parent)
+    assert store.newest_intact() == good
+
+
+def test_a_folder_without_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    path = store.save(1, stored(1))
+    (path / "manifest.json").unlink()
+    assert store.committed() == []
+    assert store.newest_intact() is None
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        verify(path)
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    store.save(1, stored(1))
+    (tmp_path / ".step-00000002.77.tmp").mkdir()
+    assert [p.name for p in store.committed()] == ["step-00000001"]
+    store.clean()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+_WRITER = """
+import sys, torch
+from pathlib import Path
+from segformer_spark.checkpoint.store import CheckpointStore, StoredState
+store = CheckpointStore(Path(sys.argv[1]), keep=2)
+print("ready", flush=True)
+for step in range(1, 10**6):
+    w = {"w": torch.full((200, 500), float(step))}
+    store.save(step, StoredState(w, {"exp_avg": w}, {"step": step}))
+"""
+
+
+def test_kill_at_any_moment_leaves_an_intact_checkpoint(tmp_path: Path) -> None:
+    for attempt in range(8):
+        folder = tmp_path / str(attempt)
+        with subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(folder)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            while not list(folder.glob("step-*")):
+                time.sleep(0.01)
+            time.sleep(0.013 * attempt)
+            process.send_signal(signal.SIGKILL)
+        store = CheckpointStore(folder, keep=2)
+        for path in store.committed():
+            verify(path)
+        newest = store.newest_intact()
+        assert newest is not None
+        assert float(read(newest).model["w"][0, 0]) == read(newest).state["step"]
+
+
+def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    good = store.save(1, stored(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot be written.*what was there is untouched"):
+            store.save(2, stored(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert store.newest_intact() == good
+    assert os.listdir(tmp_path) == ["step-00000001"]

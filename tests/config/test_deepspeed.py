@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segformer_spark.config.deepspeed import deepspeed_config
+from segformer_spark.config.load import load_config
+from segformer_spark.errors import ConfigError
+
+
+def merged(*overrides: str) -> dict[str, Any]:
+    config = load_config(overrides=overrides).config
+    return deepspeed_config(config, micro_batch=4, accumulation_steps=2, world_size=3)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_stage_selects_the_file(stage: int) -> None:
+    settings = merged(f"deepspeed.zero_stage={stage}")
+    assert settings["zero_optimization"]["stage"] == stage
+    assert not settings["zero_optimization"].get("overlap_comm", False)
+    assert settings["train_batch_size"] == 24
+    assert settings["gradient_clipping"] == 1.0
+
+
+def test_precision() -> None:
+    assert "torch_autocast" not in merged()
+    assert merged("training.precision=bf16")["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert merged("training.precision=fp16")["fp16"]["enabled"] is True
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage is 2"),
+        ({"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}, "'gradient_clipping' belongs to"),
+        ({"zero_optimization": {"stage": 1}, "train_batch_size": 8}, "'train_batch_size' belongs to"),
+        ([], "is a JSON object"),
+    ],
+)
+def test_contradictions_are_errors(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=message):
+        merged(f"deepspeed.config={path}")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        merged(f"deepspeed.config={tmp_path / 'no.json'}")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"bad\.json:1"):
+        merged(f"deepspeed.config={tmp_path / 'bad.json'}")

@@ -1,0 +1,42 @@
+"""Shared fixtures: a small rendered SPARK set, and one short training run on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Two test workers on two cores: more threads only contend.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from segformer_spark.data.demo.write import write_demo_set
+
+NUM_TRAIN, NUM_VAL, NUM_TEST, SIDE = 12, 7, 5, 96
+
+
+@pytest.fixture(scope="session")
+def spark_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rendered set; tests must not change it."""
+    root = tmp_path_factory.mktemp("spark") / "set"
+    write_demo_set(root, num_train=NUM_TRAIN, num_val=NUM_VAL, num_test=NUM_TEST, size=SIDE, seed=5)
+    return root
+
+
+@pytest.fixture
+def own_spark_root(spark_root: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(spark_root, tmp_path / "own_set"))
+
+
+@pytest.fixture(scope="session")
+def trained_run(spark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run of three epochs; tests must not change it."""
+    from tests.ranks import run_on_ranks
+    from tests.training.short_run import short_run
+
+    path = tmp_path_factory.mktemp("runs") / "short"
+    run_on_ranks(1, short_run, str(spark_root), str(path))
+    return path

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from segformer_spark.data.decode import check_sizes, nearest_color, read_color_mask, read_image
+from segformer_spark.data.spark import SPARK_CLASSES
+from segformer_spark.errors import DataError
+
+PALETTE = SPARK_CLASSES.colors
+
+
+@given(
+    hnp.arrays(np.uint8, (5, 7, 3)),
+    st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=1, max_size=6, unique=True),
+)
+def test_nearest_color_is_the_argmin_of_the_distance(pixels: np.ndarray, colors: list[tuple[int, int, int]]) -> None:
+    ids, foreign = nearest_color(pixels, colors)
+    distance = ((pixels[:, :, None].astype(np.int64) - np.array(colors)) ** 2).sum(-1)
+    np.testing.assert_array_equal(ids, distance.argmin(-1))
+    np.testing.assert_array_equal(foreign, distance.min(-1) > 200**2)
+
+
+@pytest.mark.parametrize("quality", [75, 92, 100])
+def test_jpeg_masks_lose_no_label(tmp_path: Path, quality: int) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.zeros((256, 256), np.uint8)
+    for label in (1, 2, 1, 2):
+        x, y = rng.integers(0, 200, 2)
+        cv2.ellipse(truth, (int(x) + 30, int(y) + 30), (40, 17), float(rng.integers(0, 180)), 0, 360, label, -1)
+    path = tmp_path / "mask.jpg"
+    colors = np.asarray(PALETTE, np.uint8)[truth]
+    cv2.imwrite(str(path), colors[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = read_color_mask(path, PALETTE)
+    assert (decoded != truth).mean() < (0.001 if quality > 75 else 0.005)
+    exact = (read_image(path) == colors).all(-1).mean()
+    assert exact < 0.95, "JPEG no longer changes colours: this test shows nothing"
+
+
+def test_images_are_rgb(tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    cv2.imwrite(str(path), np.full((2, 2, 3), (0, 0, 255), np.uint8))
+    np.testing.assert_array_equal(read_image(path)[0, 0], (255, 0, 0))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.97])
+def test_truncated_files_are_errors(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"image{suffix}"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DataError, match=path.name):
+        read_image(path)
+
+
+def test_zero_tailed_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) // 2))
+    with pytest.raises(DataError, match="truncated"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello"])
+def test_what_is_not_an_image(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.jpg"):
+        read_image(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("color", [(0, 255, 0), (255, 255, 255), (255, 255, 0), (128, 128, 128)])
+def test_foreign_colors_are_refused(tmp_path: Path, color: tuple[int, int, int]) -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:16, :16] = color
+    cv2.imwrite(str(tmp_path / "m.png"), pixels[:, :, ::-1])
+    with pytest.raises(DataError) as error:
+        read_color_mask(tmp_path / "m.png", PALETTE)
+    assert "6.2%" in str(error.value)
+    assert str(color) in str(error.value)
+
+
+def test_sizes_must_agree() -> None:
+    with pytest.raises(DataError, match="is 4x2, its mask m is 2x2"):
+        check_sizes(np.zeros((2, 4, 3), np.uint8), np.zeros((2, 2), np.uint8), Path("i"), Path("m"))

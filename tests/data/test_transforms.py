@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.functional import normalize
+
+from segformer_spark.config.schema import AugmentationConfig
+from segformer_spark.data.dataset import IGNORE_INDEX, Sample
+from segformer_spark.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TrainTransform,
+    build_augmentation,
+    image_to_tensor,
+    normalize_images,
+    resize_image,
+    resize_mask,
+)
+
+SIDE = 64
+OFF = {"horizontal_flip": 0.0, "vertical_flip": 0.0, "affine": 0.0, "color": 0.0, "blur": 0.0}
+
+
+def sample() -> Sample:
+    """A mask that can be read back from the image, so that both must move together."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[10:30, 12:40] = 1
+    mask[35:50, 40:58] = 2
+    image = np.full((SIDE, SIDE, 3), 60, np.uint8)
+    image[mask == 1] = (200, 60, 60)
+    image[mask == 2] = (60, 60, 200)
+    return Sample(image, mask)
+
+
+def apply(seed: int = 0, **settings: object) -> Sample:
+    transform = TrainTransform(SIDE, AugmentationConfig(**{**OFF, **settings}), seed=seed)  # type: ignore[arg-type]
+    return transform(sample(), 0, 0)
+
+
+def ids_in(image: np.ndarray) -> np.ndarray:
+    red, blue = image[..., 0].astype(int), image[..., 2].astype(int)
+    return np.where(red - blue > 70, 1, np.where(blue - red > 70, 2, 0))
+
+
+def agreement(out: Sample) -> float:
+    valid = out.mask != IGNORE_INDEX
+    return float((ids_in(out.image)[valid] == out.mask[valid]).mean())
+
+
+def test_nothing_switched_on_changes_nothing() -> None:
+    out = apply()
+    np.testing.assert_array_equal(out.image, sample().image)
+    np.testing.assert_array_equal(out.mask, sample().mask)
+
+
+@pytest.mark.parametrize(("name", "axis"), [("horizontal_flip", 1), ("vertical_flip", 0)])
+def test_flips(name: str, axis: int) -> None:
+    out = apply(**{name: 1.0})
+    np.testing.assert_array_equal(out.image, np.flip(sample().image, axis))
+    np.testing.assert_array_equal(out.mask, np.flip(sample().mask, axis))
+
+
+STILL = {"affine": 1.0, "rotation_degrees": 0.0, "scale": (1.0, 1.0), "shift": 0.0}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rotation_degrees": 30.0}, {"scale": (0.6, 0.6)}, {"scale": (1.5, 1.5)}, {"shift": 0.3}]
+)
+def test_affine_moves_image_and_mask_together(settings: dict[str, object]) -> None:
+    for seed in range(6):
+        out = apply(seed, **{**STILL, **settings})
+        assert (out.mask != sample().mask).mean() > 0.01, "not applied"
+        assert agreement(out) > 0.97
+        assert set(np.unique(out.mask)) <= {0, 1, 2, IGNORE_INDEX}
+
+
+def test_affine_without_a_range_changes_nothing() -> None:
+    np.testing.assert_array_equal(apply(**STILL).mask, sample().mask)
+
+
+def test_scale_scales() -> None:
+    area = (apply(**{**STILL, "scale": (0.5, 0.5)}).mask == 1).sum() / (sample().mask == 1).sum()
+    assert 0.2 < area < 0.3
+
+
+def test_rotation_stays_within_its_limit() -> None:
+    angles = []
+    for seed in range(40):
+        out = apply(seed, **{**STILL, "rotation_degrees": 30.0})
+        points = np.argwhere(out.mask == 1)[:, ::-1].astype(np.float32)
+        (_, _), (width, height), angle = cv2.minAreaRect(points)
+        angles.append(angle if width > height else angle - 90)
+    assert max(np.abs(angles)) < 33
+    assert max(np.abs(angles)) > 20
+    assert min(angles) < -10
+    assert max(angles) > 10
+
+
+def test_new_borders_are_ignored_and_not_background() -> None:
+    out = apply(**{**STILL, "scale": (0.5, 0.5)})
+    border = out.mask == IGNORE_INDEX
+    assert 0.7 < border.mean() < 0.8
+    mean_color = [round(255 * channel) for channel in IMAGENET_MEAN]
+    np.testing.assert_array_equal(out.image[2, 2], mean_color)
+    assert border[2, 2]
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_colors_change_the_image_only(name: str) -> None:
+    still = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "color": 1.0}
+    np.testing.assert_array_equal(apply(**still).image, sample().image)
+    out = apply(**{**still, name: 0.3})
+    np.testing.assert_array_equal(out.mask, sample().mask)
+    change = np.abs(out.image.astype(int) - sample().image).max()
+    assert change > 3, "not applied"
+
+
+def test_blur_softens_edges_of_the_image_only() -> None:
+    out = apply(blur=1.0, blur_sigma=(1.5, 1.5))
+    np.testing.assert_array_equal(out.mask, sample().mask)
+    assert (
+        np.abs(np.diff(out.image.astype(int), axis=1)).max() < np.abs(np.diff(sample().image.astype(int), axis=1)).max()
+    )
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
+    config = AugmentationConfig(affine=1.0, color=1.0, blur=1.0)
+    one, two = TrainTransform(SIDE, config, 7), TrainTransform(SIDE, config, 7)
+    for _ in range(3):
+        one(sample(), 0, 99)  # history must not matter
+    np.testing.assert_array_equal(one(sample(), 3, 5).image, two(sample(), 3, 5).image)
+    for epoch, index, seed in ((4, 5, 7), (3, 6, 7), (3, 5, 8)):
+        other = TrainTransform(SIDE, config, seed)(sample(), epoch, index)
+        assert (other.image != two(sample(), 3, 5).image).any()
+
+
+def test_probabilities_are_kept() -> None:
+    transform = TrainTransform(SIDE, AugmentationConfig(**{**OFF, "horizontal_flip": 0.3}), 0)  # type: ignore[arg-type]
+    flipped = sum(bool((transform(sample(), 0, i).mask != sample().mask).any()) for i in range(400))
+    assert 90 < flipped < 150
+
+
+def test_switched_off_transforms_are_not_built() -> None:
+    assert len(build_augmentation(AugmentationConfig(**OFF)).transforms) == 0  # type: ignore[arg-type]
+    assert len(build_augmentation(AugmentationConfig()).transforms) == 5
+
+
+def test_masks_are_resized_without_new_labels() -> None:
+    mask = np.array([[0, 2], [2, 0]], np.uint8).repeat(16, 0).repeat(16, 1)
+    for size in ((7, 9), (50, 64), (16, 16)):
+        assert set(np.unique(resize_mask(mask, size))) <= {0, 2}
+    np.testing.assert_array_equal(resize_mask(mask, (64, 64)), mask.repeat(2, 0).repeat(2, 1))
+
+
+def test_shrinking_averages_areas() -> None:
+    checker = np.indices((64, 64)).sum(0) % 2 * 200
+    image = np.stack([checker] * 3, -1).astype(np.uint8)
+    assert set(np.unique(resize_image(image, (32, 32)))) == {100}
+
+
+def test_normalization_is_that_of_imagenet() -> None:
+    images = torch.stack([image_to_tensor(sample().image)])
+    expected = normalize(images.float() / 255, IMAGENET_MEAN, IMAGENET_STD)
+    torch.testing.assert_close(normalize_images(images), expected)

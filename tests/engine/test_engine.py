@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from segformer_spark.config.load import load_config
+from segformer_spark.engine.engine import check_precision
+from segformer_spark.engine.optimizer import parameter_groups
+from segformer_spark.errors import ConfigError, TrainingDiverged
+from segformer_spark.models.segformer import build_segformer
+from tests.engine.test_parity import GLOBAL_BATCH, make_engine, own_batches
+from tests.ranks import Group, run_on_ranks
+
+
+def test_groups_decay_matrices_only_and_multiply_the_heads_rate() -> None:
+    config = load_config(overrides=["training.optimizer.head_lr_multiplier=10.0"]).config.training.optimizer
+    model = build_segformer("b0", ["a", "b"])
+    groups = {group["name"]: group for group in parameter_groups(model, config)}
+    assert set(groups) == {"encoder", "encoder_no_decay", "head", "head_no_decay"}
+    for name, group in groups.items():
+        vectors = name.endswith("no_decay")
+        assert group["weight_decay"] == (0.0 if vectors else 0.01)
+        assert all((p.ndim == 1) == vectors for p in group["params"])
+        assert group["lr_multiplier"] == (10.0 if name.startswith("head") else 1.0)
+    assert sum(len(g["params"]) for g in groups.values()) == len(list(model.parameters()))
+    frozen = build_segformer("b0", ["a", "b"], freeze_backbone=True)
+    assert {g["name"] for g in parameter_groups(frozen, config)} == {"head", "head_no_decay"}
+
+
+def one_step_lr(group: Group) -> tuple[float, float]:
+    """How far the first AdamW step moves an encoder and a head bias: about the learning rate."""
+    engine = make_engine(group, 1, overrides=("training.optimizer.head_lr_multiplier=10.0",))
+    names = ("network.segformer.stages.0.blocks.0.mlp.fc1.bias", "network.decode_head.classifier.bias")
+    parameters = dict(engine.model.named_parameters())
+    before = [parameters[name].detach().clone() for name in names]
+    engine.set_lr(1e-3)
+    engine.train_step(own_batches(0, engine.plan, group.rank), 0)
+    return tuple(float((parameters[n].detach() - b).abs().max()) for n, b in zip(names, before, strict=True))  # type: ignore[return-value]
+
+
+def test_learning_rates_reach_the_groups() -> None:
+    encoder, head = run_on_ranks(1, one_step_lr)[0]
+    assert encoder == pytest.approx(1e-3, rel=0.02)
+    assert head == pytest.approx(1e-2, rel=0.02)
+
+
+def masters(group: Group) -> bool:
+    """After initialisation the fp32 masters must be the model's weights (DeepSpeed PR#762 once left them random)."""
+    engine = make_engine(group, 2)
+    expected = build_segformer("b0", ["a", "b", "c"], dropout=0.0, drop_path=0.0, seed=3).state_dict()
+    state = engine.export_state()
+    return all(
+        torch.equal(expected[live], state.parameters.get(name, expected[live])) for live, name in engine.names.items()
+    )
+
+
+def test_masters_equal_the_weights() -> None:
+    assert run_on_ranks(2, masters) == [True, True]
+
+
+def clipped(group: Group, stage: int) -> list[float]:
+    """Weight change of one SGD-like step: with the norm clipped to c, Adam's first moment is 0.1 c at most."""
+    engine = make_engine(group, stage, overrides=("training.gradient_clip=0.01",))
+    result = engine.train_step(own_batches(0, engine.plan, group.rank), 0)
+    moments = engine.export_state().moments["exp_avg"].values()
+    norm = float(torch.linalg.vector_norm(torch.cat([m.flatten() for m in moments])))
+    assert result.grad_norm is not None
+    return [result.grad_norm, norm / 0.1]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_gradient_is_clipped_once(stage: int) -> None:
+    before, after = run_on_ranks(2, clipped, stage)[0]
+    assert before > 0.1, "the reported norm is that before clipping"
+    assert after == pytest.approx(0.01, rel=1e-3)
+
+
+def accumulated(group: Group, micro: int) -> dict[str, Any]:
+    """BatchNorm in evaluation mode and cross-entropy on fully labelled images: then accumulation is exact."""
+    engine = make_engine(group, 1, micro=micro, overrides=("training.loss.type=ce",))
+    engine.model.network.decode_head.batch_norm.eval()
+    engine.model.network.decode_head.batch_norm.train = lambda mode=True: engine.model.network.decode_head.batch_norm
+    batches = own_batches(0, engine.plan, group.rank)
+    for batch in batches:
+        batch.masks[batch.masks == 255] = 0
+    result = engine.train_step(batches, 0)
+    return {"loss": result.loss, "norm": result.grad_norm}
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_accumulation_averages_micro_batches(micro: int) -> None:
+    whole = run_on_ranks(1, accumulated, GLOBAL_BATCH)[0]
+    parts = run_on_ranks(1, accumulated, micro)[0]
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert parts["norm"] == pytest.approx(whole["norm"], rel=1e-4)
+
+
+def poisoned(group: Group) -> tuple[str, bool]:
+    engine = make_engine(group, 1)
+    with torch.no_grad():
+        engine.model.network.decode_head.classifier.bias.fill_(float("nan"))
+    before = {n: p.detach().clone() for n, p in engine.model.named_parameters() if "encoder" in n or "stages" in n}
+    try:
+        engine.train_step(own_batches(0, engine.plan, group.rank), 4)
+    except TrainingDiverged as error:
+        same = all(torch.equal(p, before[n]) for n, p in engine.model.named_parameters() if n in before)
+        return str(error), same
+    return "", False
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+    for message, unchanged in run_on_ranks(2, poisoned):
+        assert "the loss is nan at step 5" in message
+        assert unchanged
+
+
+def bf16_losses(group: Group) -> dict[str, Any]:
+    engine = make_engine(group, 1, overrides=("training.precision=bf16", "training.optimizer.lr=1e-3"))
+    losses = [engine.train_step(own_batches(0, engine.plan, group.rank), s).loss for s in range(4)]
+    dtypes = {str(p.dtype) for p in engine.model.parameters()} | {str(b.dtype) for b in engine.model.buffers()}
+    return {"losses": losses, "dtypes": dtypes}
+
+
+def test_bf16_trains_with_fp32_weights_and_statistics() -> None:
+    result = run_on_ranks(2, bf16_losses)[0]
+    assert np.isfinite(result["losses"]).all()
+    assert result["losses"][-1] < result["losses"][0]
+    assert result["dtypes"] == {"torch.float32", "torch.int64"}
+
+
+def dropout_losses(group: Group) -> list[float]:
+    engine = make_engine(group, 1)
+    engine.model.network.decode_head.dropout.p = 0.5
+    for parameter_group in engine.engine.optimizer.param_groups:
+        parameter_group["lr"] = 0.0
+    batches = own_batches(0, engine.plan, group.rank)
+    return [engine.train_step(batches, step).loss for step in (3, 3, 4)]
+
+
+def test_randomness_is_a_function_of_the_step() -> None:
+    first, again, other = run_on_ranks(1, dropout_losses)[0]
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "message"),
+    [
+        (["training.precision=fp16"], "cpu", "fp16 needs a GPU"),
+        (["training.precision=fp16", "deepspeed.zero_stage=0"], "cuda", "zero_stage 1 or 2"),
+    ],
+)
+def test_impossible_precisions_are_refused(overrides: list[str], device: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_precision(load_config(overrides=overrides).config, torch.device(device))

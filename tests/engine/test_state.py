@@ -1,0 +1,139 @@
+"""State by name: exported under one stage and number of ranks, imported under another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from segformer_spark.engine.state import EngineState
+from tests.engine.test_parity import make_engine, own_batches
+from tests.ranks import Group, run_on_ranks
+
+
+def plain(state: EngineState) -> dict[str, Any]:
+    """As NumPy: tensors do not outlive the rank that sent them."""
+    return {
+        "parameters": {n: t.numpy() for n, t in state.parameters.items()},
+        "buffers": {n: t.numpy() for n, t in state.buffers.items()},
+        "moments": {k: {n: t.numpy() for n, t in m.items()} for k, m in state.moments.items()},
+        "optimizer_step": state.optimizer_step,
+        "loss_scale": state.loss_scale,
+    }
+
+
+def from_plain(raw: dict[str, Any]) -> EngineState:
+    def tensors(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+    moments = {key: tensors(value) for key, value in raw["moments"].items()}
+    return EngineState(
+        tensors(raw["parameters"]), tensors(raw["buffers"]), moments, raw["optimizer_step"], raw["loss_scale"]
+    )
+
+
+def first_half(group: Group, stage: int, steps: int, overrides: tuple[str, ...]) -> dict[str, Any]:
+    engine = make_engine(group, stage, overrides=overrides)
+    for step in range(steps):
+        engine.train_step(own_batches(step, engine.plan, group.rank), step)
+    return plain(engine.export_state())
+
+
+def second_half(
+    group: Group, stage: int, raw: dict[str, Any], steps: int, overrides: tuple[str, ...]
+) -> dict[str, Any]:
+    engine = make_engine(group, stage, overrides=overrides)
+    engine.import_state(from_plain(raw))
+    again = plain(engine.export_state())
+    losses = []
+    for step in range(steps, steps + 2):
+        losses.append(engine.train_step(own_batches(step, engine.plan, group.rank), step).loss)
+    return {"again": again, "losses": losses, "end": plain(engine.export_state())}
+
+
+HEAD = ("training.optimizer.head_lr_multiplier=10.0",)
+
+
+def assert_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
+    assert left["optimizer_step"] == right["optimizer_step"]
+    for kind in ("parameters", "buffers"):
+        for name, value in left[kind].items():
+            np.testing.assert_array_equal(value, right[kind][name], err_msg=name)
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert left["moments"][key].keys() == right["moments"][key].keys()
+        for name, value in left["moments"][key].items():
+            np.testing.assert_array_equal(value, right["moments"][key][name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    """Four undisturbed steps on 2 ranks under stage 1."""
+    return run_on_ranks(2, first_half, 1, 4, HEAD)[0]
+
+
+@pytest.fixture(scope="module")
+def half() -> dict[str, Any]:
+    return run_on_ranks(2, first_half, 2, 2, HEAD)[0]
+
+
+def test_every_parameter_has_its_moments(half: dict[str, Any]) -> None:
+    assert half["optimizer_step"] == 2
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert half["moments"][key].keys() == half["parameters"].keys()
+        moved = sum(bool(np.any(value)) for value in half["moments"][key].values())
+        assert moved == len(half["parameters"])
+    assert "decode_head.linear_c.0.proj.weight" in half["parameters"], "names are the portable ones"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_same_ranks_continue_bit_for_bit_under_any_stage(
+    whole: dict[str, Any], half: dict[str, Any], stage: int
+) -> None:
+    for result in run_on_ranks(2, second_half, stage, half, 2, HEAD):
+        assert_equal(result["again"], half)
+        if stage > 0:
+            assert_equal(result["end"], whole)
+        else:
+            for name, value in whole["parameters"].items():
+                np.testing.assert_allclose(result["end"]["parameters"][name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("world", "stage"), [(1, 0), (1, 1), (3, 2)])
+def test_other_ranks_continue_to_rounding(half: dict[str, Any], world: int, stage: int) -> None:
+    reference = run_on_ranks(2, second_half, 1, half, 2, HEAD)[0]
+    for result in run_on_ranks(world, second_half, stage, half, 2, HEAD):
+        assert_equal(result["again"], half)
+        np.testing.assert_allclose(result["losses"], reference["losses"], rtol=1e-5)
+
+
+def test_before_the_first_step_there_are_no_moments() -> None:
+    raw = run_on_ranks(1, first_half, 1, 0, ())[0]
+    assert raw["optimizer_step"] == 0
+    assert raw["moments"] == {}
+
+
+def frozen(group: Group, stage: int) -> dict[str, Any]:
+    from segformer_spark.config.batch import BatchPlan
+    from segformer_spark.config.load import load_config
+    from segformer_spark.engine.engine import Engine
+    from segformer_spark.losses.build import build_loss
+    from segformer_spark.models.segformer import build_segformer
+
+    config = load_config(overrides=[f"deepspeed.zero_stage={stage}"]).config
+    model = build_segformer("b0", ["a", "b", "c"], freeze_backbone=True, seed=1)
+    loss = build_loss(config.training.loss, 3, 255, group.differentiable_sum)
+    engine = Engine(model, loss, config, BatchPlan(3, 1, 2), group)
+    engine.train_step(own_batches(0, engine.plan, group.rank), 0)
+    state = engine.export_state()
+    before = plain(state)
+    engine.import_state(state)
+    assert_equal(plain(engine.export_state()), before)
+    return before
+
+
+def test_a_frozen_encoder_is_stored_without_moments() -> None:
+    state = run_on_ranks(2, frozen, 2)[0]
+    assert all(name.startswith("decode_head.") for name in state["moments"]["exp_avg"])
+    assert any(name.startswith("segformer.encoder.") for name in state["parameters"])

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import jaccard_score, precision_recall_fscore_support
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from segformer_spark.errors import ConfigError
+from segformer_spark.metrics.confusion import EvaluationCounts
+from segformer_spark.metrics.report import report, scalar_metrics, selection_value
+from segformer_spark.metrics.scores import class_scores, summarize
+
+NAMES = ["background", "body", "panels"]
+
+
+@given(hnp.arrays(np.uint8, (40,), elements=st.integers(0, 2)), hnp.arrays(np.uint8, (40,), elements=st.integers(0, 2)))
+def test_scores_are_those_of_scikit_learn(prediction: np.ndarray, truth: np.ndarray) -> None:
+    matrix = np.zeros((3, 3), np.int64)
+    np.add.at(matrix, (truth, prediction), 1)
+    scores = class_scores(matrix)
+    precision, recall, dice, _ = precision_recall_fscore_support(
+        truth, prediction, labels=range(3), zero_division=np.nan
+    )
+    iou = jaccard_score(truth, prediction, labels=range(3), average=None, zero_division=0)
+    for c in range(3):
+        present = (truth == c).any() or (prediction == c).any()
+        assert np.isnan(scores["iou"][c]) != present
+        if present:
+            assert scores["iou"][c] == pytest.approx(iou[c])
+            assert scores["dice"][c] == pytest.approx(np.nan_to_num(dice[c]))
+        np.testing.assert_allclose(scores["precision"][c], precision[c])
+        np.testing.assert_allclose(scores["recall"][c], recall[c])
+
+
+def test_mean_iou_is_that_of_torchmetrics_when_all_classes_occur() -> None:
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.integers(0, 3, (2, 500))
+    matrix = np.zeros((3, 3), np.int64)
+    np.add.at(matrix, (truth, prediction), 1)
+    expected = MulticlassJaccardIndex(3)(torch.from_numpy(prediction), torch.from_numpy(truth))
+    assert summarize(matrix, NAMES, 0)["miou"] == pytest.approx(float(expected))
+
+
+def test_absent_and_invented_classes() -> None:
+    matrix = np.array([[8, 2, 0], [0, 0, 0], [0, 0, 0]])
+    figures = summarize(matrix, NAMES, 0)
+    assert figures["per_class"]["background"]["iou"] == pytest.approx(0.8)
+    assert figures["per_class"]["body"]["iou"] == 0, "predicted where there is none"
+    assert figures["per_class"]["panels"]["iou"] is None, "neither there nor predicted"
+    assert figures["per_class"]["body"]["recall"] is None
+    assert figures["miou"] == pytest.approx(0.4)
+    assert figures["miou_without_background"] == 0
+    assert figures["pixel_accuracy"] == pytest.approx(0.8)
+
+
+def test_no_pixels_at_all_is_null_and_not_nan() -> None:
+    figures = summarize(np.zeros((3, 3), np.int64), NAMES, 0)
+    assert figures["miou"] is None
+    assert figures["pixel_accuracy"] is None
+    json.dumps(figures, allow_nan=False)
+
+
+def test_report_breaks_down_by_group() -> None:
+    counts = EvaluationCounts.zeros(3, 3, 3)
+    truth = torch.tensor([[0, 1], [2, 2]], dtype=torch.uint8)
+    wrong = torch.tensor([[0, 0], [2, 0]], dtype=torch.uint8)
+    for index, (group, prediction) in enumerate([(0, truth), (2, wrong), (2, truth)]):
+        counts.add(index, group, prediction, truth, 255)
+    figures = report(counts, [0, 2, 2], class_names=NAMES, background=0, groups=["x", "y", "z"])
+    assert list(figures["groups"]) == ["x", "z"]
+    assert figures["groups"]["x"]["miou"] == 1.0
+    assert figures["groups"]["z"]["num_images"] == 2
+    assert figures["groups"]["z"]["per_class"]["body"]["iou"] == pytest.approx(0.5)
+    assert figures["per_class"]["body"]["iou"] == pytest.approx(2 / 3)
+    assert figures["spark_score_body"] == pytest.approx(2 / 3)
+    assert np.array(figures["confusion"]).sum() == 12
+    json.dumps(figures, allow_nan=False)
+
+
+def test_selection() -> None:
+    counts = EvaluationCounts.zeros(1, 3, 0)
+    truth = torch.tensor([[0, 1], [2, 2]], dtype=torch.uint8)
+    counts.add(0, 0, truth, truth, 255)
+    figures = report(counts, [0], class_names=NAMES, background=0, groups=[])
+    assert selection_value(figures, "spark_score") == 1.0
+    assert selection_value(figures, "iou_panels") == 1.0
+    assert "confusion" not in scalar_metrics(figures)
+    with pytest.raises(ConfigError, match=r"no metric 'mIoU'; there are .*miou"):
+        selection_value(figures, "mIoU")

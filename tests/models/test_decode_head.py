@@ -1,0 +1,78 @@
+"""The merged head against transformers' own, in fp64: the same function, gradients and statistics."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import SegformerForSemanticSegmentation
+
+from segformer_spark.models.segformer import VARIANTS, SegFormer, segformer_config
+
+NAMES = ["background", "body", "panels"]
+
+
+def pair(variant: str, *, whole: bool) -> tuple[SegFormer, SegformerForSemanticSegmentation]:
+    """Our model and transformers', with the same random weights; only few blocks unless `whole`."""
+    config = segformer_config(variant, NAMES, dropout=0.0, drop_path=0.0)
+    if not whole:
+        config.depths = [1, 1, 1, 1]
+    torch.manual_seed(0)
+    theirs = SegformerForSemanticSegmentation(config).double()
+    with torch.no_grad():
+        for parameter in theirs.decode_head.parameters():
+            parameter.normal_(std=0.3)  # biases and norm weights start at 0 and 1, which would hide mistakes
+    return SegFormer(copy.deepcopy(theirs)), theirs
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.parametrize("size", [(64, 64), (97, 130)])
+def test_outputs_gradients_and_statistics_are_equal(variant: str, size: tuple[int, int]) -> None:
+    ours, theirs = pair(variant, whole=False)
+    ours.train()
+    theirs.train()
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    logits, expected = ours(images), theirs(images).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    direction = torch.randn_like(expected)
+    logits.backward(direction)
+    expected.backward(direction)
+    reference = dict(theirs.named_parameters())
+    scale = max(float(p.grad.abs().max()) for p in reference.values())
+    for name, parameter in ours.network.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, reference[name].grad, rtol=1e-9, atol=1e-12 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    buffers = dict(theirs.named_buffers())
+    for name, buffer in ours.network.named_buffers():
+        torch.testing.assert_close(buffer, buffers[name], rtol=1e-10, atol=1e-12)
+    assert buffers["decode_head.batch_norm.num_batches_tracked"] == 1
+
+
+@pytest.mark.parametrize("variant", ["b0", "b2"])
+def test_whole_model_in_fp32_evaluation(variant: str) -> None:
+    ours, theirs = pair(variant, whole=True)
+    ours.float().eval()
+    theirs.float().eval()
+    images = torch.randn(1, 3, 96, 75)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), theirs(images).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_state_dict_names_are_those_of_transformers() -> None:
+    ours, theirs = pair("b0", whole=True)
+    assert [name.removeprefix("network.") for name in ours.state_dict()] == list(theirs.state_dict())
+
+
+def test_bf16_autocast_merges_weights_in_fp32() -> None:
+    ours, _ = pair("b0", whole=False)
+    ours.float()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = ours(images)
+        weights = ours.network.decode_head._merged_weights("cpu")
+    assert logits.dtype == torch.bfloat16
+    assert all(weight.dtype == torch.float32 for weight, _ in weights)
+    exact = ours(images)
+    assert (logits.float() - exact).abs().max() < 0.05 * exact.abs().max()

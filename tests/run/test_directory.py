@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segformer_spark.config.load import load_config
+from segformer_spark.errors import CheckpointError, UserError
+from segformer_spark.run.directory import RunDirectory, locate_model, open_for_training
+
+
+def make(path: Path) -> RunDirectory:
+    run = open_for_training(path, resume=False, overwrite=False)
+    run.create(load_config(overrides=["training.optimizer.lr=1e-5", "experiment.notes=yes: no"]))
+    return run
+
+
+def test_the_configuration_loads_back(tmp_path: Path) -> None:
+    run = make(tmp_path / "r")
+    config = run.load_config().config
+    assert config.training.optimizer.lr == 1e-5
+    assert config.experiment.notes == "yes: no"
+    assert yaml.safe_load(run.config.read_text())["training"]["optimizer"]["lr"] == 1e-5, "for YAML 1.1 too"
+
+
+def test_an_existing_run_is_refused_unless_asked(tmp_path: Path) -> None:
+    run = make(tmp_path / "r")
+    (run.path / "precious").write_text("x")
+    with pytest.raises(CheckpointError, match="--resume auto.*--overwrite"):
+        open_for_training(run.path, resume=False, overwrite=False)
+    open_for_training(run.path, resume=True, overwrite=False)
+    assert (run.path / "precious").exists()
+    open_for_training(run.path, resume=False, overwrite=True)
+    assert not run.path.exists()
+
+
+def test_overwrite_removes_runs_only(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    for resume, overwrite in ((False, True), (True, False), (False, False)):
+        with pytest.raises(CheckpointError, match="not a run"):
+            open_for_training(tmp_path, resume=resume, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_an_empty_or_missing_folder_is_fine(tmp_path: Path) -> None:
+    open_for_training(tmp_path / "new", resume=True, overwrite=False)
+    open_for_training(tmp_path, resume=False, overwrite=False)
+
+
+def test_the_record_is_plain_yaml_and_json(tmp_path: Path) -> None:
+    run = make(tmp_path / "r")
+    run.write_record({"a": (1, 2), "b": {"c": None}, "d": "text: with #"})
+    assert yaml.safe_load(run.params_yaml.read_text()) == json.loads(run.params_json.read_text())
+    assert "!!python" not in run.params_yaml.read_text()
+
+
+def test_locating_a_model(tmp_path: Path) -> None:
+    run = make(tmp_path / "r")
+    with pytest.raises(CheckpointError, match="no best/ or final/"):
+        locate_model(run.path)
+    run.final.mkdir()
+    assert locate_model(run.path) == (run.final, run.path)
+    run.best.mkdir()
+    assert locate_model(run.path) == (run.best, run.path)
+    assert locate_model(run.final) == (run.final, run.path)
+    (tmp_path / "loose").mkdir()
+    assert locate_model(tmp_path / "loose") == (tmp_path / "loose", None)
+    with pytest.raises(CheckpointError, match="no such model"):
+        locate_model(tmp_path / "none")
+
+
+def test_loading_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run directory"):
+        RunDirectory(tmp_path).load_config()

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from segformer_spark.run.console import duration
+from segformer_spark.run.curves import draw_curves
+from segformer_spark.run.metrics_log import MetricsLog, write_history
+
+
+def filled(path: Path) -> MetricsLog:
+    log = MetricsLog(path)
+    for step in range(1, 7):
+        log.append({"kind": "train", "step": step, "epoch": 1, "loss": float(step), "lr": 0.1})
+        if step % 3 == 0:
+            log.append({"kind": "validation", "step": step, "epoch": 1, "miou": step / 10})
+    return log
+
+
+def test_rows_and_rewind(tmp_path: Path) -> None:
+    log = filled(tmp_path / "m.jsonl")
+    assert len(log.rows()) == 8
+    with log.path.open("a") as stream:
+        stream.write('{"kind": "train", "st')  # a kill in mid-line
+    log.rewind(3)
+    assert [row["step"] for row in log.rows()] == [1, 2, 3, 3]
+    MetricsLog(tmp_path / "none").rewind(3)
+    assert not (tmp_path / "none").exists()
+
+
+def test_not_finite_becomes_null(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "m.jsonl")
+    log.append({"kind": "train", "step": 1, "loss": float("nan")})
+    assert json.loads(log.path.read_text())["loss"] is None
+
+
+def test_history_has_one_row_per_validation(tmp_path: Path) -> None:
+    write_history(filled(tmp_path / "m.jsonl").rows(), tmp_path / "h.csv")
+    with (tmp_path / "h.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["step"], row["train_loss"], row["miou"]) for row in rows] == [("3", "2.0", "0.3"), ("6", "5.0", "0.6")]
+
+
+def test_curves_are_drawn_even_without_rows(tmp_path: Path) -> None:
+    for name, rows in (("full", filled(tmp_path / "m.jsonl").rows()), ("empty", [])):
+        draw_curves(rows, tmp_path / f"{name}.png", "x")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0, 42.4, 185, 3725)] == ["0s", "42s", "3m05s", "1h02m"]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from segformer_spark.config.load import PROJECT_ROOT
+from segformer_spark.run import record
+
+
+def test_slurm_variables_by_allow_list() -> None:
+    environment = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_RESTART_COUNT": "2",
+        "SLURM_JWT": "secret",
+        "AWS_SECRET": "x",
+        "HOME": "/h",
+    }
+    assert record.slurm_record(environment) == {"SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": "2"}
+
+
+def test_scrub_hides_paths_and_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/jane"))
+    monkeypatch.setattr(record, "_user_name", lambda: "jane")
+    value = {"a": [f"{PROJECT_ROOT}/x", "/home/jane/data", "/scratch/jane/y"], "n": 3, "none": None}
+    assert record.scrub(value) == {"a": ["<project>/x", "~/data", "/scratch/<user>/y"], "n": 3, "none": None}
+
+
+def test_host_and_software() -> None:
+    host = record.host_record(torch.device("cpu"))
+    assert host["cpu_cores"] >= 1
+    assert host["memory_gib"] > 0.1
+    assert host["device"] == "cpu"
+    software = record.software_record()
+    assert f"torch=={torch.__version__.split('+')[0]}" in software["packages"]
+
+
+def test_git(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    assert record.git_record(tmp_path) is None
+    git("init")
+    (tmp_path / "x").write_text("1\n")
+    git("add", "x")
+    git("commit", "-m", "x")
+    clean = record.git_record(tmp_path)
+    assert clean is not None
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    (tmp_path / "x").write_text("2\n")
+    dirty = record.git_record(tmp_path)
+    assert dirty is not None
+    assert dirty["dirty"] is True
+    assert "+2" in dirty["diff"]

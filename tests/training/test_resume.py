@@ -1,0 +1,147 @@
+"""A run that was cut off goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.ranks import run_on_ranks
+from tests.training.short_run import SHORT, short_run
+
+STILL = ("model.drop_path=0.0", "model.dropout=0.0")
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return load_file(run / "final" / "model.safetensors")
+
+
+def losses_in(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if row["kind"] == "train"]
+
+
+def validations_in(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["miou"]) for row in rows if row["kind"] == "validation"]
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    assert losses_in(left) == losses_in(right)
+    assert validations_in(left) == validations_in(right)
+    for name, value in weights(left).items():
+        np.testing.assert_array_equal(value, weights(right)[name], err_msg=name)
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 5])
+def test_stopped_on_request_and_resumed_is_bit_equal(
+    spark_root: Path, trained_run: Path, tmp_path: Path, stop_at: int
+) -> None:
+    """Dropout, stochastic depth and augmentation are on. Step 3 ends an epoch: its validation is made up for."""
+    path = tmp_path / "run"
+    run_on_ranks(1, short_run, str(spark_root), str(path), (), None, stop_at)
+    assert not (path / "final").exists()
+    assert json.loads((path / "training_params.json").read_text())["status"] == "stopped on request"
+    run_on_ranks(1, short_run, str(spark_root), str(path), ("deepspeed.zero_stage=2",), "auto")
+    assert_same_run(path, trained_run)
+    record = json.loads((path / "training_params.json").read_text())
+    assert record["status"] == "completed"
+    assert [(a["from_step"], a["to_step"], a["status"]) for a in record["attempts"]] == [
+        (0, stop_at, "stopped on request"),
+        (stop_at, 9, "completed"),
+    ]
+
+
+def test_other_ranks_continue_to_rounding(spark_root: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    expected = run_on_ranks(2, short_run, str(spark_root), str(whole), STILL)[0]
+    first = run_on_ranks(2, short_run, str(spark_root), str(cut), STILL, None, 4)[0]
+    rest = run_on_ranks(1, short_run, str(spark_root), str(cut), (*STILL, "deepspeed.zero_stage=0"), "auto")[0]
+    assert first == expected[:4]
+    np.testing.assert_allclose(rest, expected[4:], rtol=0, atol=1e-5)
+
+
+def test_resume_finds_nothing_and_starts(spark_root: Path, trained_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run_on_ranks(1, short_run, str(spark_root), str(path), (), "auto")
+    assert_same_run(path, trained_run)
+
+
+def command(root: Path, path: Path, *extra: str) -> list[str]:
+    settings = [*SHORT, "training.batch_size=2", "output.checkpoint_every_steps=2", f"data.root={root}"]
+    settings += [f"output.save_path={path}", "data.num_workers=1"]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "segformer_spark",
+        "train",
+    ]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    return [sys.executable, *launcher, *arguments, *extra]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for_step(process: subprocess.Popen[str], step: int) -> str:
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if f" step {step}/" in line:
+            return seen
+    raise AssertionError(f"step {step} was never reached:\n{seen}")
+
+
+def test_killed_in_mid_epoch_and_resumed_is_bit_equal(spark_root: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(command(spark_root, whole), check=True, capture_output=True)
+    process = start(command(spark_root, cut))
+    wait_for_step(process, 5)
+    os.killpg(process.pid, signal.SIGKILL)
+    _end_group(process)
+    assert (cut / "checkpoints" / "step-00000004" / "manifest.json").is_file()
+    assert not (cut / "final").exists()
+    subprocess.run(command(spark_root, cut, "--resume", "auto"), check=True, capture_output=True)
+    assert_same_run(cut, whole)
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    process.wait(timeout=20)
+    for _ in range(50):  # torchrun's workers are in sessions of their own
+        left = subprocess.run(["pgrep", "-f", str(process.args[-1])], capture_output=True, text=True, check=False)  # type: ignore[index]
+        for pid in left.stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+        if not left.stdout.strip():
+            return
+        time.sleep(0.1)
+
+
+def test_ctrl_c_saves_and_leaves(spark_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    arguments = command(spark_root, path, "--set", "training.epochs=200")
+    alone = [sys.executable, "-m", "segformer_spark", *arguments[arguments.index("train") :]]
+    process = start(alone)
+    wait_for_step(process, 3)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: loader workers get it too
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 85, rest
+    assert "stop requested (SIGINT): saving a checkpoint, then leaving" in rest
+    assert "--resume auto" in rest
+    newest = sorted((path / "checkpoints").iterdir())[-1]
+    assert json.loads((newest / "state.json").read_text())["progress"]["step"] == losses_in(path)[-1][0]

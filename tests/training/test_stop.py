@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from segformer_spark.training.stop import BestTracker, catch_signals
+
+
+def test_patience_counts_validations_without_improvement() -> None:
+    best = BestTracker(patience=2, min_delta=0.0)
+    assert best.update(0.5, 1)
+    assert not best.update(0.5, 2)
+    assert not best.exhausted
+    assert best.update(0.6, 3)
+    assert (best.score, best.step, best.since_best) == (0.6, 3, 0)
+    assert not best.update(0.1, 4)
+    assert not best.update(0.59, 5)
+    assert best.exhausted
+
+
+def test_small_rises_do_not_count_below_min_delta() -> None:
+    best = BestTracker(patience=None, min_delta=0.1)
+    assert best.update(0.5, 1)
+    assert not best.update(0.59, 2)
+    assert best.update(0.61, 3)
+    assert not best.exhausted
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_become_a_request(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with catch_signals() as request:
+        assert request.reason is None
+        os.kill(os.getpid(), number)
+        assert request.reason == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_the_third_interrupt_leaves_at_once() -> None:
+    with catch_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,188 @@
+"""Whole short trainings: what they leave behind, and what stops them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from segformer_spark.config.load import load_config
+from segformer_spark.errors import CheckpointError, ConfigError, DataError, UserError
+from segformer_spark.run.directory import RunDirectory
+from tests.ranks import Group, run_on_ranks
+from tests.training.short_run import short_run
+
+
+def test_the_run_directory_explains_itself(trained_run: Path) -> None:
+    run = RunDirectory(trained_run)
+    for path in (run.config, run.params_yaml, run.params_json, run.metrics, run.history, run.curves, run.log):
+        assert path.stat().st_size > 0, path
+    for folder in (run.best, run.final):
+        assert (folder / "model.safetensors").is_file()
+    assert "training_params.yaml" in (trained_run / "README.txt").read_text()
+    assert run.load_config().config == load_config(run.config).config
+
+
+def test_the_record(trained_run: Path) -> None:
+    record = yaml.safe_load((trained_run / "training_params.yaml").read_text())
+    assert record["status"] == "completed"
+    assert record["steps"] == 9
+    assert len(record["seconds_per_epoch"]) == 3
+    assert record["started"] <= record["ended"]
+    assert record["runtime"]["world_size"] == 1
+    assert record["provenance"]["training.epochs"] == "--set training.epochs"
+    assert record["hardware"][0]["cpu_cores"] >= 1
+    assert any(package.startswith("deepspeed==") for package in record["software"]["packages"])
+    assert record["best"]["metric"] == "spark_score"
+    assert str(Path.home()) not in (trained_run / "training_params.yaml").read_text()
+
+
+def test_metrics_and_history(trained_run: Path) -> None:
+    rows = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
+    train = [row for row in rows if row["kind"] == "train"]
+    assert [row["step"] for row in train] == list(range(1, 10))
+    assert {"loss", "lr", "grad_norm", "images_per_s", "images_per_s_per_device", "memory_gib"} <= train[0].keys()
+    with (trained_run / "history.csv").open() as stream:
+        history = list(csv.DictReader(stream))
+    assert [row["step"] for row in history] == ["3", "6", "9"]
+    assert {"spark_score", "miou", "iou_body", "train_loss"} <= history[0].keys()
+
+
+def test_the_log_says_what_runs_and_what_comes_next(trained_run: Path) -> None:
+    text = (trained_run / "log.txt").read_text()
+    assert "SegFormer-B0 from none, 64 px, fp32, ZeRO-1 on 1 x cpu" in text
+    assert "4 (micro-batch) x 1 (accumulation) x 1 (world) = 4 images per step; 9 steps" in text
+    assert "step 9/9  epoch 3" in text
+    assert "next: segformer-spark evaluate" in text
+
+
+def test_best_holds_the_best_validation(trained_run: Path) -> None:
+    card = json.loads((trained_run / "best" / "segformer_spark.json").read_text())
+    rows = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
+    scores = [(row["spark_score"], -row["step"]) for row in rows if row["kind"] == "validation"]
+    assert (card["metrics"]["spark_score"], -card["step"]) == max(scores)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_validation_does_not_depend_on_ranks(spark_root: Path, trained_run: Path, tmp_path: Path, world: int) -> None:
+    """One optimizer step of a vanishing rate, then validation: the same counts over any number of ranks."""
+
+    def figures(path: Path) -> dict[str, Any]:
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return {k: v for k, v in rows[0].items() if k not in ("seconds", "kind")}
+
+    settings = ("training.validation.at_start=true", "training.max_steps=1", "training.scheduler.warmup_steps=0")
+    settings += ("training.global_batch_size=6", f"model.pretrained={trained_run / 'best'}")
+    paths = []
+    for ranks in (1, world):
+        paths.append(tmp_path / str(ranks))
+        run_on_ranks(
+            ranks, short_run, str(spark_root), str(paths[-1]), (*settings, f"training.batch_size={6 // ranks}")
+        )
+    assert figures(paths[0]) == figures(paths[1])
+
+
+def test_early_stopping(spark_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    settings = ("training.early_stopping.patience=2", "training.early_stopping.min_delta=2.0", "training.epochs=50")
+    losses = run_on_ranks(2, short_run, str(spark_root), str(path), settings)[0]
+    assert len(losses) == 9, "the first validation is the best, two more without improvement"
+    assert json.loads((path / "training_params.json").read_text())["status"] == "stopped early"
+    assert (path / "final" / "model.safetensors").is_file()
+
+
+def test_validation_by_steps_on_a_subset(spark_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    settings = ("training.validation.every_steps=2", "training.validation.every_epochs=null", "data.val_subset=3")
+    run_on_ranks(1, short_run, str(spark_root), str(path), (*settings, "training.max_steps=5"))
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [2, 4, 5], "and once at the end"
+
+
+def fails(group: Group, *arguments: Any) -> tuple[str, str]:
+    try:
+        short_run(group, *arguments)
+    except UserError as error:
+        return type(error).__name__, str(error)
+    return "", "no error"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "message"),
+    [
+        (("data.root=/no/such",), DataError, "there is no such folder"),
+        (("data.val_split=dev",), DataError, "there is no such split"),
+        (("training.global_batch_size=5",), ConfigError, "not a multiple"),
+        (("training.batch_size=40", "training.global_batch_size=null"), ConfigError, "12 images"),
+        (("model.num_classes=5",), ConfigError, "the data set spark has 3"),
+        (("training.precision=fp16",), ConfigError, "fp16 needs a GPU"),
+        (("training.loss.class_weights=[1.0, 2.0]",), ConfigError, "2 entries"),
+        (("training.selection_metric=mIoU",), ConfigError, "no metric 'mIoU'"),
+        (("model.pretrained=ade20k", "model.weights_dir=/no/such"), CheckpointError, "weights fetch"),
+        (("deepspeed.config=/no/such.json",), ConfigError, "cannot be read"),
+    ],
+)
+def test_mistakes_stop_a_run_with_a_clear_error(
+    spark_root: Path, tmp_path: Path, overrides: tuple[str, ...], kind: type[UserError], message: str
+) -> None:
+    path = tmp_path / "run"
+    name, text = run_on_ranks(1, fails, str(spark_root), str(path), overrides)[0]
+    assert name == kind.__name__
+    assert message in text
+    if "selection_metric" not in overrides[0]:
+        assert not path.exists(), "nothing is left behind"
+
+
+def test_a_damaged_image_is_named_on_every_worker_setting(own_spark_root: Path, tmp_path: Path) -> None:
+    image = own_spark_root / "images" / "Soho" / "train" / "image_00000_img.jpg"
+    image.write_bytes(image.read_bytes()[:500])
+    for workers in (0, 1):
+        overrides = (f"data.num_workers={workers}",)
+        _, text = run_on_ranks(1, fails, str(own_spark_root), str(tmp_path / str(workers)), overrides)[0]
+        assert "Soho/train/image_00000_img.jpg: the file is truncated" in text
+        assert "Traceback" not in text
+
+
+def test_an_existing_run_and_a_changed_configuration_are_refused(
+    spark_root: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    before = (trained_run / "config.yaml").read_text()
+    _, text = run_on_ranks(1, fails, str(spark_root), str(trained_run))[0]
+    assert "this run exists already" in text
+    _, text = run_on_ranks(1, fails, str(spark_root), str(trained_run), ("training.epochs=5",), "auto")[0]
+    assert "training.epochs was 3, now 5" in text
+    assert (trained_run / "config.yaml").read_text() == before
+
+
+def test_a_missing_checkpoint_is_an_error(spark_root: Path, trained_run: Path) -> None:
+    _, text = run_on_ranks(1, fails, str(spark_root), str(trained_run), (), "no/such/step")[0]
+    assert "there is no such checkpoint folder" in text
+
+
+def full_disk(group: Group, root: str, path: str) -> tuple[str, str]:
+    """The disk is full from the first checkpoint on."""
+    import resource
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
+    try:
+        return fails(group, root, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_ends_all_ranks_with_the_reason(spark_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    for kind, text in run_on_ranks(2, full_disk, str(spark_root), str(path)):
+        assert kind == "UserError"
+        assert "cannot be written: " in text
+        assert "File too large" in text
+    assert json.loads((path / "training_params.json").read_text())["status"] == "failed"
+    assert not (path / "best").exists()
+    assert not list(path.rglob("*.tmp"))
