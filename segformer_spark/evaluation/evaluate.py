@@ -27,7 +27,7 @@ from segformer_spark.metrics.report import report
 from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
 from segformer_spark.run.atomic import write_json, write_text
 from segformer_spark.run.console import logger
-from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.directory import training_record
 from segformer_spark.run.record import command_record, host_record, now, scrub, software_record
 
 
@@ -85,7 +85,7 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
         record = {
             "model": str(options.model),
             "card": asdict(card),
-            "training": _training_record(options.model),
+            "training": training_record(options.model),
             "dataset": config.data.dataset,
             "split": options.split,
             "tta": options.tta,
@@ -200,14 +200,3 @@ def _draw_worst(
                 dataset.classes,
                 f"{name}  mean IoU {quality[item.index]:.3f}",
             )
-
-
-def _training_record(model: Path) -> dict[str, Any] | None:
-    """training_params of the run that the model lies in; None for a model elsewhere."""
-    run = RunDirectory(model.resolve().parent)
-    if not run.params_json.is_file():
-        return None
-    record: dict[str, Any] = json.loads(run.params_json.read_text(encoding="utf-8"))
-    record.get("software", {}).pop("packages", None)
-    (record.get("software", {}).get("git") or {}).pop("diff", None)
-    return record

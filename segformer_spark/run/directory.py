@@ -178,3 +178,15 @@ def locate_model(path: Path) -> tuple[Path, Path | None]:
         raise CheckpointError(f"{path}: there is no such model or run directory")
     parent = RunDirectory(path.resolve().parent)
     return path, path.parent if parent.is_run() else None
+
+
+def training_record(model: Path) -> dict[str, Any] | None:
+    """training_params of the run that a model lies in, without the long lists; None for a model elsewhere."""
+    run = RunDirectory(model.resolve().parent)
+    if not run.params_json.is_file():
+        return None
+    record: dict[str, Any] = json.loads(run.params_json.read_text(encoding="utf-8"))
+    software = record.get("software", {})
+    software.pop("packages", None)
+    (software.get("git") or {}).pop("diff", None)
+    return record

@@ -16,6 +16,7 @@ from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger, progress
+from segformer_spark.run.directory import training_record
 from segformer_spark.run.record import command_record, host_record, now, scrub, software_record
 from segformer_spark.submission.spark_format import (
     check_prediction,
@@ -90,6 +91,7 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
             "zip_sha256": _sha256(target),
             "model": str(options.model),
             "card": asdict(card),
+            "training": training_record(options.model),
             "command": command_record(),
             "started": started,
             "ended": now(),

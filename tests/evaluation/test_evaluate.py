@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from segformer_spark.config.load import load_config
+from segformer_spark.data.spark import SPARK_CLASSES
+from segformer_spark.errors import UserError
+from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
+from segformer_spark.evaluation.pictures import color_mask, overlay
+from tests.conftest import NUM_VAL, SIDE
+from tests.ranks import Group, run_on_ranks
+
+
+def evaluate(group: Group, run: str, output: str, split: str = "val", tta: str = "none") -> dict[str, Any]:
+    options = EvaluateOptions(Path(run) / "best", split, Path(output), num_worst=3, tta=tta, batch_size=2)
+    return run_evaluation(load_config(Path(run) / "config.yaml"), options, group)
+
+
+@pytest.fixture(scope="module")
+def results(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    output = tmp_path_factory.mktemp("evaluation") / "val"
+    return run_on_ranks(1, evaluate, str(trained_run), str(output))[0], output
+
+
+def test_figures_are_those_of_training_s_validation(results: tuple[dict[str, Any], Path], trained_run: Path) -> None:
+    """The best checkpoint was validated at the same native resolution."""
+    card = json.loads((trained_run / "best" / "segformer_spark.json").read_text())
+    for key in ("miou", "spark_score", "pixel_accuracy", "miou_without_background"):
+        assert results[0][key] == card["metrics"][key]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_do_not_matter(
+    results: tuple[dict[str, Any], Path], trained_run: Path, tmp_path: Path, world: int
+) -> None:
+    for figures in run_on_ranks(world, evaluate, str(trained_run), str(tmp_path / "val")):
+        assert figures == results[0]
+    assert (tmp_path / "val" / "per_image.csv").read_bytes() == (results[1] / "per_image.csv").read_bytes()
+
+
+def test_files(results: tuple[dict[str, Any], Path]) -> None:
+    figures, output = results
+    stored = json.loads((output / "results.json").read_text())
+    record = stored.pop("record")
+    assert stored == json.loads(json.dumps(figures))
+    assert stored["num_pixels"] == NUM_VAL * SIDE * SIDE
+    assert record["resolution"] == "native"
+    assert record["training"]["config"]["training"]["epochs"] == 3
+    assert record["hardware"][0]["cpu_cores"] >= 1
+    assert record["card"]["image_size"] == 64
+    assert sum(group["num_images"] for group in stored["groups"].values()) == NUM_VAL
+    for name in ("confusion.png", "scores.png"):
+        assert (output / "figures" / name).read_bytes().startswith(b"\x89PNG")
+    with (output / "confusion.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [[int(row[name]) for name in SPARK_CLASSES.names] for row in rows] == stored["confusion"]
+
+
+def test_per_image_table_and_worst_panels(results: tuple[dict[str, Any], Path]) -> None:
+    _, output = results
+    with (output / "per_image.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["image"] for row in rows}) == NUM_VAL
+    quality = {row["image"]: (float(row["iou_body"]) + float(row["iou_panels"])) / 2 for row in rows}
+    worst = sorted((output / "worst").iterdir())
+    assert [path.stem[3:] for path in worst] == sorted(quality, key=lambda name: quality[name])[:3]
+    panel = cv2.imread(str(worst[0]))
+    assert panel is not None
+    assert panel.shape[0] == SIDE + 44
+    assert panel.shape[1] == 3 * SIDE + 12
+
+
+def fails(group: Group, *arguments: Any) -> str:
+    try:
+        evaluate(group, *arguments)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_model_of_other_classes_is_refused(trained_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    card = run / "best" / "segformer_spark.json"
+    card.write_text(card.read_text().replace('"panels"', '"antenna"'))
+    assert "knows the classes background, body, antenna" in run_on_ranks(1, fails, str(run), str(tmp_path / "x"))[0]
+
+
+def test_pictures() -> None:
+    mask = np.array([[0, 1], [2, 255]], np.uint8)
+    np.testing.assert_array_equal(color_mask(mask, SPARK_CLASSES)[1], [(0, 0, 255), (128, 128, 128)])
+    laid = overlay(np.full((2, 2, 3), 100, np.uint8), mask, SPARK_CLASSES)
+    np.testing.assert_array_equal(laid[0], [(100, 100, 100), (177, 50, 50)])

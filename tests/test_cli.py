@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from segformer_spark.cli import build_parser, main
+
+VERBS = ["demo", "data make-demo", "weights fetch", "train", "evaluate", "submit"]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "segformer_spark", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def leave(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(exit_.value.code or 0), out, err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_help_text_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = leave(capsys, *verb.split(), "--help")
+    assert status == 0
+    assert "example:" in out
+    example = out.rpartition("example:")[2].split()
+    words = example[example.index(verb.split()[0]) :]
+    build_parser().parse_args(words)
+
+
+def test_dry_run_prints_the_plan_and_touches_nothing(
+    spark_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = leave(
+        capsys, "train", "--dry-run", "--world-size", "2", "--set", f"data.root={spark_root}",
+        "--set", "training.batch_size=2", "--set", "training.accumulation_steps=3",
+    )  # fmt: skip
+    assert status == 0
+    assert "batch: 2 (micro-batch) x 3 (accumulation) x 2 (world) = 12 images" in out
+    assert "steps per epoch: 1 (0 images left out of each epoch)" in out
+    assert "steps in all: 100, of which 5 warm-up" in out
+    assert "# run directory: runs/spark_b2_512" in out
+    assert any(line.split() == ["batch_size:", "2", "#", "--set", "training.batch_size"] for line in out.splitlines())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_refuses_what_training_would(spark_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("train", "--dry-run", "--set", f"data.root={spark_root}")
+    status, _, err = leave(capsys, *arguments, "--world-size", "9")
+    assert status == 2
+    assert "one optimizer step takes" in err
+    status, _, err = leave(capsys, *arguments, "--set", "training.batch_size=1", "--set", "model.variant=b7")
+    assert status == 2
+    assert err.startswith("error: --set model.variant: model.variant: input should be")
+
+
+def test_environment_overrides_only_when_asked(
+    spark_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BATCH_SIZE", "4")
+    arguments = ("train", "--dry-run", "--world-size", "1", "--set", f"data.root={spark_root}")
+    assert "batch: 8 " in leave(capsys, *arguments)[1]
+    assert "batch: 4 " in leave(capsys, *arguments, "--from-env")[1]
+    monkeypatch.setenv("IMAGE_SZIE", "640")
+    status, _, err = leave(capsys, *arguments, "--from-env")
+    assert status == 2
+    assert "did you mean IMAGE_SIZE?" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evaluate",), "evaluate: which model?"),
+        (("evaluate", "no/such/run"), "no such model or run directory"),
+        (("submit", "--model", "x"), "submit: give --model and --images"),
+        (("train", "--config", "no.yaml"), "no such configuration file"),
+        (("train", "--resume", "auto", "--overwrite"), "give one of them"),
+        (("data", "make-demo", "--root", str(Path(__file__).parent)), "not empty"),
+    ],
+)
+def test_mistakes_end_with_status_2_and_one_message(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = leave(capsys, *arguments)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_evaluate_and_submit_from_the_command_line(trained_run: Path, spark_root: Path, tmp_path: Path) -> None:
+    """As the batch scripts call them: everything from the environment, nothing from a terminal."""
+    evaluation, submission = tmp_path / "evaluation", tmp_path / "submission"
+    done = run(
+        "evaluate", "--from-env", "--device", "cpu", MODEL_PATH=str(trained_run), OUTPUT=str(evaluation), TTA="hflip"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((evaluation / "results.json").read_text())["record"]["tta"] == "hflip"
+    assert "spark_score" in done.stdout
+    images = str(spark_root / "stream-1-test")
+    done = run("submit", "--from-env", MODEL_PATH=str(trained_run / "best"), TEST_IMAGES=images, OUTPUT=str(submission))
+    assert done.returncode == 0, done.stderr
+    assert (submission / "submission.zip").is_file()
+    assert "\r" not in done.stdout + done.stderr, "no bars in a batch log"
+    assert run("evaluate", "--from-env", MODEL_PATH=str(trained_run), TTA="many").returncode == 2

@@ -1,0 +1,88 @@
+"""The house: dependencies point one way, and files stay small."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "segformer_spark"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A room may import from its own and from rooms on lower floors.
+FLOORS = [
+    {"errors", "__init__"},
+    {"config", "run"},
+    {"data", "models", "losses", "metrics", "distributed"},
+    {"engine", "checkpoint"},
+    {"evaluation"},
+    {"training", "submission"},
+    {"demo"},
+    {"verbs"},
+    {"cli"},
+    {"__main__"},
+]
+BESIDE = {("run", "config")}
+"""Imports between rooms of one floor that are meant."""
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def imports(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_dependencies_point_one_way(path: Path) -> None:
+    own = room(path)
+    for module in imports(path):
+        parts = module.split(".")
+        if parts[0] != "segformer_spark" or len(parts) < 2 or parts[1].startswith("__"):
+            continue
+        other = parts[1]
+        allowed = other == own or floor(other) < floor(own) or (own, other) in BESIDE
+        assert allowed, f"{own} must not import {module}"
+
+
+def test_only_the_engine_imports_deepspeed() -> None:
+    users = {room(path) for path in FILES if any(m.split(".")[0] == "deepspeed" for m in imports(path))}
+    assert users == {"engine"}
+
+
+@pytest.mark.parametrize("name", ["models", "losses", "metrics"])
+def test_mathematics_knows_nothing_of_ranks(name: str) -> None:
+    for path in (PACKAGE / name).glob("*.py"):
+        assert not any("distributed" in module for module in imports(path)), path
+
+
+def test_only_transforms_imports_albumentations() -> None:
+    users = {path.name for path in FILES if "albumentations" in imports(path)}
+    assert users == {"transforms.py"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_stay_small(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, segformer_spark.cli as c; c.build_parser(); print({'torch', 'numpy', 'pydantic'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
