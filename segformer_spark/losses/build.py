@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from segformer_spark.config.schema import LossConfig
 from segformer_spark.errors import ConfigError
+from segformer_spark.losses.base import Reduce, no_reduce
 from segformer_spark.losses.cross_entropy import CrossEntropyLoss, FocalLoss
 from segformer_spark.losses.dice import DiceLoss
-from segformer_spark.losses.reduction import Reduce, no_reduce
 
 
 class WeightedSum(nn.Module):
@@ -43,11 +45,10 @@ def build_loss(config: LossConfig, num_classes: int, ignore_index: int, reduce: 
                 f"training.loss.class_weights has {len(config.class_weights)} entries, there are {num_classes} classes"
             )
         weights = torch.tensor(config.class_weights)
-    cross_entropy = CrossEntropyLoss(
-        class_weights=weights, label_smoothing=config.label_smoothing, ignore_index=ignore_index, reduce=reduce
-    )
-    dice = DiceLoss(smooth=config.dice_smooth, class_weights=weights, ignore_index=ignore_index, reduce=reduce)
-    focal = FocalLoss(gamma=config.focal_gamma, class_weights=weights, ignore_index=ignore_index, reduce=reduce)
+    shared: dict[str, Any] = {"class_weights": weights, "ignore_index": ignore_index, "reduce": reduce}
+    cross_entropy = CrossEntropyLoss(label_smoothing=config.label_smoothing, **shared)
+    dice = DiceLoss(smooth=config.dice_smooth, **shared)
+    focal = FocalLoss(gamma=config.focal_gamma, **shared)
     parts: dict[str, dict[str, tuple[float, nn.Module]]] = {
         "ce": {"ce": (1.0, cross_entropy)},
         "dice": {"dice": (1.0, dice)},

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.losses.reduction import Reduce, no_reduce
+from segformer_spark.losses.base import GlobalBatchLoss, Reduce
 
 
-class CrossEntropyLoss(nn.Module):
+class CrossEntropyLoss(GlobalBatchLoss):
     """Mean cross-entropy over the valid pixels of all ranks.
 
     As torch.nn.functional.cross_entropy with reduction "mean" on the whole batch, weights and label smoothing included:
     the sum is divided by the summed class weights of the valid pixels. Without a valid pixel it is 0.
     """
 
-    class_weights: Tensor | None
-
-    def __init__(
-        self,
-        *,
-        class_weights: Tensor | None = None,
-        label_smoothing: float = 0.0,
-        ignore_index: int = 255,
-        reduce: Reduce = no_reduce,
-    ) -> None:
-        super().__init__()
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.label_smoothing, self.ignore_index, self.reduce = label_smoothing, ignore_index, reduce
+    def __init__(self, *, label_smoothing: float = 0.0, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""
@@ -43,22 +35,12 @@ class CrossEntropyLoss(nn.Module):
         return _divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits), self.reduce)
 
 
-class FocalLoss(nn.Module):
+class FocalLoss(GlobalBatchLoss):
     """Focal loss -w_y (1 - p_y)^gamma log p_y, normalised as CrossEntropyLoss (Lin et al. 2017, equation 5)."""
 
-    class_weights: Tensor | None
-
-    def __init__(
-        self,
-        *,
-        gamma: float = 2.0,
-        class_weights: Tensor | None = None,
-        ignore_index: int = 255,
-        reduce: Reduce = no_reduce,
-    ) -> None:
-        super().__init__()
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.gamma, self.ignore_index, self.reduce = gamma, ignore_index, reduce
+    def __init__(self, *, gamma: float = 2.0, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.gamma = gamma
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from segformer_spark.losses.reduction import Reduce, no_reduce
+from segformer_spark.losses.base import GlobalBatchLoss
 
 
-class DiceLoss(nn.Module):
+class DiceLoss(GlobalBatchLoss):
     """1 - weighted mean over classes of (2 sum p y + s) / (sum p + sum y + s).
 
     The sums run over all valid pixels of all ranks, so the loss does not depend on how a batch is divided. Classes
@@ -16,19 +18,9 @@ class DiceLoss(nn.Module):
     the loss is the mean over micro-steps.
     """
 
-    class_weights: Tensor | None
-
-    def __init__(
-        self,
-        *,
-        smooth: float = 1.0,
-        class_weights: Tensor | None = None,
-        ignore_index: int = 255,
-        reduce: Reduce = no_reduce,
-    ) -> None:
-        super().__init__()
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.smooth, self.ignore_index, self.reduce = smooth, ignore_index, reduce
+    def __init__(self, *, smooth: float = 1.0, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.smooth = smooth
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""

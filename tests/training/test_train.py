@@ -103,6 +103,21 @@ def test_validation_by_steps_on_a_subset(spark_root: Path, tmp_path: Path) -> No
     assert [row["step"] for row in rows if row["kind"] == "validation"] == [2, 4, 5], "and once at the end"
 
 
+def test_tensorboard_has_the_same_scalars(spark_root: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = tmp_path / "run"
+    settings = ("output.tensorboard=true", "training.max_steps=3")
+    run_on_ranks(1, short_run, str(spark_root), str(path), settings)
+    events = EventAccumulator(str(path / "tensorboard")).Reload()
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    losses = [(event.step, pytest.approx(event.value)) for event in events.Scalars("train/loss")]
+    assert losses == [(row["step"], row["loss"]) for row in rows if row["kind"] == "train"]
+    assert {"train/lr", "train/grad_norm", "validation/spark_score", "validation/iou_body"} <= {
+        *events.Tags()["scalars"]
+    }
+
+
 def fails(group: Group, *arguments: Any) -> tuple[str, str]:
     try:
         short_run(group, *arguments)
