@@ -70,5 +70,5 @@ def deepspeed_config(config: Config, *, micro_batch: int, accumulation_steps: in
         # Parameters stay fp32; the bf16 section would turn them into bf16.
         merged["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     elif precision == "fp16":
-        merged["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+        merged["fp16"] = {"enabled": True, "auto_cast": True, "loss_scale": 0, "initial_scale_power": 16}
     return merged

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from segformer_spark.errors import UserError
 
-_BASE_PORT, _NUM_PORTS = 15000, 20000
+_BASE_PORT, _NUM_PORTS = 15000, 17000  # below the range that Linux hands out by itself
 
 
 @dataclass(frozen=True)

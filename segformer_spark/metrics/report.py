@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -31,7 +32,7 @@ def report(
         matrix: np.ndarray[Any, np.dtype[np.int64]], images: np.ndarray[Any, np.dtype[np.int64]]
     ) -> dict[str, Any]:
         out = {"num_images": len(images), **summarize(matrix, class_names, background)}
-        if {"body", "panels"} <= set(class_names):
+        if _is_spark(class_names):
             body, panels = class_names.index("body"), class_names.index("panels")
             score = asdict(spark_score(images[:, body], images[:, panels]))
             out |= {
@@ -61,15 +62,29 @@ def scalar_metrics(figures: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
-def selection_value(figures: dict[str, Any], metric: str) -> float:
-    """The value that the best checkpoint is chosen by.
+def metric_names(class_names: Sequence[str]) -> list[str]:
+    """The metrics that a best checkpoint can be chosen by, for these classes."""
+    names = ["miou", "miou_without_background", "mean_dice", "pixel_accuracy"]
+    if _is_spark(class_names):
+        names += ["spark_score", "spark_score_body", "spark_score_panels"]
+    return names + [f"iou_{name}" for name in class_names]
 
-    Raises:
-        ConfigError: there is no such metric in this evaluation.
-    """
-    scalars = scalar_metrics(figures)
-    if metric not in scalars:
+
+def check_metric(metric: str, class_names: Sequence[str]) -> None:
+    """Raise ConfigError when no evaluation of these classes will have `metric`."""
+    names = metric_names(class_names)
+    if metric not in names:
+        near = difflib.get_close_matches(metric.lower(), names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
-            f"training.selection_metric: there is no metric {metric!r}; there are {', '.join(sorted(scalars))}"
+            f"training.selection_metric: there is no metric {metric!r}; {hint}There are {', '.join(names)}"
         )
-    return scalars[metric]
+
+
+def selection_value(figures: dict[str, Any], metric: str) -> float:
+    """The value that the best checkpoint is chosen by; an undefined one (no image counts) is 0."""
+    return scalar_metrics(figures).get(metric, 0.0)
+
+
+def _is_spark(class_names: Sequence[str]) -> bool:
+    return {"body", "panels"} <= set(class_names)

@@ -9,7 +9,7 @@ from segformer_spark.config.deepspeed import deepspeed_config, deepspeed_file
 from segformer_spark.config.fields import flatten
 from segformer_spark.config.load import ResolvedConfig, run_path
 from segformer_spark.data.registry import open_dataset
-from segformer_spark.training.plan import check_classes, plan_steps
+from segformer_spark.training.plan import check_dataset, plan_steps
 from segformer_spark.training.schedule import build_schedule
 
 
@@ -38,7 +38,7 @@ def describe(resolved: ResolvedConfig, world_size: int) -> Iterator[str]:
     yield f"deepspeed: {deepspeed_file(config).name}"
     train_set = open_dataset(config.data.dataset, config.data.root, config.data.train_split)
     val_set = open_dataset(config.data.dataset, config.data.root, config.data.val_split)
-    check_classes(config, val_set)
+    check_dataset(config, val_set)
     per_epoch = plan.steps_per_epoch(len(train_set))
     total = plan_steps(config, per_epoch)
     schedule = build_schedule(config.training.scheduler, config.training.optimizer.lr, per_epoch, total)

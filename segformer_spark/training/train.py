@@ -31,7 +31,7 @@ from segformer_spark.models.pretrained import build_model
 from segformer_spark.run.console import duration, log_file, logger
 from segformer_spark.run.directory import RunDirectory, open_for_training
 from segformer_spark.training.loop import Loop, Outcome
-from segformer_spark.training.plan import check_classes, plan_steps
+from segformer_spark.training.plan import check_dataset, plan_steps
 from segformer_spark.training.progress import Progress, engine_state, progress_of, restore_best
 from segformer_spark.training.record import TrainingRecord
 from segformer_spark.training.reporter import Reporter
@@ -70,7 +70,7 @@ def run_training(
         config.experiment.seed,
     )
     plan = plan_batches(config.training, group.world_size)
-    check_classes(config, val_set)
+    check_dataset(config, val_set)
     sampler = TrainBatchSampler(len(train_set), plan, group.rank, config.experiment.seed)
     total_steps = plan_steps(config, sampler.steps_per_epoch)
     schedule = build_schedule(

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from segformer_spark.errors import ConfigError
 from segformer_spark.metrics.confusion import EvaluationCounts
-from segformer_spark.metrics.report import report, scalar_metrics, selection_value
+from segformer_spark.metrics.report import check_metric, metric_names, report, scalar_metrics, selection_value
 from segformer_spark.metrics.scores import class_scores, summarize
 
 NAMES = ["background", "body", "panels"]
@@ -91,5 +91,13 @@ def test_selection() -> None:
     assert selection_value(figures, "spark_score") == 1.0
     assert selection_value(figures, "iou_panels") == 1.0
     assert "confusion" not in scalar_metrics(figures)
-    with pytest.raises(ConfigError, match=r"no metric 'mIoU'; there are .*miou"):
-        selection_value(figures, "mIoU")
+    assert set(metric_names(NAMES)) <= scalar_metrics(figures).keys()
+    assert selection_value({"per_class": {}, "spark_score": None}, "spark_score") == 0.0
+
+
+def test_unknown_metrics_are_refused_before_training() -> None:
+    check_metric("spark_score", NAMES)
+    with pytest.raises(ConfigError, match=r"no metric 'mIoU'; did you mean miou\?"):
+        check_metric("mIoU", NAMES)
+    with pytest.raises(ConfigError, match="no metric 'spark_score'"):
+        check_metric("spark_score", ["road", "sky"])

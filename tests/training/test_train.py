@@ -148,8 +148,7 @@ def test_mistakes_stop_a_run_with_a_clear_error(
     name, text = run_on_ranks(1, fails, str(spark_root), str(path), overrides)[0]
     assert name == kind.__name__
     assert message in text
-    if "selection_metric" not in overrides[0]:
-        assert not path.exists(), "nothing is left behind"
+    assert not path.exists(), "nothing is left behind"
 
 
 def test_a_damaged_image_is_named_on_every_worker_setting(own_spark_root: Path, tmp_path: Path) -> None:
