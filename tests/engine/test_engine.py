@@ -33,8 +33,8 @@ def test_groups_decay_matrices_only_and_multiply_the_heads_rate() -> None:
 def one_step_lr(group: Group) -> tuple[float, float]:
     """How far the first AdamW step moves an encoder and a head bias: about the learning rate."""
     engine = make_engine(group, 1, overrides=("training.optimizer.head_lr_multiplier=10.0",))
-    names = ("network.segformer.stages.0.blocks.0.mlp.fc1.bias", "network.decode_head.classifier.bias")
-    parameters = dict(engine.model.named_parameters())
+    names = ("segformer.encoder.block.0.0.mlp.dense1.bias", "decode_head.classifier.bias")
+    parameters = {engine.names[live]: parameter for live, parameter in engine.model.named_parameters()}
     before = [parameters[name].detach().clone() for name in names]
     engine.set_lr(1e-3)
     engine.train_step(own_batches(0, engine.plan, group.rank), 0)
@@ -102,7 +102,7 @@ def poisoned(group: Group) -> tuple[str, bool]:
     engine = make_engine(group, 1)
     with torch.no_grad():
         engine.model.network.decode_head.classifier.bias.fill_(float("nan"))
-    before = {n: p.detach().clone() for n, p in engine.model.named_parameters() if "encoder" in n or "stages" in n}
+    before = {n: p.detach().clone() for n, p in engine.model.named_parameters() if n.startswith("network.segformer.")}
     try:
         engine.train_step(own_batches(0, engine.plan, group.rank), 4)
     except TrainingDiverged as error:
