@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +19,9 @@ from segformer_spark.data.loader import TrainBatch
 from segformer_spark.data.transforms import normalize_images
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.optimizer import build_optimizer
+from segformer_spark.engine.state import EngineState
 from segformer_spark.errors import ConfigError, TrainingDiverged
 from segformer_spark.models.segformer import SegFormer, portable_names, resize_logits
-
-if TYPE_CHECKING:
-    from segformer_spark.engine.state import EngineState
 
 
 @dataclass(frozen=True)
@@ -120,13 +118,13 @@ class Engine:
 
     def export_state(self) -> EngineState:
         """Weights, moments and buffers by stored name, on the CPU of every rank. Collective."""
-        from segformer_spark.engine.state import export_state
+        from segformer_spark.engine.transfer import export_state
 
         return export_state(self.engine, self.names)
 
     def import_state(self, state: EngineState) -> None:
         """Continue from an exported state. Collective."""
-        from segformer_spark.engine.state import import_state
+        from segformer_spark.engine.transfer import import_state
 
         import_state(self.engine, state, self.names)
 

@@ -1,0 +1,137 @@
+"""Out of DeepSpeed and into it: the training state by parameter name, under any ZeRO stage and number of ranks.
+
+DeepSpeed's own checkpoints hold one shard per rank and refuse another number of ranks (DeepSpeed#2898, #5405, #7628).
+Here every tensor is whole and named. Exporting and importing are collective: all ranks call them together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from segformer_spark.engine.state import EngineState
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def export_state(engine: Any, names: dict[str, str]) -> EngineState:
+    """Copy the state to the CPU; `names` maps live names to stored names."""
+    module: nn.Module = engine.module
+    step = _optimizer_step(engine)
+    if step > 0:
+        _link_moments(engine)
+    parameters: dict[str, Tensor] = {}
+    moments: dict[str, dict[str, Tensor]] = {key: {} for key in _MOMENTS} if step > 0 else {}
+    for live, parameter in module.named_parameters():
+        name = names[live]
+        parameters[name] = _copy(_master(parameter))
+        if step > 0 and parameter.requires_grad:
+            for key in _MOMENTS:
+                moments[key][name] = _copy(_moment(engine, parameter, key))
+    buffers = {names[live]: _copy(buffer) for live, buffer in module.named_buffers() if live in names}
+    return EngineState(parameters, buffers, moments, step, _loss_scale(engine))
+
+
+def import_state(engine: Any, state: EngineState, names: dict[str, str]) -> None:
+    """Set weights, masters, moments, buffers and step count, under any stage and number of ranks."""
+    module: nn.Module = engine.module
+    if state.optimizer_step > 0:
+        _create_moments(engine, state.optimizer_step)
+    for live, parameter in module.named_parameters():
+        name = names[live]
+        value = state.parameters[name].to(parameter.device)
+        parameter.data.copy_(value)
+        if not parameter.requires_grad:
+            continue
+        safe_set_full_fp32_param(parameter, value.float())
+        for key in state.moments:
+            _set_moment(engine, parameter, key, state.moments[key][name].to(parameter.device))
+    for live, buffer in module.named_buffers():
+        if live in names:
+            buffer.copy_(state.buffers[names[live]])
+    if state.loss_scale is not None and _loss_scale(engine) is not None:
+        engine.optimizer.loss_scaler.cur_scale = state.loss_scale
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()
+
+
+def _uses_zero(engine: Any) -> bool:
+    return bool(engine.zero_optimization())
+
+
+def _master(parameter: nn.Parameter) -> Tensor:
+    master = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+    return parameter.detach().float() if master is None else master
+
+
+def _flat_partitions(engine: Any) -> list[Tensor]:
+    """The tensors that this rank's AdamW really updates: one per parameter group."""
+    return list(engine.optimizer.single_partition_of_fp32_groups)
+
+
+def _base_state(engine: Any) -> Any:
+    return engine.optimizer.optimizer.state if _uses_zero(engine) else engine.optimizer.state
+
+
+def _optimizer_step(engine: Any) -> int:
+    steps = {int(entry["step"]) for entry in _base_state(engine).values() if "step" in entry}
+    assert len(steps) <= 1, f"parameter groups disagree about the step: {steps}"
+    return steps.pop() if steps else 0
+
+
+def _link_moments(engine: Any) -> None:
+    """Connect parameters with their moments.
+
+    With several groups DeepSpeed 0.19 links after the first group's first step and then calls it done, so the others
+    are missing ("exp_avg not found in optimizer state fragment"). Linking again is idempotent.
+    """
+    if not _uses_zero(engine):
+        return
+    relink = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if relink is None:
+        raise RuntimeError("this DeepSpeed keeps its optimizer state in another way; install deepspeed>=0.19.8,<0.20")
+    engine.optimizer._hp_optimizer_states_linked = False
+    relink()
+
+
+def _create_moments(engine: Any, step: int) -> None:
+    """Before the first step AdamW has no state to set: make it as AdamW would."""
+    holders = (
+        _flat_partitions(engine) if _uses_zero(engine) else [p for p in engine.module.parameters() if p.requires_grad]
+    )
+    fused = bool(engine.basic_optimizer.defaults.get("fused"))
+    for holder in holders:
+        _base_state(engine)[holder] = {
+            "step": torch.tensor(float(step), device=holder.device if fused else "cpu"),
+            **{key: torch.zeros_like(holder) for key in _MOMENTS},
+        }
+    _link_moments(engine)
+
+
+def _moment(engine: Any, parameter: nn.Parameter, key: str) -> Tensor:
+    if _uses_zero(engine):
+        return safe_get_full_optimizer_state(parameter, key)  # type: ignore[no-any-return]
+    return engine.optimizer.state[parameter][key]  # type: ignore[no-any-return]
+
+
+def _set_moment(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+    if _uses_zero(engine):
+        safe_set_full_optimizer_state(parameter, value, key)
+    else:
+        engine.optimizer.state[parameter][key].copy_(value)
+
+
+def _loss_scale(engine: Any) -> float | None:
+    if not engine.fp16_enabled():
+        return None
+    return float(engine.optimizer.loss_scaler.cur_scale)
