@@ -37,7 +37,9 @@ def test_host_and_software() -> None:
     assert f"torch=={torch.__version__.split('+')[0]}" in software["packages"]
 
 
-def test_git(tmp_path: Path) -> None:
+def test_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
