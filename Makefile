@@ -22,6 +22,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export PIP_NO_CACHE_DIR ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Unix sockets in it are limited to 108 characters, so a long path keeps the system's folder.
+$(shell mkdir -p '$(CACHE)/tmp')
 ifeq ($(shell test $$(printf %s '$(CACHE)' | wc -c) -lt 60 && echo short),short)
 export TMPDIR := $(CACHE)/tmp
 endif
@@ -47,12 +48,10 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 $(VENV)/bin/python:
-	@mkdir -p $(CACHE)/tmp
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@mkdir -p $(CACHE)/tmp
 	$(BIN)/pip install -q -c constraints.txt -e .
 	@touch $@
 

@@ -93,7 +93,9 @@ def _add_data(subparsers: _Subparsers) -> None:
     parser.add_argument("--num-val", type=_positive, default=100, help="validation images (default: %(default)s)")
     parser.add_argument("--num-test", type=_positive, default=20, help="test images (default: %(default)s)")
     parser.add_argument("--size", type=_positive, default=256, help="side in pixels (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=_not_negative, default=0, help="the same seed gives the same bytes (default: %(default)s)"
+    )
 
 
 def _add_weights(subparsers: _Subparsers) -> None:
@@ -205,12 +207,17 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 def _add_prediction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tta", choices=verbs.TTA, default=None, help="test-time augmentation (default: none)")
     parser.add_argument(
-        "--precision", choices=_PRECISIONS, default="fp32", help="arithmetic of the model (default: %(default)s)"
+        "--precision", choices=_PRECISIONS, default=None, help="arithmetic of the model (default: fp32)"
     )
-    parser.add_argument(
-        "--batch-size", type=_positive, default=4, help="images per process at a time (default: %(default)s)"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=_positive, default=None, help="images per process at a time (default: 8)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="(default: auto)")
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -52,7 +53,8 @@ def run_demo(options: DemoOptions) -> RunDirectory:
         str(options.processes),
     ]
     package = ["-m", "segformer_spark"]
-    _run("training", [*launcher, *package, "train", "--config", str(config_file), "--overwrite", *settings])
+    replace = ["--overwrite"] if _is_own(run, options.data_root) else []
+    _run("training", [*launcher, *package, "train", "--config", str(config_file), *replace, *settings])
     _run("evaluation", [sys.executable, *package, "evaluate", str(run.path)])
     images = str(options.data_root / TEST_FOLDER)
     _run(
@@ -64,6 +66,11 @@ def run_demo(options: DemoOptions) -> RunDirectory:
     return run
 
 
+def _is_own(run: RunDirectory, data_root: Path) -> bool:
+    """Whether an existing run is one of the demo's, which may be replaced without asking."""
+    return run.is_run() and Path(run.load_config().config.data.root) == data_root
+
+
 def _render(options: DemoOptions, size: int) -> None:
     num_train, num_val, num_test = options.num_images
     wanted = {"num_train": num_train, "num_val": num_val, "num_test": num_test, "size": size, "seed": _SEED}
@@ -71,6 +78,8 @@ def _render(options: DemoOptions, size: int) -> None:
     if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
         logger.info("the rendered set in %s is there already", options.data_root)
         return
+    if stamp.is_file():
+        shutil.rmtree(options.data_root)
     logger.info("rendering %d + %d + %d images into %s", num_train, num_val, num_test, options.data_root)
     write_demo_set(options.data_root, num_train=num_train, num_val=num_val, num_test=num_test, size=size, seed=_SEED)
     # Written last: a set that was cut off while rendering has no stamp.

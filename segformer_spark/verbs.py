@@ -126,33 +126,38 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from segformer_spark.config.load import load_config
     from segformer_spark.run.directory import locate_model
 
-    variables: Mapping[str, str] = os.environ if arguments.from_env else {}
+    variables = _launch_variables(arguments)
     given = arguments.model or arguments.run or variables.get("MODEL_PATH")
     if given is None:
         raise UserError("evaluate: which model? Give a run directory, as in: segformer-spark evaluate runs/NAME")
-    model, run = locate_model(Path(given))
-    run = arguments.run if arguments.run is not None and (arguments.run / "config.yaml").is_file() else run
+    model, own_run = locate_model(Path(given))
+    run = arguments.run if arguments.run is not None and (arguments.run / "config.yaml").is_file() else own_run
     config_file = arguments.config or (run / "config.yaml" if run is not None else None)
     if config_file is None:
         raise UserError(f"{model} does not lie in a run directory: give --config")
-    resolved = load_config(
-        config_file, overrides=arguments.overrides, environment=os.environ if arguments.from_env else None
-    )
+    environment = os.environ if arguments.from_env else None
+    resolved = load_config(config_file, overrides=arguments.overrides, environment=environment)
     split = arguments.split or variables.get("SPLIT") or resolved.config.data.val_split
-    output = arguments.output or (Path(variables["OUTPUT"]) if variables.get("OUTPUT") else None)
-    if output is None and run is None:
-        raise UserError(f"{model} does not lie in a run directory: give --output")
-    with _joined(resolved.config.hardware.model_copy(update={"device": arguments.device})) as group:
+    tta = _tta(arguments, variables)
+    output = arguments.output or variables.get("OUTPUT")
+    if output is None and (own_run is None or run is None or own_run.resolve() != run.resolve()):
+        raise UserError(f"{model} is not a model of the run: give --output, so that results of two models do not mix")
+    if output is None:
+        # Another model or augmentation has a folder of its own.
+        parts = [split, "" if model.name == "best" else model.name, "" if tta == "none" else tta]
+        output = Path(str(run)) / "evaluation" / "-".join(part for part in parts if part)
+    hardware, precision, batch_size = _inference_settings(arguments)
+    with _joined(hardware) as group:
         from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 
         options = EvaluateOptions(
             model=model,
             split=split,
-            output=output or Path(str(run)) / "evaluation" / split,
+            output=Path(output),
             num_worst=arguments.worst,
-            tta=_tta(arguments, variables),
-            precision=arguments.precision,
-            batch_size=arguments.batch_size,
+            tta=tta,
+            precision=precision,
+            batch_size=batch_size,
         )
         run_evaluation(resolved, options, group)
     return 0
@@ -160,10 +165,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def submit(arguments: argparse.Namespace) -> int:
     """Write a submission."""
-    from segformer_spark.config.schema import HardwareConfig
     from segformer_spark.run.directory import locate_model
 
-    variables: Mapping[str, str] = os.environ if arguments.from_env else {}
+    variables = _launch_variables(arguments)
     given, images = arguments.model or variables.get("MODEL_PATH"), arguments.images or variables.get("TEST_IMAGES")
     if given is None or images is None:
         raise UserError(
@@ -173,7 +177,8 @@ def submit(arguments: argparse.Namespace) -> int:
     output = arguments.output or variables.get("OUTPUT") or (run / "submission" if run is not None else None)
     if output is None:
         raise UserError(f"{model} does not lie in a run directory: give --output")
-    with _joined(HardwareConfig(device=arguments.device)) as group:
+    hardware, precision, batch_size = _inference_settings(arguments)
+    with _joined(hardware) as group:
         from segformer_spark.submission.submit import SubmitOptions, run_submission
 
         options = SubmitOptions(
@@ -181,13 +186,35 @@ def submit(arguments: argparse.Namespace) -> int:
             images=Path(images),
             output=Path(output),
             tta=_tta(arguments, variables),
-            precision=arguments.precision,
-            batch_size=arguments.batch_size,
+            precision=precision,
+            batch_size=batch_size,
             num_workers=arguments.num_workers,
             overwrite=arguments.overwrite,
         )
         run_submission(options, group)
     return 0
+
+
+def _launch_variables(arguments: argparse.Namespace) -> Mapping[str, str]:
+    """The environment if the batch script asks for it; a near miss of a known name is an error."""
+    from segformer_spark.config.environment import read_environment
+
+    if not arguments.from_env:
+        return {}
+    read_environment(os.environ)
+    return os.environ
+
+
+def _inference_settings(arguments: argparse.Namespace) -> tuple[HardwareConfig, str, int]:
+    """Hardware, precision and batch size: the command line's, else the environment's, else the defaults."""
+    from segformer_spark.config.load import load_config
+
+    config = load_config(environment=os.environ if arguments.from_env else None).config
+    precision = arguments.precision or config.training.precision
+    hardware = config.hardware
+    if arguments.device is not None:
+        hardware = hardware.model_copy(update={"device": arguments.device})
+    return hardware, precision, arguments.batch_size or config.training.batch_size
 
 
 def _tta(arguments: argparse.Namespace, variables: Mapping[str, str]) -> str:

@@ -3,6 +3,8 @@
 
 # Caches of Python packages are large and a home quota is small: they go to SCRATCH_DIR, else into the project.
 scratch="${SCRATCH_DIR:-${SCRATCH:-$PWD}}/.cache"
+export XDG_CACHE_HOME="${XDG_CACHE_HOME:-$scratch}"
+export PIP_CACHE_DIR="${PIP_CACHE_DIR:-$scratch/pip}"
 export HF_HOME="${HF_HOME:-$scratch/huggingface}"
 export TORCH_HOME="${TORCH_HOME:-$scratch/torch}"
 export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$scratch/triton}"

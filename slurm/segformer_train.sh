@@ -34,6 +34,7 @@ on_all_ranks train --config "$config" --from-env
 status=$?
 if ((status == stopped)); then
     echo "stopped with its state saved: requeueing job $SLURM_JOB_ID"
-    scontrol requeue "$SLURM_JOB_ID" || echo "continue with: RESUME=auto sbatch slurm/segformer_train.sh"
+    scontrol requeue "$SLURM_JOB_ID" ||
+        echo "not requeued; submit it again with the same settings and RESUME=auto in front of sbatch"
 fi
 exit "$status"

@@ -114,4 +114,46 @@ def test_evaluate_and_submit_from_the_command_line(trained_run: Path, spark_root
     assert done.returncode == 0, done.stderr
     assert (submission / "submission.zip").is_file()
     assert "\r" not in done.stdout + done.stderr, "no bars in a batch log"
-    assert run("evaluate", "--from-env", MODEL_PATH=str(trained_run), TTA="many").returncode == 2
+
+
+def test_evaluation_and_inference_heed_the_environment(
+    trained_run: Path,
+    spark_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MODEL_PATH", str(trained_run))
+    monkeypatch.setenv("TEST_IMAGES", str(spark_root / "stream-1-test"))
+    monkeypatch.setenv("OUTPUT", str(tmp_path / "out"))
+    monkeypatch.setenv("DEVICE", "cpu")
+    for name, value, message in (
+        ("TTA", "many", "TTA=many: choose one of"),
+        ("PRECISION", "fp16", "precision fp16 needs a GPU"),
+        ("TEST_IMGAES", "x", "did you mean TEST_IMAGES?"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            for verb in ("evaluate", "submit"):
+                status, _, err = leave(capsys, verb, "--from-env")
+                assert status == 2
+                assert message in err
+    assert not (tmp_path / "out" / "submission.zip").exists()
+
+
+def test_results_of_two_models_do_not_mix(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    other = Path(shutil.copytree(trained_run, tmp_path / "other"))
+    status, _, err = leave(capsys, "evaluate", str(other), "--model", str(trained_run / "best"))
+    assert status == 2
+    assert "give --output" in err
+    for extra, name in (
+        ((), "val"),
+        (("--model", str(other / "final")), "val-final"),
+        (("--tta", "flips"), "val-flips"),
+    ):
+        assert leave(capsys, "evaluate", str(other), "--worst", "1", *extra)[0] == 0
+        assert (other / "evaluation" / name / "results.json").is_file()

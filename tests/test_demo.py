@@ -33,3 +33,12 @@ def test_make_demo_learns_and_writes_nothing_outside_the_project(tmp_path: Path)
     with zipfile.ZipFile(run / "submission" / "submission.zip") as archive:
         assert len(archive.namelist()) == 20
         assert archive.testzip() is None
+
+
+def test_the_demo_replaces_its_own_runs_only(trained_run: Path, spark_root: Path, tmp_path: Path) -> None:
+    from segformer_spark.demo import _is_own
+    from segformer_spark.run.directory import RunDirectory
+
+    assert _is_own(RunDirectory(trained_run), spark_root)
+    assert not _is_own(RunDirectory(trained_run), tmp_path)
+    assert not _is_own(RunDirectory(tmp_path), tmp_path)

@@ -119,6 +119,15 @@ def test_no_site_is_written_into_the_scripts(script: Path) -> None:
 
 
 def test_variables_that_the_scripts_use_are_known() -> None:
-    text = "".join(script.read_text() for script in SCRIPTS)
-    used = set(re.findall(r"\$\{([A-Z_]+)[:}]", text)) - {"SLURM_SUBMIT_DIR", "SLURM_RESTART_COUNT"}
-    assert used <= {*config_variables(), *LAUNCH_VARIABLES}
+    text = "".join(script.read_text() for script in [*SCRIPTS, PROJECT_ROOT / "slurm" / "common.sh"])
+    used = {name for name in re.findall(r"\$\{([A-Z_]+)[:}]", text) if not name.startswith("SLURM_")}
+    caches = {name for name in used if re.search(rf'export {name}="\$\{{{name}:-', text)}
+    assert used - caches - {"SCRATCH"} == {*used} & {*config_variables(), *LAUNCH_VARIABLES}
+    assert {"VENV", "SCRATCH_DIR", "MODEL_PATH", "DATA_ROOT"} <= used
+
+
+def test_the_test_images_follow_the_data_root(project: Path) -> None:
+    (project / "bin" / "srun").write_text('#!/bin/bash\necho "images $TEST_IMAGES" > calls\n')
+    assert submit(project, "segformer_inference.sh", MODEL_PATH="m", DATA_ROOT="/d")[1] == ["images /d/stream-1-test"]
+    own = submit(project, "segformer_inference.sh", MODEL_PATH="m", DATA_ROOT="/d", TEST_IMAGES="/t")[1]
+    assert own == ["images /t"]

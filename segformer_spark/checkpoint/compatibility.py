@@ -9,6 +9,7 @@ from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.fields import FIELDS, flatten
 from segformer_spark.config.schema import Config
 from segformer_spark.errors import CheckpointError
+from segformer_spark.run.console import logger
 
 
 def configuration_state(config: Config, plan: BatchPlan, num_images: int) -> dict[str, Any]:
@@ -16,6 +17,7 @@ def configuration_state(config: Config, plan: BatchPlan, num_images: int) -> dic
     return {
         "config": json.loads(config.model_dump_json()),
         "global_batch": plan.global_batch,
+        "forward_batch": plan.micro_batch * plan.world_size,
         "num_train_images": num_images,
     }
 
@@ -38,6 +40,14 @@ def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, nu
         changed.append(
             f"the global batch was {stored['global_batch']}, now {plan}; "
             f"set training.global_batch_size={stored['global_batch']}"
+        )
+    forward_batch = plan.micro_batch * plan.world_size
+    if not changed and stored["forward_batch"] != forward_batch:
+        logger.warning(
+            "the run had %d images in each forward pass over all ranks, now %d: batch norm and Dice see them together, "
+            "so the losses will differ slightly from an uninterrupted run",
+            stored["forward_batch"],
+            forward_batch,
         )
     if stored["num_train_images"] != num_images:
         changed.append(f"the training split had {stored['num_train_images']} images, now {num_images}")

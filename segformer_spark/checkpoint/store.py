@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from segformer_spark.errors import CheckpointError
-from segformer_spark.run.atomic import atomic_folder, write_json
+from segformer_spark.run.atomic import atomic_folder, recover_folder, write_json
 from segformer_spark.run.console import logger
 
 _FORMAT = 1
@@ -66,7 +66,8 @@ class CheckpointStore:
             write_json(temporary / _STATE, stored.state)
             files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
             write_json(temporary / _MANIFEST, {"format": _FORMAT, "step": step, "files": files})
-        for old in self.committed()[: -self.keep]:
+        others = [old for old in self.committed() if old != path]
+        for old in others[: len(others) - (self.keep - 1)]:
             _remove(old)
         return path
 
@@ -88,10 +89,21 @@ class CheckpointStore:
         return None
 
     def clean(self) -> None:
-        """Remove what a killed save left behind."""
-        if self.folder.is_dir():
-            for leftover in [*self.folder.glob(".step-*.tmp"), *self.folder.glob(".step-*.old")]:
-                shutil.rmtree(leftover, ignore_errors=True)
+        """Undo or remove what a killed save left behind."""
+        if not self.folder.is_dir():
+            return
+        for old in self.folder.glob(".step-*.old"):
+            recover_folder(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
+            shutil.rmtree(old, ignore_errors=True)
+        for leftover in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def discard_after(self, step: int) -> None:
+        """Remove checkpoints of later steps: a run that goes on from `step` will make them anew."""
+        for path in self.committed():
+            if _step_of(path) > step:
+                logger.warning("%s lies after the step that is resumed from and is removed", path)
+                _remove(path)
 
 
 def verify(path: Path) -> None:
@@ -125,6 +137,12 @@ def read(path: Path) -> StoredState:
         moments.setdefault(moment, {})[name] = tensor
     state = json.loads((path / _STATE).read_text(encoding="utf-8"))
     return StoredState(load_file(path / _MODEL), moments, state)
+
+
+def _step_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
 def _remove(path: Path) -> None:

@@ -22,7 +22,9 @@ LAUNCH_VARIABLES: dict[str, str] = {
     "TEST_IMAGES": "Folder of test images for inference.",
     "OUTPUT": "Folder for the results of evaluation or inference.",
     "SPLIT": "Split that evaluation uses.",
-    "TTA": "Test-time augmentation of inference: none, hflip or flips.",
+    "TTA": "Test-time augmentation of evaluation and inference: none, hflip or flips.",
+    "VENV": "Python environment of the job; default .venv in the project.",
+    "SCRATCH_DIR": "Folder for caches; default $SCRATCH, else the project.",
 }
 
 

@@ -19,8 +19,10 @@ FOREIGN_DISTANCE = 200
 """A pixel further than this (Euclidean, RGB) from every class colour is foreign. Mixtures of two SPARK colours,
 as JPEG makes them at edges, stay within 181; green, white and grey do not."""
 
-FOREIGN_SHARE = 0.01
-"""A mask with more than this share of foreign pixels is refused."""
+FOREIGN_SHARE = 0.05
+"""A mask is refused when more than this share of its pixels off the first colour (the background) is foreign."""
+
+_MIN_FOREIGN_PIXELS = 16
 
 
 def read_image(path: Path) -> Image:
@@ -55,15 +57,30 @@ def read_color_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> Mask:
     """
     pixels = read_image(path)
     ids, foreign = nearest_color(pixels, colors)
-    share = float(foreign.mean())
+    # Relative to what is not plain background: a spacecraft may cover less than a hundredth of the image.
+    num_colored = int((pixels != np.asarray(colors[0], np.uint8)).any(-1).sum())
+    share = float(foreign.sum()) / max(num_colored, _MIN_FOREIGN_PIXELS / FOREIGN_SHARE)
+    _refuse_index_mask(path, pixels, colors)
     if share > FOREIGN_SHARE:
         values, counts = np.unique(pixels[foreign], axis=0, return_counts=True)
         seen = tuple(int(v) for v in values[counts.argmax()])
         expected = ", ".join(str(color) for color in colors)
         raise DataError(
-            f"{path}: {share:.1%} of the mask's pixels resemble no class colour, most often {seen}; expected {expected}"
+            f"{path}: {share:.1%} of the mask's coloured pixels resemble no class colour, most often {seen}; "
+            f"expected {expected}"
         )
     return ids
+
+
+def _refuse_index_mask(path: Path, pixels: Image, colors: Sequence[tuple[int, int, int]]) -> None:
+    """A mask that stores 0, 1, 2 instead of colours would decode to nothing but background."""
+    brightest = int(pixels.max())
+    dimmest_class = min((max(color) for color in colors[1:]), default=0)
+    if 0 < brightest < dimmest_class / 8 and np.count_nonzero(pixels) > _MIN_FOREIGN_PIXELS:
+        expected = ", ".join(str(color) for color in colors)
+        raise DataError(
+            f"{path}: the mask's highest value is {brightest}: it holds class numbers, not the colours {expected}"
+        )
 
 
 def nearest_color(pixels: Image, colors: Sequence[tuple[int, int, int]]) -> tuple[Mask, NDArray[np.bool_]]:

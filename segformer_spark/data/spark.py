@@ -96,6 +96,17 @@ def read_rows(root: Path, split: str) -> list[SparkRow]:
     if not table.is_file():
         found = sorted(path.stem for path in root.glob("*.csv") if not path.name.startswith("."))
         raise DataError(f"{table}: there is no such split; {root} has {', '.join(found) or 'no CSV files'}")
+    try:
+        rows = _parse_table(root, split, table)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: this is not a CSV file in UTF-8 that can be read: {error}") from error
+    if not rows:
+        raise DataError(f"{table}: the split has no rows")
+    _check_files(rows, table)
+    return rows
+
+
+def _parse_table(root: Path, split: str, table: Path) -> list[SparkRow]:
     with table.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         missing = [column for column in CSV_COLUMNS if column not in (reader.fieldnames or ())]
@@ -103,15 +114,11 @@ def read_rows(root: Path, split: str) -> list[SparkRow]:
             raise DataError(
                 f"{table}:1: the columns {', '.join(missing)} are missing; expected {', '.join(CSV_COLUMNS)}"
             )
-        rows = [
+        return [
             _parse_row(root, split, record, table, reader.line_num)
             for record in reader
             if not Path(record["Image name"] or "").name.startswith(".")
         ]
-    if not rows:
-        raise DataError(f"{table}: the split has no rows")
-    _check_files(rows, table)
-    return rows
 
 
 def parse_box(text: str) -> tuple[int, int, int, int]:

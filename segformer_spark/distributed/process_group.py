@@ -47,9 +47,21 @@ class Group:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on at least one rank; the same answer everywhere."""
-        value = torch.tensor([int(flag)])
-        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control)
-        return bool(value.item())
+        return bool(self.worst(int(flag)))
+
+    def worst(self, value: int) -> int:
+        """The largest value over the ranks; the same answer everywhere."""
+        box = torch.tensor([value])
+        dist.all_reduce(box, dist.ReduceOp.MAX, group=self.control)
+        return int(box.item())
+
+    def raise_common(self, error: Exception | None) -> None:
+        """Raise the error of the lowest rank that has one, on every rank; return when none has. Collective."""
+        if not self.any(error is not None):
+            return
+        first = next(failure for failure in self.gather(error) if failure is not None)
+        first.shared = True  # type: ignore[attr-defined]  # rank 0 prints it for all
+        raise first
 
     def from_main(self, value: T) -> T:
         """Rank 0's value on all ranks."""
@@ -153,7 +165,7 @@ def process_group(launch: Launch, device: torch.device, timeout_minutes: float =
     except (RuntimeError, ValueError, dist.DistError) as error:
         raise UserError(f"the {launch.world_size} ranks did not find each other at {launch.master}: {error}") from error
     try:
-        control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo")
+        control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=options["timeout"])
         yield Group(launch, device, control)
     finally:
         dist.destroy_process_group()

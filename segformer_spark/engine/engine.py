@@ -45,7 +45,8 @@ class Engine:
         check_precision(config, group.device)
         # deepspeed asks for the accelerator when it is imported.
         os.environ.setdefault("DS_ACCELERATOR", group.device.type)
-        os.environ["LOCAL_RANK"] = str(group.launch.local_rank)
+        # deepspeed makes this the current device: with one GPU bound to each task it is 0 on every rank.
+        os.environ["LOCAL_RANK"] = str(group.launch.local_rank if group.device.index is None else group.device.index)
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         import deepspeed
 

@@ -16,11 +16,11 @@ class EngineState:
         buffers: batch-norm statistics by name.
         moments: {"exp_avg": {name: tensor}, "exp_avg_sq": {...}}; empty before the first step.
         optimizer_step: AdamW's step count.
-        loss_scale: of fp16, else None.
+        loss_scaler: counters of the dynamic loss scale under fp16, else None.
     """
 
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
     moments: dict[str, dict[str, Tensor]]
     optimizer_step: int
-    loss_scale: float | None
+    loss_scaler: dict[str, float] | None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from segformer_spark.engine.state import EngineState
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def export_state(engine: Any, names: dict[str, str]) -> EngineState:
@@ -37,7 +38,7 @@ def export_state(engine: Any, names: dict[str, str]) -> EngineState:
             for key in _MOMENTS:
                 moments[key][name] = _copy(_moment(engine, parameter, key))
     buffers = {names[live]: _copy(buffer) for live, buffer in module.named_buffers() if live in names}
-    return EngineState(parameters, buffers, moments, step, _loss_scale(engine))
+    return EngineState(parameters, buffers, moments, step, _loss_scaler(engine))
 
 
 def import_state(engine: Any, state: EngineState, names: dict[str, str]) -> None:
@@ -57,8 +58,9 @@ def import_state(engine: Any, state: EngineState, names: dict[str, str]) -> None
     for live, buffer in module.named_buffers():
         if live in names:
             buffer.copy_(state.buffers[names[live]])
-    if state.loss_scale is not None and _loss_scale(engine) is not None:
-        engine.optimizer.loss_scaler.cur_scale = state.loss_scale
+    if state.loss_scaler is not None and engine.fp16_enabled():
+        for counter, amount in state.loss_scaler.items():
+            setattr(engine.optimizer.loss_scaler, counter, amount)
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -131,7 +133,8 @@ def _set_moment(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -
         engine.optimizer.state[parameter][key].copy_(value)
 
 
-def _loss_scale(engine: Any) -> float | None:
+def _loss_scaler(engine: Any) -> dict[str, float] | None:
     if not engine.fp16_enabled():
         return None
-    return float(engine.optimizer.loss_scaler.cur_scale)
+    scaler = engine.optimizer.loss_scaler
+    return {name: getattr(scaler, name) for name in _SCALER if hasattr(scaler, name)}

@@ -14,6 +14,7 @@ from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.data.transforms import normalize_images
 from segformer_spark.distributed.process_group import Group
+from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.models.segformer import SegFormer, resize_logits
 from segformer_spark.run.console import progress
@@ -41,6 +42,10 @@ class Predictor:
     device: torch.device
     precision: str = "fp32"
     tta: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.precision == "fp16" and self.device.type == "cpu":
+            raise ConfigError("precision fp16 needs a GPU; on the CPU use fp32 or bf16")
 
     def predict(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
         """Yield each item with its class ids, uint8 (H, W) at native size on the device.
@@ -87,8 +92,14 @@ def count(
     counts = EvaluationCounts.zeros(len(dataset), len(dataset.classes), len(dataset.groups), group.device)
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     items = predictor.predict(eval_loader(dataset, indices, loading))
-    for item, prediction in progress(items, total=len(indices), label=label, visible=group.is_main):
-        assert item.mask is not None
-        truth = torch.from_numpy(item.mask).to(group.device)
-        counts.add(item.index, dataset.group(item.index), prediction, truth, IGNORE_INDEX)
+    failure: UserError | None = None
+    try:
+        for item, prediction in progress(items, total=len(indices), label=label, visible=group.is_main):
+            assert item.mask is not None
+            truth = torch.from_numpy(item.mask).to(group.device)
+            counts.add(item.index, dataset.group(item.index), prediction, truth, IGNORE_INDEX)
+    except UserError as error:
+        failure = error
+    # A damaged image on one rank must not leave the others waiting for its counts.
+    group.raise_common(failure)
     return counts.reduce(group.sum)

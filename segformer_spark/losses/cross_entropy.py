@@ -15,7 +15,8 @@ class CrossEntropyLoss(GlobalBatchLoss):
     """Mean cross-entropy over the valid pixels of all ranks.
 
     As torch.nn.functional.cross_entropy with reduction "mean" on the whole batch, weights and label smoothing included:
-    the sum is divided by the summed class weights of the valid pixels. Without a valid pixel it is 0.
+    the sum is divided by the summed class weights of the valid pixels. Without a valid pixel it is 0. Under gradient
+    accumulation each micro-step is normalised by its own pixels, and the loss is the mean over micro-steps.
     """
 
     def __init__(self, *, label_smoothing: float = 0.0, **shared: Any) -> None:
@@ -29,9 +30,9 @@ class CrossEntropyLoss(GlobalBatchLoss):
             labels,
             weight=self.class_weights,
             ignore_index=self.ignore_index,
-            reduction="sum",
+            reduction="none",  # "sum" has no deterministic version on GPUs
             label_smoothing=self.label_smoothing,
-        )
+        ).sum()
         return _divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits), self.reduce)
 
 

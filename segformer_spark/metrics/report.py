@@ -32,6 +32,7 @@ def report(
         matrix: np.ndarray[Any, np.dtype[np.int64]], images: np.ndarray[Any, np.dtype[np.int64]]
     ) -> dict[str, Any]:
         out = {"num_images": len(images), **summarize(matrix, class_names, background)}
+        out["confusion"] = matrix.tolist()
         if _is_spark(class_names):
             body, panels = class_names.index("body"), class_names.index("panels")
             score = asdict(spark_score(images[:, body], images[:, panels]))
@@ -44,7 +45,6 @@ def report(
         return out
 
     total = figures(confusion.sum(0), per_image)
-    total["confusion"] = confusion.sum(0).tolist()
     total["groups"] = {
         name: figures(confusion[index], per_image[membership == index])
         for index, name in enumerate(groups)

@@ -143,10 +143,12 @@ def load_network(folder: Path, *, config: Any = None, encoder_only: bool = False
     )
     mismatched = [item[0] if isinstance(item, tuple | list) else item for item in report["mismatched_keys"]]
     wrong = [name for name in [*report["missing_keys"], *mismatched] if not allowed(name)]
+    # A deeper variant of the same width fits without a missing tensor, but some are left over.
+    wrong += [name for name in report["unexpected_keys"] if not (encoder_only and name.startswith("classifier."))]
     if wrong:
         raise CheckpointError(
-            f"{folder}: the weights do not fit this model: {len(wrong)} tensors are missing or of another shape, "
-            f"first {', '.join(sorted(wrong)[:3])}. Check model.variant."
+            f"{folder}: the weights do not fit this model: {len(wrong)} tensors are missing, left over or "
+            f"of another shape, first {', '.join(sorted(wrong)[:3])}. Check model.variant."
         )
     return network
 

@@ -41,9 +41,14 @@ class MetricsLog:
                 continue
         return rows
 
-    def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: a resumed run does those steps again."""
-        kept = [row for row in self.rows() if row["step"] <= step]
+    def rewind(self, step: int, *, validated: bool) -> None:
+        """Forget what was logged after `step`: a resumed run does it again.
+
+        Args:
+            validated: whether the validation at `step` itself is done with.
+        """
+        last_validation = step if validated else step - 1
+        kept = [row for row in self.rows() if row["step"] <= (step if row["kind"] == "train" else last_validation)]
         if self.path.is_file():
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 

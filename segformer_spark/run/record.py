@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -116,19 +117,20 @@ def scrub(value: Any) -> Any:
     if sys.prefix != sys.base_prefix:
         replacements.insert(0, (sys.prefix, "<environment>"))
     user = _user_name()
-    if user and len(user) > 2 and user != "root":
-        replacements.append((user, "<user>"))
-    return _replace(value, [(old, new) for old, new in replacements if len(old) > 1])
+    # Only as a part of a path: a data set or a package may have a user's name in it.
+    pattern = re.compile(rf"(?<=/){re.escape(user)}(?=/|$|\s)") if user else None
+    return _replace(value, [(old, new) for old, new in replacements if len(old) > 1], pattern)
 
 
-def _replace(value: Any, replacements: list[tuple[str, str]]) -> Any:
+def _replace(value: Any, replacements: list[tuple[str, str]], user: re.Pattern[str] | None) -> Any:
     if isinstance(value, dict):
-        return {key: _replace(item, replacements) for key, item in value.items()}
+        return {key: _replace(item, replacements, user) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_replace(item, replacements) for item in value]
+        return [_replace(item, replacements, user) for item in value]
     if isinstance(value, str):
         for old, new in replacements:
             value = value.replace(old, new)
+        return user.sub("<user>", value) if user else value
     return value
 
 
@@ -151,7 +153,7 @@ def _cpu_name() -> str:
 
 def _output(command: list[str]) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

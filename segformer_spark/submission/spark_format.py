@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,7 +82,9 @@ def check_prediction(path: Path, size: tuple[int, int]) -> str | None:
             if archive.files != [_KEY]:
                 return f"{path.name}: holds {archive.files}, expected one array {_KEY!r}"
             data = archive[_KEY]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError) as error:
+        return f"{path.name}: cannot be read: {error}"
+    except (zipfile.BadZipFile, zlib.error) as error:
         return f"{path.name}: cannot be read: {error}"
     if data.dtype != np.bool_:
         return f"{path.name}: dtype {data.dtype}, expected bool"

@@ -67,7 +67,7 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
             f"this model knows {', '.join(card.class_names)}"
         )
     images = list_images(options.images)
-    settings = _settings(options, card)
+    settings = group.main_only(lambda: _settings(options, card, images))
     todo = group.main_only(lambda: _prepare(options, images, settings))
     own = [todo[index] for index in rank_indices(len(todo), group.rank, group.world_size)]
     if group.is_main:
@@ -75,9 +75,13 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
     predictor = Predictor(model.to(group.device), group.device, options.precision, options.tta)
     items = file_loader(images, own, EvalLoading(card.image_size, options.batch_size, options.num_workers))
     bar = progress(predictor.predict(items), total=len(own), label="predicting", visible=group.is_main)
-    for item, ids in bar:
-        write_prediction(options.output / submission_name(images[item.index]), ids.cpu().numpy())
-    group.barrier()
+    failure: UserError | None = None
+    try:
+        for item, ids in bar:
+            write_prediction(options.output / submission_name(images[item.index]), ids.cpu().numpy())
+    except UserError as error:
+        failure = error
+    group.raise_common(failure)
     hosts = group.gather(host_record(group.device))
 
     def finish() -> Path:
@@ -109,14 +113,23 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
     return target
 
 
-def _settings(options: SubmitOptions, card: ModelCard) -> dict[str, Any]:
+def _settings(options: SubmitOptions, card: ModelCard, images: list[Path]) -> dict[str, Any]:
     """What decides the predictions: they may only be mixed when it is equal."""
     return {
         "model_sha256": _sha256(options.model / "model.safetensors"),
         "image_size": card.image_size,
         "tta": options.tta,
         "precision": options.precision,
+        "images_sha256": _images_digest(images),
     }
+
+
+def _images_digest(images: list[Path]) -> str:
+    """Names and contents of the test images: another year's set has the same names."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.name} {_sha256(image)}\n".encode())
+    return digest.hexdigest()
 
 
 def _prepare(options: SubmitOptions, images: list[Path], settings: dict[str, Any]) -> list[int]:
@@ -125,12 +138,12 @@ def _prepare(options: SubmitOptions, images: list[Path], settings: dict[str, Any
     path = options.output / _SETTINGS
     present = sorted(options.output.glob("*.npz"))
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if present and before != settings:
-        if not options.overwrite:
-            raise UserError(
-                f"{options.output}: holds {len(present)} predictions of another model or other settings; "
-                "give another --output, or --overwrite to replace them"
-            )
+    if present and before != settings and not options.overwrite:
+        raise UserError(
+            f"{options.output}: holds {len(present)} predictions of another model, other images or other settings; "
+            "give another --output, or --overwrite to replace them"
+        )
+    if options.overwrite:
         for old in present:
             old.unlink()
     for leftover in options.output.glob(".*.tmp"):

@@ -14,7 +14,7 @@ from segformer_spark.config.schema import TrainingConfig
 from segformer_spark.data.loader import TrainBatch, TrainLoader
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine, StepResult
-from segformer_spark.errors import TrainingDiverged
+from segformer_spark.errors import TrainingDiverged, UserError
 from segformer_spark.metrics.report import scalar_metrics, selection_value
 from segformer_spark.run.console import logger, progress
 from segformer_spark.training.progress import Progress, to_stored
@@ -57,13 +57,18 @@ class Loop:
     best: BestTracker
     stop: StopRequest
     skipped_in_a_row: int = 0
+    saved_step: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         return self.loader.sampler.steps_per_epoch
 
     def run(self) -> Outcome:
-        """Train; a final checkpoint stands on disk when this returns."""
+        """Train; a checkpoint of the last step stands on disk when this returns.
+
+        A checkpoint is saved before the validation at the same step, which may take longer than a job's grace time;
+        a run that is cut off in between validates when it is resumed.
+        """
         if (self.progress.step == 0 and self.config.validation.at_start) or self._validation_is_due():
             self._validate()
         while self.progress.step < self.schedule.total_steps and not self.best.exhausted:
@@ -71,9 +76,10 @@ class Loop:
                 self._save_checkpoint()
                 return Outcome.STOPPED
         finished = self.progress.step >= self.schedule.total_steps
+        self._save_checkpoint()
         if finished and self.progress.validated_step != self.progress.step:
             self._validate()
-        self._save_checkpoint()
+        self.group.raise_common(self.reporter.failure)
         return Outcome.COMPLETED if finished else Outcome.EARLY_STOPPED
 
     def _run_epoch(self) -> bool:
@@ -91,21 +97,22 @@ class Loop:
             label=f"epoch {epoch + 1}",
             visible=self.group.is_main,
         )
-        for batches in bar:
-            self._train_step(batches, epoch)
+        batches = iter(bar)
+        for _ in range(left):
+            step_batches = self._agree_on_next(batches)
+            if step_batches is None:
+                reason = self.stop.reason or "another rank"
+                logger.info("stop requested (%s): saving a checkpoint, then leaving", reason)
+                return True
+            self._train_step(step_batches, epoch)
             self.progress.unfinished_seconds = time.monotonic() - started
             if self.progress.position.epoch > epoch:
                 self.progress.epoch_seconds.append(round(self.progress.unfinished_seconds, 2))
                 self.progress.unfinished_seconds = 0.0
-            if self.group.any(self.stop.reason is not None):
-                logger.info(
-                    "stop requested (%s): saving a checkpoint, then leaving", self.stop.reason or "another rank"
-                )
-                return True
-            if self._validation_is_due():
-                self._validate()
             if self._checkpoint_is_due():
                 self._save_checkpoint()
+            if self._validation_is_due():
+                self._validate()
             if self.best.exhausted:
                 logger.info(
                     "no better %s for %d validations: stopping early",
@@ -114,6 +121,23 @@ class Loop:
                 )
                 break
         return False
+
+    def _agree_on_next(self, batches: Iterator[list[TrainBatch]]) -> list[TrainBatch] | None:
+        """The next step's batches; None when a rank was asked to stop.
+
+        An error that one rank met (a damaged image, a full disk) is raised on all of them, here, before any waits for
+        another in a collective.
+        """
+        found: list[TrainBatch] = []
+        failure: UserError | None = self.reporter.failure
+        try:
+            found = next(batches)
+        except UserError as error:
+            failure = error
+        status = self.group.worst(2 if failure is not None else int(self.stop.reason is not None))
+        if status == 2:
+            self.group.raise_common(failure)
+        return None if status else found
 
     def _train_step(self, batches: list[TrainBatch], epoch: int) -> None:
         lr = self.schedule.lr(self.progress.step)
@@ -162,9 +186,12 @@ class Loop:
         self.reporter.exclude(time.monotonic() - started)
 
     def _save_checkpoint(self) -> None:
+        if self.saved_step == self.progress.step:
+            return
         started = time.monotonic()
         stored = to_stored(self.engine.export_state(), self.progress, self.best, self.configuration)
         self.group.main_only(lambda: self.store.save(self.progress.step, stored))
+        self.saved_step = self.progress.step
         self.reporter.exclude(time.monotonic() - started)
 
 

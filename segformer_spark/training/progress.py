@@ -42,7 +42,7 @@ def to_stored(engine: EngineState, progress: Progress, best: BestTracker, config
         "progress": asdict(progress),
         "best": {"score": best.score, "step": best.step, "since_best": best.since_best},
         "optimizer_step": engine.optimizer_step,
-        "loss_scale": engine.loss_scale,
+        "loss_scaler": engine.loss_scaler,
         "parameter_names": sorted(engine.parameters),
         **configuration,
     }
@@ -57,7 +57,7 @@ def engine_state(stored: StoredState) -> EngineState:
         buffers={name: tensor for name, tensor in stored.model.items() if name not in names},
         moments=stored.moments,
         optimizer_step=stored.state["optimizer_step"],
-        loss_scale=stored.state["loss_scale"],
+        loss_scaler=stored.state["loss_scaler"],
     )
 
 

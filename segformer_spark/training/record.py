@@ -65,7 +65,7 @@ class TrainingRecord:
         if progress.step > 0:
             self._continue_record()
         self.record["attempts"].append(self.attempt)
-        self._write()
+        group.main_only(self._write)
 
     def announce(self, train_set: SegmentationDataset, val_set: SegmentationDataset, total_steps: int) -> None:
         """Say what is about to run."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ import psutil
 import torch
 
 from segformer_spark.engine.engine import StepResult
+from segformer_spark.errors import UserError
+from segformer_spark.run.atomic import write_error
 from segformer_spark.run.console import duration, logger
 from segformer_spark.run.curves import draw_curves
 from segformer_spark.run.directory import RunDirectory
@@ -29,7 +32,13 @@ class _Interval:
 
 
 class Reporter:
-    """Writes the run's figures; on other ranks than 0 every call does nothing."""
+    """Writes the run's figures; on other ranks than 0 every call does nothing.
+
+    A write that fails (full disk) is held in `failure`: rank 0 must not leave the others waiting in a collective, so
+    the loop raises it where all ranks meet.
+    """
+
+    failure: UserError | None = None
 
     def __init__(
         self,
@@ -56,11 +65,11 @@ class Reporter:
         self._interval = _Interval()
         self._seconds_per_step: float | None = None
 
-    def start(self, step: int) -> None:
-        """Begin, or go on from `step`, forgetting what was logged after it."""
+    def start(self, step: int, *, validated: bool) -> None:
+        """Begin, or go on from `step`, forgetting what was logged after it. Raises UserError when it cannot write."""
         if not self.enabled:
             return
-        self.log.rewind(step)
+        self.log.rewind(step, validated=validated)
         if self.use_tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -75,7 +84,8 @@ class Reporter:
             interval.norms.append(result.grad_norm)
         interval.skipped += not result.applied
         if self.enabled and (step % self.every == 0 or step == self.total_steps):
-            self._write_interval(step, epoch, lr)
+            with self._holding_failures():
+                self._write_interval(step, epoch, lr)
             self._interval = _Interval()
 
     def exclude(self, seconds: float) -> None:
@@ -88,13 +98,16 @@ class Reporter:
         """Write a validation's figures, and the table and curves made from all of them."""
         if not self.enabled:
             return
-        named = {key: value for key, value in scalars.items() if not key.startswith("num_")}
-        self.log.append({"kind": "validation", "step": step, "epoch": epoch, **named, "seconds": round(seconds, 2)})
-        shown = dict.fromkeys([metric, "spark_score", "miou", "miou_without_background"])
-        text = "  ".join(f"{key} {named[key]:.4f}" for key in shown if key in named)
-        logger.info("validation at step %d  %s  %s%s", step, text, duration(seconds), "  best so far" if best else "")
-        self._scalars({f"validation/{key}": value for key, value in named.items()}, step)
-        self.refresh()
+        with self._holding_failures():
+            named = {key: value for key, value in scalars.items() if not key.startswith("num_")}
+            self.log.append({"kind": "validation", "step": step, "epoch": epoch, **named, "seconds": round(seconds, 2)})
+            shown = dict.fromkeys([metric, "spark_score", "miou", "miou_without_background"])
+            text = "  ".join(f"{key} {named[key]:.4f}" for key in shown if key in named)
+            logger.info(
+                "validation at step %d  %s  %s%s", step, text, duration(seconds), "  best so far" if best else ""
+            )
+            self._scalars({f"validation/{key}": value for key, value in named.items()}, step)
+            self.refresh()
 
     def refresh(self) -> None:
         """Write history.csv and curves.png anew from metrics.jsonl."""
@@ -109,6 +122,15 @@ class Reporter:
         self.refresh()
         if self._writer is not None:
             self._writer.close()
+
+    @contextmanager
+    def _holding_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self.failure = self.failure or error
+        except OSError as error:  # TensorBoard's own
+            self.failure = self.failure or write_error(self.run.tensorboard, error)
 
     def _write_interval(self, step: int, epoch: int, lr: float) -> None:
         interval = self._interval

@@ -13,7 +13,7 @@ import torch
 from segformer_spark.checkpoint.compatibility import check_compatible, configuration_state
 from segformer_spark.checkpoint.export import ModelCard, export_model
 from segformer_spark.checkpoint.store import CheckpointStore, read, verify
-from segformer_spark.config.batch import plan_batches
+from segformer_spark.config.batch import BatchPlan, plan_batches
 from segformer_spark.config.deepspeed import deepspeed_config
 from segformer_spark.config.load import ResolvedConfig, run_name, run_path
 from segformer_spark.config.schema import Config
@@ -92,73 +92,82 @@ def run_training(
         stored = read(source)
         check_compatible(stored.state, config, plan, len(train_set))
         progress = progress_of(stored)
-        restore_best(stored, best)
-    group.main_only(lambda: run.create(resolved))
+        assert source is not None
+        if source.parent.resolve() == run.checkpoints.resolve():
+            restore_best(stored, best)
+        else:
+            logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
+    group.main_only(lambda: _begin(run, store, resolved, progress))
     with log_file(run.log if group.is_main else None):
         record = TrainingRecord(run, resolved, group, plan, progress)
         record.announce(train_set, val_set, total_steps)
-        engine = Engine(model, loss, config, plan, group)
-        if stored is not None:
-            engine.import_state(engine_state(stored))
-            logger.info("resumed from %s at step %d", source, progress.step)
-        reporter = Reporter(
-            run,
-            enabled=group.is_main,
-            tensorboard=config.output.tensorboard,
-            every=config.output.log_every_steps,
-            global_batch=plan.global_batch,
-            world_size=group.world_size,
-            total_steps=total_steps,
-            device=group.device,
-        )
-        reporter.start(progress.step)
-
-        def card(metrics: dict[str, float]) -> ModelCard:
-            classes = train_set.classes
-            epoch = progress.position.epoch
-            return ModelCard(
-                config.data.dataset,
-                classes.names,
-                classes.colors,
-                classes.background,
-                config.data.image_size,
-                progress.step,
-                epoch,
-                metrics,
-                run_name(config),
-            )
-
-        def export(folder: Path, metrics: dict[str, float]) -> None:
-            weights = engine.weights()
-            group.main_only(lambda: export_model(engine.model, weights, engine.names, folder, card(metrics)))
-
-        loop = Loop(
-            engine=engine,
-            loader=TrainLoader(train_set, config, sampler, pin=group.device.type == "cuda"),
-            schedule=schedule,
-            store=store,
-            reporter=reporter,
-            group=group,
-            config=config.training,
-            evaluate=_evaluator(engine, val_set, config, group),
-            save_best=lambda metrics: export(run.best, metrics),
-            configuration=configuration,
-            checkpoint_every=config.output.checkpoint_every_steps,
-            progress=progress,
-            best=best,
-            stop=stop,
-        )
+        reporter = _reporter(run, config, plan, group, total_steps)
         try:
+            engine = Engine(model, loss, config, plan, group)
+            if stored is not None:
+                engine.import_state(engine_state(stored))
+                logger.info("resumed from %s at step %d", source, progress.step)
+            group.main_only(lambda: reporter.start(progress.step, validated=progress.validated_step == progress.step))
+
+            def export(folder: Path, metrics: dict[str, float]) -> None:
+                card = _card(config, train_set, progress, metrics)
+                weights = engine.weights()
+                group.main_only(lambda: export_model(engine.model, weights, engine.names, folder, card))
+
+            loop = Loop(
+                engine=engine,
+                loader=TrainLoader(train_set, config, sampler, pin=group.device.type == "cuda"),
+                schedule=schedule,
+                store=store,
+                reporter=reporter,
+                group=group,
+                config=config.training,
+                evaluate=_evaluator(engine, val_set, config, group),
+                save_best=lambda metrics: export(run.best, metrics),
+                configuration=configuration,
+                checkpoint_every=config.output.checkpoint_every_steps,
+                progress=progress,
+                best=best,
+                stop=stop,
+            )
             outcome = loop.run()
             if outcome is not Outcome.STOPPED:
                 export(run.final, {})
-            reporter.close()
+            group.main_only(reporter.close)
         except BaseException as error:
             _close_after_failure(record, reporter, progress, best, error)
             raise
-        record.finish(outcome.value, progress, best, None)
+        group.main_only(lambda: record.finish(outcome.value, progress, best, None))
         _say_how_it_ended(run, outcome, progress, best, config)
     return run, outcome
+
+
+def _reporter(run: RunDirectory, config: Config, plan: BatchPlan, group: Group, total_steps: int) -> Reporter:
+    return Reporter(
+        run,
+        enabled=group.is_main,
+        tensorboard=config.output.tensorboard,
+        every=config.output.log_every_steps,
+        global_batch=plan.global_batch,
+        world_size=group.world_size,
+        total_steps=total_steps,
+        device=group.device,
+    )
+
+
+def _card(config: Config, dataset: SegmentationDataset, progress: Progress, metrics: dict[str, float]) -> ModelCard:
+    classes = dataset.classes
+    return ModelCard(
+        dataset=config.data.dataset,
+        class_names=tuple(classes.names),
+        colors=tuple(classes.colors),
+        background=classes.background,
+        image_size=config.data.image_size,
+        step=progress.step,
+        epoch=progress.position.epoch,
+        metrics=metrics,
+        run=run_name(config),
+    )
 
 
 def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> tuple[RunDirectory, Path | None]:
@@ -167,6 +176,11 @@ def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> tuple[RunDirec
     store = CheckpointStore(run.checkpoints, resolved.config.output.keep_checkpoints)
     store.clean()
     return run, _choose_checkpoint(store, options.resume)
+
+
+def _begin(run: RunDirectory, store: CheckpointStore, resolved: ResolvedConfig, progress: Progress) -> None:
+    run.create(resolved)
+    store.discard_after(progress.step)
 
 
 def _choose_checkpoint(store: CheckpointStore, resume: str | None) -> Path | None:

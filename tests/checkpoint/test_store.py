@@ -42,6 +42,32 @@ def test_the_newest_are_kept_and_saving_twice_replaces(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
 
 
+def test_the_one_just_written_is_never_removed(tmp_path: Path) -> None:
+    """After falling back past a damaged checkpoint, steps count up from below its number."""
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(200, stored(200))
+    assert store.save(160, stored(160)) in store.committed()
+    assert [p.name for p in store.committed()] == ["step-00000160"]
+
+
+def test_later_steps_are_discarded_when_a_run_goes_on_from_an_earlier_one(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    for step in (100, 150, 200):
+        store.save(step, stored(step))
+    store.discard_after(150)
+    assert [p.name for p in store.committed()] == ["step-00000100", "step-00000150"]
+
+
+def test_a_replacement_cut_off_between_its_renames_is_undone(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    path = store.save(7, stored(7))
+    path.rename(tmp_path / ".step-00000007.old")
+    (tmp_path / ".step-00000007.99.tmp").mkdir()
+    store.clean()
+    assert store.newest_intact() == path
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "zero_tail", "cut", "remove"])
 def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, file: str, damage: str) -> None:

@@ -89,8 +89,29 @@ def test_foreign_colors_are_refused(tmp_path: Path, color: tuple[int, int, int])
     cv2.imwrite(str(tmp_path / "m.png"), pixels[:, :, ::-1])
     with pytest.raises(DataError) as error:
         read_color_mask(tmp_path / "m.png", PALETTE)
-    assert "6.2%" in str(error.value)
+    assert "of the mask's coloured pixels resemble no class colour" in str(error.value)
     assert str(color) in str(error.value)
+
+
+def test_a_small_foreign_object_is_refused_too(tmp_path: Path) -> None:
+    pixels = np.zeros((512, 512, 3), np.uint8)
+    pixels[100:130, 200:230] = (0, 255, 0)  # 0.3 % of the image, all of its object
+    cv2.imwrite(str(tmp_path / "m.jpg"), pixels[:, :, ::-1])
+    with pytest.raises(DataError, match="resemble no class colour"):
+        read_color_mask(tmp_path / "m.jpg", PALETTE)
+
+
+def test_class_numbers_in_place_of_colors_are_refused(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[10:30, 10:30], pixels[30:40, 10:30] = 1, 2
+    cv2.imwrite(str(tmp_path / "m.png"), pixels)
+    with pytest.raises(DataError, match="highest value is 2: it holds class numbers"):
+        read_color_mask(tmp_path / "m.png", PALETTE)
+
+
+def test_a_mask_without_an_object_is_background(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "m.jpg"), np.zeros((64, 64, 3), np.uint8))
+    assert not read_color_mask(tmp_path / "m.jpg", PALETTE).any()
 
 
 def test_sizes_must_agree() -> None:

@@ -10,7 +10,7 @@ from segformer_spark.data.demo.render import render
 from segformer_spark.data.demo.shapes import SHAPES
 from segformer_spark.data.demo.write import write_demo_set
 from segformer_spark.data.spark import SPACECRAFT, SparkDataset
-from segformer_spark.errors import DataError
+from segformer_spark.errors import DataError, UserError
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -46,6 +46,16 @@ def test_a_full_folder_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not empty"):
         make(tmp_path, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="cannot be written: No space left"):
+        make(tmp_path / "a", 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("spacecraft", SPACECRAFT)

@@ -117,18 +117,38 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
         assert unchanged
 
 
-def bf16_losses(group: Group) -> dict[str, Any]:
-    engine = make_engine(group, 1, overrides=("training.precision=bf16", "training.optimizer.lr=1e-3"))
+def bf16_losses(group: Group, stage: int) -> dict[str, Any]:
+    engine = make_engine(group, stage, overrides=("training.precision=bf16", "training.optimizer.lr=1e-3"))
     losses = [engine.train_step(own_batches(0, engine.plan, group.rank), s).loss for s in range(4)]
     dtypes = {str(p.dtype) for p in engine.model.parameters()} | {str(b.dtype) for b in engine.model.buffers()}
     return {"losses": losses, "dtypes": dtypes}
 
 
-def test_bf16_trains_with_fp32_weights_and_statistics() -> None:
-    result = run_on_ranks(2, bf16_losses)[0]
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_bf16_trains_with_fp32_weights_and_statistics(stage: int) -> None:
+    result = run_on_ranks(2, bf16_losses, stage)[0]
     assert np.isfinite(result["losses"]).all()
     assert result["losses"][-1] < result["losses"][0]
     assert result["dtypes"] == {"torch.float32", "torch.int64"}
+
+
+def local_rank_seen(group: Group) -> str:
+    """With one GPU bound to each task every rank's device is number 0, whatever its local rank."""
+    import dataclasses
+    import os
+    from unittest import mock
+
+    class Reached(Exception):
+        pass
+
+    bound = dataclasses.replace(group, device=torch.device("cuda", 0))
+    with mock.patch("deepspeed.init_distributed", side_effect=Reached), pytest.raises(Reached):
+        make_engine(bound, 1)
+    return os.environ["LOCAL_RANK"]
+
+
+def test_deepspeed_is_told_the_device_and_not_the_local_rank() -> None:
+    assert run_on_ranks(2, local_rank_seen) == ["0", "0"]
 
 
 def dropout_losses(group: Group) -> list[float]:

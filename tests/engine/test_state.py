@@ -20,7 +20,7 @@ def plain(state: EngineState) -> dict[str, Any]:
         "buffers": {n: t.numpy() for n, t in state.buffers.items()},
         "moments": {k: {n: t.numpy() for n, t in m.items()} for k, m in state.moments.items()},
         "optimizer_step": state.optimizer_step,
-        "loss_scale": state.loss_scale,
+        "loss_scaler": state.loss_scaler,
     }
 
 
@@ -30,7 +30,7 @@ def from_plain(raw: dict[str, Any]) -> EngineState:
 
     moments = {key: tensors(value) for key, value in raw["moments"].items()}
     return EngineState(
-        tensors(raw["parameters"]), tensors(raw["buffers"]), moments, raw["optimizer_step"], raw["loss_scale"]
+        tensors(raw["parameters"]), tensors(raw["buffers"]), moments, raw["optimizer_step"], raw["loss_scaler"]
     )
 
 

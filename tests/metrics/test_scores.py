@@ -80,6 +80,8 @@ def test_report_breaks_down_by_group() -> None:
     assert figures["per_class"]["body"]["iou"] == pytest.approx(2 / 3)
     assert figures["spark_score_body"] == pytest.approx(2 / 3)
     assert np.array(figures["confusion"]).sum() == 12
+    parts = [np.array(group["confusion"]) for group in figures["groups"].values()]
+    np.testing.assert_array_equal(sum(parts), figures["confusion"])
     json.dumps(figures, allow_nan=False)
 
 

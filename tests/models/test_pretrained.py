@@ -95,6 +95,15 @@ def test_weights_of_another_variant_are_refused(tmp_path: Path) -> None:
         build_model(ModelConfig(variant="b1", pretrained=str(tmp_path / "b0")), NAMES, seed=1)
 
 
+def test_weights_of_a_deeper_variant_are_refused(tmp_path: Path) -> None:
+    """B2 to B5 share all widths: nothing is missing, but blocks would be left out."""
+    deep = segformer_config("b0", NAMES)
+    deep.depths = [2, 2, 3, 2]
+    SegformerForSemanticSegmentation(deep).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="left over"):
+        build_model(config(tmp_path, pretrained=str(tmp_path)), NAMES, seed=1)
+
+
 def test_an_encoder_is_no_whole_model(tmp_path: Path) -> None:
     SegformerForImageClassification(segformer_config("b0", NAMES)).save_pretrained(tmp_path / "mit")
     with pytest.raises(CheckpointError, match="do not fit"):

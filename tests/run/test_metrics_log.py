@@ -23,9 +23,11 @@ def test_rows_and_rewind(tmp_path: Path) -> None:
     assert len(log.rows()) == 8
     with log.path.open("a") as stream:
         stream.write('{"kind": "train", "st')  # a kill in mid-line
-    log.rewind(3)
+    log.rewind(3, validated=True)
     assert [row["step"] for row in log.rows()] == [1, 2, 3, 3]
-    MetricsLog(tmp_path / "none").rewind(3)
+    log.rewind(3, validated=False)
+    assert [row["step"] for row in log.rows()] == [1, 2, 3]
+    MetricsLog(tmp_path / "none").rewind(3, validated=True)
     assert not (tmp_path / "none").exists()
 
 

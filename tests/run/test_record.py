@@ -28,6 +28,13 @@ def test_scrub_hides_paths_and_user(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record.scrub(value) == {"a": ["<project>/x", "~/data", "/scratch/<user>/y"], "n": 3, "none": None}
 
 
+def test_scrub_leaves_words_alone_that_contain_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/spark"))
+    monkeypatch.setattr(record, "_user_name", lambda: "spark")
+    value = {"dataset": "spark", "name": "spark_b2", "package": "segformer-spark==1", "root": "/scratch/spark/data"}
+    assert record.scrub(value) == {**value, "root": "/scratch/<user>/data"}
+
+
 def test_host_and_software() -> None:
     host = record.host_record(torch.device("cpu"))
     assert host["cpu_cores"] >= 1
@@ -58,3 +65,18 @@ def test_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dirty is not None
     assert dirty["dirty"] is True
     assert "+2" in dirty["diff"]
+
+
+def test_a_diff_that_is_not_utf8_is_recorded(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "x").write_text("1\n")
+    git("add", "x")
+    git("commit", "-m", "x")
+    (tmp_path / "x").write_bytes("é\n".encode("latin-1"))
+    changed = record.git_record(tmp_path)
+    assert changed is not None
+    assert changed["dirty"] is True

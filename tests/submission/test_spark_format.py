@@ -132,3 +132,17 @@ def test_folders_without_images(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / f"test_1_img{suffix}"), np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(DataError, match="would both become"):
         list_images(tmp_path)
+
+
+def test_any_damaged_byte_is_a_fault_or_harmless(tmp_path: Path) -> None:
+    """A flipped byte may hit the deflate stream, the zip's tables or the header: never a traceback."""
+    path = tmp_path / "test_00000_layer.npz"
+    write_prediction(path, np.random.default_rng(0).integers(0, 3, (16, 16)).astype(np.uint8))
+    good, faults = path.read_bytes(), 0
+    for position in range(len(good)):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 0xFF]) + good[position + 1 :])
+        faults += check_prediction(path, (16, 16)) is not None
+    assert faults > 0.5 * len(good)
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    path.with_suffix(".npy").replace(path)
+    assert check_prediction(path, (16, 16)) is not None

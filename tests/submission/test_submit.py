@@ -87,11 +87,23 @@ def test_predictions_of_other_settings_are_not_mixed(
     output = Path(shutil.copytree(finished, tmp_path / "out"))
     where = paths(trained_run, spark_root, output)
     (message,) = run_on_ranks(1, submit, *where, "none")
-    assert "predictions of another model or other settings" in message
+    assert "predictions of another model, other images or other settings" in message
     assert digest(output / "submission.zip") == digest(finished / "submission.zip")
     (target,) = run_on_ranks(1, submit, *where, "none", True)
     assert json.loads((output / "manifest.json").read_text())["tta"] == "none"
     assert target.endswith("submission.zip")
+
+
+def test_predictions_of_other_images_of_the_same_names_are_not_taken(
+    finished: Path, trained_run: Path, own_spark_root: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    images = own_spark_root / "stream-1-test"
+    shutil.copy(images / "test_00001_img.jpg", images / "test_00000_img.jpg")
+    where = paths(trained_run, own_spark_root, output)
+    assert "other images" in run_on_ranks(1, submit, *where, "hflip")[0]
+    run_on_ranks(1, submit, *where, "hflip", True)
+    assert digest(output / "test_00000_layer.npz") == digest(output / "test_00001_layer.npz")
 
 
 def test_a_model_of_other_classes_is_refused(trained_run: Path, spark_root: Path, tmp_path: Path) -> None:
@@ -105,6 +117,6 @@ def test_a_model_of_other_classes_is_refused(trained_run: Path, spark_root: Path
 def test_a_damaged_image_is_named(trained_run: Path, own_spark_root: Path, tmp_path: Path) -> None:
     image = own_spark_root / "stream-1-test" / "test_00002_img.jpg"
     image.write_bytes(image.read_bytes()[:-200])
-    (message,) = run_on_ranks(1, submit, *paths(trained_run, own_spark_root, tmp_path / "o"))
-    assert "test_00002_img.jpg: the file is truncated" in message
+    for message in run_on_ranks(2, submit, *paths(trained_run, own_spark_root, tmp_path / "o")):
+        assert "test_00002_img.jpg: the file is truncated" in message, "on the rank that met it and on the other"
     assert not (tmp_path / "o" / "submission.zip").exists()

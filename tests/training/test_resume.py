@@ -114,17 +114,17 @@ def test_killed_in_mid_epoch_and_resumed_is_bit_equal(spark_root: Path, tmp_path
     process = start(command(spark_root, cut))
     wait_for_step(process, 5)
     os.killpg(process.pid, signal.SIGKILL)
-    _end_group(process)
+    _end_group(process, f"output.save_path={cut}")
     assert (cut / "checkpoints" / "step-00000004" / "manifest.json").is_file()
     assert not (cut / "final").exists()
     subprocess.run(command(spark_root, cut, "--resume", "auto"), check=True, capture_output=True)
     assert_same_run(cut, whole)
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
+def _end_group(process: subprocess.Popen[str], mark: str) -> None:
     process.wait(timeout=20)
     for _ in range(50):  # torchrun's workers are in sessions of their own
-        left = subprocess.run(["pgrep", "-f", str(process.args[-1])], capture_output=True, text=True, check=False)  # type: ignore[index]
+        left = subprocess.run(["pgrep", "-f", mark], capture_output=True, text=True, check=False)
         for pid in left.stdout.split():
             os.kill(int(pid), signal.SIGKILL)
         if not left.stdout.strip():

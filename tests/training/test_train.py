@@ -161,6 +161,22 @@ def test_a_damaged_image_is_named_on_every_worker_setting(own_spark_root: Path, 
         assert "Traceback" not in text
 
 
+def test_a_damaged_image_on_one_rank_ends_all_with_its_name(own_spark_root: Path, tmp_path: Path) -> None:
+    """In training and in validation; the other ranks must not be left in a collective."""
+    for split, folder in (("train", "Cheops"), ("val", "Cheops")):
+        image = own_spark_root / "images" / folder / split / "image_00000_img.jpg"
+        good = image.read_bytes()
+        image.write_bytes(good[:500])
+        path = tmp_path / split
+        for kind, text in run_on_ranks(2, fails, str(own_spark_root), str(path)):
+            assert kind == "DataError"
+            assert f"Cheops/{split}/image_00000_img.jpg: the file is truncated" in text
+        record = json.loads((path / "training_params.json").read_text())
+        assert record["status"] == "failed"
+        assert "is truncated" in record["error"]
+        image.write_bytes(good)
+
+
 def test_an_existing_run_and_a_changed_configuration_are_refused(
     spark_root: Path, trained_run: Path, tmp_path: Path
 ) -> None:
@@ -177,26 +193,58 @@ def test_a_missing_checkpoint_is_an_error(spark_root: Path, trained_run: Path) -
     assert "there is no such checkpoint folder" in text
 
 
-def full_disk(group: Group, root: str, path: str) -> tuple[str, str]:
-    """The disk is full from the first checkpoint on."""
+def full_disk(group: Group, root: str, path: str, limit: int) -> tuple[str, str]:
+    """No file may grow beyond `limit` bytes."""
     import resource
     import signal
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         return fails(group, root, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_ends_all_ranks_with_the_reason(spark_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("limit", "file"), [(2_000_000, "checkpoints"), (90_000, "checkpoints"), (300, "config.yaml")])
+def test_a_full_disk_ends_all_ranks_with_the_reason(spark_root: Path, tmp_path: Path, limit: int, file: str) -> None:
     path = tmp_path / "run"
-    for kind, text in run_on_ranks(2, full_disk, str(spark_root), str(path)):
+    for kind, text in run_on_ranks(2, full_disk, str(spark_root), str(path), limit):
         assert kind == "UserError"
-        assert "cannot be written: " in text
-        assert "File too large" in text
-    assert json.loads((path / "training_params.json").read_text())["status"] == "failed"
+        assert "cannot be written: File too large" in text or "I/O error: File too large" in text
+        assert file in text
+    if limit > 1000:
+        assert json.loads((path / "training_params.json").read_text())["status"] == "failed"
     assert not (path / "best").exists()
     assert not list(path.rglob("*.tmp"))
+
+
+def full_metrics(group: Group, root: str, path: str) -> tuple[str, str]:
+    """The metrics file alone cannot be written, from its third line on: only rank 0 notices."""
+    from segformer_spark.run import metrics_log
+
+    original = metrics_log.MetricsLog.append
+
+    def append(self: metrics_log.MetricsLog, row: dict[str, Any]) -> None:
+        if row["step"] == 3:
+            raise UserError("metrics.jsonl: cannot be written: No space left on device")
+        original(self, row)
+
+    patched: Any = metrics_log.MetricsLog
+    patched.append = append
+    return fails(group, root, path)
+
+
+def test_a_log_that_cannot_be_written_ends_all_ranks(spark_root: Path, tmp_path: Path) -> None:
+    for kind, text in run_on_ranks(2, full_metrics, str(spark_root), str(tmp_path / "run")):
+        assert (kind, text) == ("UserError", "metrics.jsonl: cannot be written: No space left on device")
+
+
+def test_a_checkpoint_of_another_run_brings_no_best_score(spark_root: Path, trained_run: Path, tmp_path: Path) -> None:
+    """Its best model lies elsewhere: the new run chooses its own."""
+    source = sorted((trained_run / "checkpoints").iterdir())[0]
+    path = tmp_path / "run"
+    run_on_ranks(1, short_run, str(spark_root), str(path), (), str(source))
+    assert (path / "best" / "model.safetensors").is_file()
+    assert json.loads((path / "training_params.json").read_text())["best"]["step"] == 9

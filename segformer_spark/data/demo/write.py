@@ -14,7 +14,7 @@ from segformer_spark.data.dataset import Image
 from segformer_spark.data.demo.render import RenderedImage, render
 from segformer_spark.data.spark import CSV_COLUMNS, SPACECRAFT, SPARK_CLASSES, TEST_FOLDER
 from segformer_spark.errors import DataError
-from segformer_spark.run.atomic import write_text
+from segformer_spark.run.atomic import atomic_folder, write_text
 
 _JPEG_QUALITY = 92
 _SPLITS = ("train", "val", "test")
@@ -39,10 +39,18 @@ def write_demo_set(
 
     Raises:
         DataError: `root` holds files already.
+        UserError: it cannot be written; nothing is left behind.
     """
     if root.exists() and any(root.iterdir()):
-        raise DataError(f"{root}: the folder is not empty; remove it or choose another --root")
-    for split_number, (split, number) in enumerate(zip(_SPLITS, (num_train, num_val, num_test), strict=True)):
+        raise DataError(f"{root}: the folder is not empty; remove it or choose another one")
+    with atomic_folder(root) as temporary:
+        _write_splits(temporary, (num_train, num_val, num_test), size, seed, progress)
+
+
+def _write_splits(
+    root: Path, numbers: tuple[int, int, int], size: int, seed: int, progress: Callable[[str, int, int], None]
+) -> None:
+    for split_number, (split, number) in enumerate(zip(_SPLITS, numbers, strict=True)):
         rows = []
         for index in range(number):
             rng = np.random.default_rng([seed, split_number, index])
