@@ -142,7 +142,7 @@ def local_rank_seen(group: Group) -> str:
         pass
 
     bound = dataclasses.replace(group, device=torch.device("cuda", 0))
-    with mock.patch("deepspeed.init_distributed", side_effect=Reached), pytest.raises(Reached):
+    with mock.patch.object(torch.nn.Module, "to", side_effect=Reached), pytest.raises(Reached):
         make_engine(bound, 1)
     return os.environ["LOCAL_RANK"]
 
