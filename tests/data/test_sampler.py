@@ -39,6 +39,17 @@ def test_the_order_does_not_depend_on_the_ranks(
     assert len(seen) == len(set(seen)) == num_images // total * total
 
 
+def test_ranks_fill_each_accumulation_step_together() -> None:
+    """The images that batch norm and Dice see at once are the same for 1 x 4 and 2 x 2."""
+    num_images, seed = 37, 3
+    order = [int(index) for index in epoch_order(num_images, seed, 0)]
+    plan = BatchPlan(2, 3, 2)
+    batches = [list(TrainBatchSampler(num_images, plan, rank, seed)) for rank in range(2)]
+    for number in range(9):
+        together = [index for rank in range(2) for _, index in batches[rank][number]]
+        assert together == order[number * 4 : number * 4 + 4]
+
+
 @given(st.integers(0, 4))
 def test_starting_in_mid_epoch_continues_the_order(step: int) -> None:
     plan = BatchPlan(2, 2, 2)
