@@ -31,7 +31,6 @@ class DiceLoss(GlobalBatchLoss):
         probabilities = torch.softmax(logits, dim=1).movedim(1, -1).flatten(0, -2)
         truth = torch.bincount(bins, minlength=num_classes + 1)[:num_classes].to(logits.dtype)
         own = probabilities.gather(1, bins.clamp_max(num_classes - 1)[:, None]).squeeze(1)
-        own = own * valid.flatten()
         overlap = own.new_zeros(num_classes + 1).index_add(0, bins, own)[:num_classes]
         predicted = (probabilities * valid.flatten()[:, None]).sum(0)
         overlap, predicted, truth = self.reduce(torch.stack([overlap, predicted, truth])).unbind(0)
