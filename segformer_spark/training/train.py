@@ -92,7 +92,6 @@ def run_training(
         stored = read(source)
         check_compatible(stored.state, config, plan, len(train_set))
         progress = progress_of(stored)
-        assert source is not None
         if source.parent.resolve() == run.checkpoints.resolve():
             restore_best(stored, best)
         else:
