@@ -56,7 +56,6 @@ class Engine:
         if group.world_size > 1:
             model.reduce_batch_norm(group.sum)
         self.group, self.plan, self.seed = group, plan, config.experiment.seed
-        self.clip = config.training.gradient_clip
         self.loss = loss.to(group.device)
         optimizer = build_optimizer(model, config.training.optimizer, group.device)
         settings = deepspeed_config(
