@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -80,3 +82,16 @@ def test_fixed_subset(spark_root: Path) -> None:
     assert ids != [other.sample_id(i) for i in range(5)]
     np.testing.assert_array_equal(first.load(2).mask, again.load(2).mask)
     assert fixed_subset(dataset, None, 1) is dataset
+
+
+def test_loader_processes_outlive_the_signals_that_reach_all_processes_of_a_job(spark_root: Path) -> None:
+    """SLURM's SIGTERM and a terminal's Ctrl-C: the main process saves first and needs its batches for that."""
+    dataset = SparkDataset(spark_root, "train")
+    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(32, 1, 1))
+    next(batches)
+    workers = psutil.Process().children()
+    assert workers
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for worker in workers:
+            worker.send_signal(number)
+    assert len(list(batches)) == len(dataset) - 1
