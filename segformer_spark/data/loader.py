@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -20,6 +21,8 @@ from segformer_spark.data.transforms import TrainTransform, image_to_tensor, res
 from segformer_spark.errors import DataError
 
 T = TypeVar("T")
+
+_GRACE_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,13 @@ def _init_worker(worker: int) -> None:
 
     Ctrl-C and SLURM's signals reach workers too; they serve until the main process, which decides, lets them go.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_after_grace)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _leave_after_grace(number: int, frame: FrameType | None) -> None:
+    """SIGTERM is also how the main process ends its workers when it fails: it is put off, not ignored."""
+    signal.alarm(_GRACE_SECONDS)

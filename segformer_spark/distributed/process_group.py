@@ -59,9 +59,7 @@ class Group:
         """Raise the error of the lowest rank that has one, on every rank; return when none has. Collective."""
         if not self.any(error is not None):
             return
-        first = next(failure for failure in self.gather(error) if failure is not None)
-        first.shared = True  # type: ignore[attr-defined]  # rank 0 prints it for all
-        raise first
+        raise _shared(next(failure for failure in self.gather(error) if failure is not None))
 
     def from_main(self, value: T) -> T:
         """Rank 0's value on all ranks."""
@@ -83,11 +81,11 @@ class Group:
                 outcome = (action(), None)
             except Exception as error:  # noqa: BLE001 - raised again below, on all ranks
                 outcome = (None, error)
-        value, failure = self.from_main(outcome)
-        if failure is not None:
-            failure.shared = True  # type: ignore[attr-defined]  # rank 0 prints it for all
-            raise failure
-        return cast(T, value)
+        result = [*self.from_main(outcome)]
+        del outcome
+        if result[1] is not None:
+            raise _shared(cast(Exception, result.pop()))
+        return cast(T, result[0])
 
     def sum(self, value: Tensor) -> Tensor:
         """A new tensor with the sum over all ranks; not differentiable."""
@@ -109,6 +107,15 @@ class Group:
     def barrier(self) -> None:
         """Wait for all ranks."""
         dist.barrier(group=self.control)
+
+
+def _shared(error: Exception) -> Exception:
+    """Mark an error that all ranks raise, so that rank 0 alone prints it.
+
+    Who raises it keeps no name for it: frame and error would hold each other, and with them the loader's processes.
+    """
+    error.shared = True  # type: ignore[attr-defined]
+    return error
 
 
 class _DifferentiableSum(torch.autograd.Function):

@@ -99,7 +99,7 @@ def count(
             truth = torch.from_numpy(item.mask).to(group.device)
             counts.add(item.index, dataset.group(item.index), prediction, truth, IGNORE_INDEX)
     except UserError as error:
-        failure = error
+        failure = error.with_traceback(None)  # its frames hold the loader
     # A damaged image on one rank must not leave the others waiting for its counts.
     group.raise_common(failure)
     return counts.reduce(group.sum)

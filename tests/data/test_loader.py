@@ -95,3 +95,19 @@ def test_loader_processes_outlive_the_signals_that_reach_all_processes_of_a_job(
         for worker in workers:
             worker.send_signal(number)
     assert len(list(batches)) == len(dataset) - 1
+
+
+def test_a_loader_process_ends_some_time_after_it_was_told_to(
+    spark_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a main process that fails would wait for it for ever."""
+    monkeypatch.setattr("segformer_spark.data.loader._GRACE_SECONDS", 1)
+    dataset = SparkDataset(spark_root, "train")
+    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(32, 1, 1))
+    next(batches)
+    workers = psutil.Process().children()
+    for worker in workers:
+        worker.terminate()
+    with pytest.raises(RuntimeError, match="killed by signal"):  # torch notices
+        psutil.wait_procs(workers, timeout=20)
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)

@@ -151,14 +151,23 @@ def test_mistakes_stop_a_run_with_a_clear_error(
     assert not path.exists(), "nothing is left behind"
 
 
+def fails_and_leaves(group: Group, *arguments: Any) -> tuple[str, int]:
+    """The message, and how many loader processes are left when it has been handled."""
+    import multiprocessing
+
+    _, text = fails(group, *arguments)
+    return text, len(multiprocessing.active_children())
+
+
 def test_a_damaged_image_is_named_on_every_worker_setting(own_spark_root: Path, tmp_path: Path) -> None:
     image = own_spark_root / "images" / "Soho" / "train" / "image_00000_img.jpg"
     image.write_bytes(image.read_bytes()[:500])
     for workers in (0, 1):
         overrides = (f"data.num_workers={workers}",)
-        _, text = run_on_ranks(1, fails, str(own_spark_root), str(tmp_path / str(workers)), overrides)[0]
+        text, left = run_on_ranks(1, fails_and_leaves, str(own_spark_root), str(tmp_path / str(workers)), overrides)[0]
         assert "Soho/train/image_00000_img.jpg: the file is truncated" in text
         assert "Traceback" not in text
+        assert left == 0
 
 
 def test_a_damaged_image_on_one_rank_ends_all_with_its_name(own_spark_root: Path, tmp_path: Path) -> None:
