@@ -11,7 +11,6 @@ Nothing in it depends on the ZeRO stage, the number of ranks or transformers' mo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -25,6 +24,7 @@ from torch import Tensor
 from segformer_spark.errors import CheckpointError
 from segformer_spark.run.atomic import atomic_folder, recover_folder, write_json
 from segformer_spark.run.console import logger
+from segformer_spark.run.digest import sha256_of
 
 _FORMAT = 1
 _NAME = re.compile(r"step-(\d{8})")
@@ -154,8 +154,7 @@ def _remove(path: Path) -> None:
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": path.stat().st_size}
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.load import PROJECT_ROOT
 from segformer_spark.config.schema import Config
 from segformer_spark.errors import ConfigError
@@ -33,7 +34,7 @@ def deepspeed_file(config: Config) -> Path:
     return PROJECT_ROOT / "ds_configs" / f"zero{config.deepspeed.zero_stage}.json"
 
 
-def deepspeed_config(config: Config, *, micro_batch: int, accumulation_steps: int, world_size: int) -> dict[str, Any]:
+def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
     """Merge the JSON file with the YAML's batch, clipping and precision.
 
     Raises:
@@ -61,9 +62,9 @@ def deepspeed_config(config: Config, *, micro_batch: int, accumulation_steps: in
         )
     precision = config.training.precision
     merged |= {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation_steps,
-        "train_batch_size": micro_batch * accumulation_steps * world_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation_steps,
+        "train_batch_size": plan.global_batch,
         "gradient_clipping": config.training.gradient_clip,
     }
     if precision == "bf16":

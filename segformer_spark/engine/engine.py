@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.deepspeed import deepspeed_config
+from segformer_spark.config.precision import refuse_fp16_on_cpu
 from segformer_spark.config.schema import Config
 from segformer_spark.data.loader import TrainBatch
 from segformer_spark.data.transforms import normalize_images
@@ -58,9 +59,7 @@ class Engine:
         self.group, self.plan, self.seed = group, plan, config.experiment.seed
         self.loss = loss.to(group.device)
         optimizer = build_optimizer(model, config.training.optimizer, group.device)
-        settings = deepspeed_config(
-            config, micro_batch=plan.micro_batch, accumulation_steps=plan.accumulation_steps, world_size=plan.world_size
-        )
+        settings = deepspeed_config(config, plan)
         deepspeed.init_distributed()  # adopts the process group that exists already
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
@@ -150,8 +149,7 @@ class Engine:
 def check_precision(config: Config, device: torch.device) -> None:
     """Refuse what cannot work (TRAPS: fp16 on CPU, fp16 without ZeRO, bf16 on old GPUs)."""
     precision = config.training.precision
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("training.precision fp16 needs a GPU; on the CPU use fp32 or bf16")
+    refuse_fp16_on_cpu(precision, device.type)
     if precision == "fp16" and config.deepspeed.zero_stage == 0:
         raise ConfigError("training.precision fp16 needs deepspeed.zero_stage 1 or 2; with stage 0 use bf16 or fp32")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():

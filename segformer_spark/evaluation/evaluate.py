@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from segformer_spark.evaluation.predict import Predictor, count
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.metrics.report import report
 from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
-from segformer_spark.run.atomic import write_json, write_text
+from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import training_record
 from segformer_spark.run.record import command_record, host_record, now, scrub, software_record
@@ -133,15 +130,6 @@ def write_tables(folder: Path, figures: dict[str, Any], counts: EvaluationCounts
         for name, values in zip(names, figures["confusion"], strict=True)
     ]
     write_csv(folder / "confusion.csv", ["truth", *names], matrix)
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Write a table atomically."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def table(figures: dict[str, Any]) -> list[str]:

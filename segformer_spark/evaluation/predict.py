@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segformer_spark.config.precision import refuse_fp16_on_cpu
 from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset
 from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.data.transforms import normalize_images
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.errors import ConfigError, UserError
+from segformer_spark.errors import UserError
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.models.segformer import SegFormer, resize_logits
 from segformer_spark.run.console import progress
@@ -44,8 +45,7 @@ class Predictor:
     tta: str = "none"
 
     def __post_init__(self) -> None:
-        if self.precision == "fp16" and self.device.type == "cpu":
-            raise ConfigError("precision fp16 needs a GPU; on the CPU use fp32 or bf16")
+        refuse_fp16_on_cpu(self.precision, self.device.type)
 
     def predict(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
         """Yield each item with its class ids, uint8 (H, W) at native size on the device.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.segformer import SegFormer, build_segformer, segformer_config
 from segformer_spark.run.atomic import atomic_folder, write_json
+from segformer_spark.run.digest import sha256_of
 
 SOURCES = ("ade20k", "cityscapes", "imagenet")
 _HEAD = "decode_head."
@@ -67,9 +68,9 @@ def fetch_weights(variant: str, source: str, weights_dir: Path) -> FetchedWeight
             _download(repository, "pytorch_model.bin", temporary)
             _convert(temporary / "pytorch_model.bin", temporary / "model.safetensors")
             converted = True
-        digest = _sha256(temporary / "model.safetensors")
+        digest = sha256_of(temporary / "model.safetensors")
         for leftover in temporary.glob(".cache"):
-            _remove_tree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
         write_json(
             temporary / "fetched.json", {"repository": repository, "sha256": digest, "converted_from_bin": converted}
         )
@@ -186,14 +187,3 @@ def _convert(source: Path, target: Path) -> None:
     state = torch.load(source, map_location="cpu", weights_only=True)
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, target, metadata={"format": "pt"})
     source.unlink()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _remove_tree(path: Path) -> None:
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)

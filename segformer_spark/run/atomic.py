@@ -5,10 +5,12 @@ A kill or a full disk leaves the old file, never half of a new one.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,6 +51,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON (no NaN), atomically."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table with a header, atomically."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 @contextmanager
@@ -95,15 +106,15 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _replace_folder(temporary: Path, path: Path, rename: Callable[[Path, Path], object] = os.replace) -> None:
+def _replace_folder(temporary: Path, path: Path) -> None:
     """A folder cannot be renamed over a full one: move the old one aside first, remove it last."""
     if not path.exists():
-        rename(temporary, path)
+        temporary.rename(path)
         return
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    rename(path, old)
-    rename(temporary, path)
+    path.rename(old)
+    temporary.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
 

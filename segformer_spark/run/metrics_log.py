@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.run.atomic import write_error, write_text
+from segformer_spark.run.atomic import write_csv, write_error, write_text
 
 Row = dict[str, Any]
 
@@ -66,11 +64,7 @@ def write_history(rows: list[Row], path: Path) -> None:
             table.append({"epoch": flat.pop("epoch"), "step": flat.pop("step"), "train_loss": mean_loss, **flat})
             losses = []
     columns = list(dict.fromkeys(key for row in table for key in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    write_text(path, text.getvalue())
+    write_csv(path, columns, table)
 
 
 def _finite(value: Any) -> Any:

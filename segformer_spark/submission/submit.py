@@ -16,6 +16,7 @@ from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger, progress
+from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.directory import training_record
 from segformer_spark.run.record import command_record, host_record, now, scrub, software_record
 from segformer_spark.submission.spark_format import (
@@ -92,7 +93,7 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
             **settings,
             "num_images": len(images),
             "zip": _ZIP,
-            "zip_sha256": _sha256(target),
+            "zip_sha256": sha256_of(target),
             "model": str(options.model),
             "card": asdict(card),
             "training": training_record(options.model),
@@ -116,7 +117,7 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
 def _settings(options: SubmitOptions, card: ModelCard, images: list[Path]) -> dict[str, Any]:
     """What decides the predictions: they may only be mixed when it is equal."""
     return {
-        "model_sha256": _sha256(options.model / "model.safetensors"),
+        "model_sha256": sha256_of(options.model / "model.safetensors"),
         "image_size": card.image_size,
         "tta": options.tta,
         "precision": options.precision,
@@ -128,7 +129,7 @@ def _images_digest(images: list[Path]) -> str:
     """Names and contents of the test images: another year's set has the same names."""
     digest = hashlib.sha256()
     for image in images:
-        digest.update(f"{image.name} {_sha256(image)}\n".encode())
+        digest.update(f"{image.name} {sha256_of(image)}\n".encode())
     return digest.hexdigest()
 
 
@@ -155,8 +156,3 @@ def _prepare(options: SubmitOptions, images: list[Path], settings: dict[str, Any
         return target.is_file() and check_prediction(target, image_size(image)) is None
 
     return [index for index, image in enumerate(images) if not is_done(image)]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -8,8 +8,8 @@ from segformer_spark.config.batch import plan_batches
 from segformer_spark.config.deepspeed import deepspeed_config, deepspeed_file
 from segformer_spark.config.fields import flatten
 from segformer_spark.config.load import ResolvedConfig, run_path
+from segformer_spark.config.precision import refuse_fp16_on_cpu
 from segformer_spark.data.registry import open_dataset
-from segformer_spark.errors import ConfigError
 from segformer_spark.training.plan import check_dataset, plan_steps
 from segformer_spark.training.schedule import build_schedule
 
@@ -31,12 +31,9 @@ def describe(resolved: ResolvedConfig, world_size: int) -> Iterator[str]:
         source = resolved.provenance[dotted]
         shown = "null" if value is None else list(value) if isinstance(value, tuple) else value
         yield f"  {leaf}: {shown}".ljust(44) + ("" if source == "default" else f"# {source}")
-    if config.hardware.device == "cpu" and config.training.precision == "fp16":
-        raise ConfigError("training.precision fp16 needs a GPU; on the CPU use fp32 or bf16")
+    refuse_fp16_on_cpu(config.training.precision, config.hardware.device)
     plan = plan_batches(config.training, world_size)
-    deepspeed_config(
-        config, micro_batch=plan.micro_batch, accumulation_steps=plan.accumulation_steps, world_size=world_size
-    )
+    deepspeed_config(config, plan)
     yield f"batch: {plan}"
     yield f"deepspeed: {deepspeed_file(config).name}"
     train_set = open_dataset(config.data.dataset, config.data.root, config.data.train_split)

@@ -35,8 +35,8 @@ class TrainingRecord:
         self, run: RunDirectory, resolved: ResolvedConfig, group: Group, plan: BatchPlan, progress: Progress
     ) -> None:
         self.run, self.group, self.resolved = run, group, resolved
-        hosts = group.gather(host_record(group.device))
-        ranks = group.gather((group.rank, group.launch.local_rank))
+        rank = {"rank": group.rank, "local_rank": group.launch.local_rank}
+        hosts = group.gather({**rank, **host_record(group.device)})
         self.record: dict[str, Any] = {
             "run": run_name(resolved.config),
             "status": "running",
@@ -52,9 +52,7 @@ class TrainingRecord:
                 "deepspeed_file": deepspeed_file(resolved.config).name,
                 "slurm": slurm_record(os.environ),
             },
-            "hardware": [
-                {"rank": rank, "local_rank": local, **host} for (rank, local), host in zip(ranks, hosts, strict=True)
-            ],
+            "hardware": hosts,
             "software": software_record() if group.is_main else {},
         }
         self.attempt = {

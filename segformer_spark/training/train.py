@@ -79,9 +79,7 @@ def run_training(
     model = build_model(config.model, train_set.classes.names, config.experiment.seed)
     loss = build_loss(config.training.loss, len(train_set.classes), IGNORE_INDEX, group.differentiable_sum)
 
-    deepspeed_config(
-        config, micro_batch=plan.micro_batch, accumulation_steps=plan.accumulation_steps, world_size=plan.world_size
-    )
+    deepspeed_config(config, plan)
     progress, best = Progress(), _new_tracker(config)
     configuration = configuration_state(config, plan, len(train_set))
 

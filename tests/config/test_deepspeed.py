@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.deepspeed import deepspeed_config
 from segformer_spark.config.load import load_config
 from segformer_spark.errors import ConfigError
@@ -13,7 +14,7 @@ from segformer_spark.errors import ConfigError
 
 def merged(*overrides: str) -> dict[str, Any]:
     config = load_config(overrides=overrides).config
-    return deepspeed_config(config, micro_batch=4, accumulation_steps=2, world_size=3)
+    return deepspeed_config(config, BatchPlan(4, 2, 3))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

@@ -10,6 +10,11 @@ from segformer_spark.config.load import PROJECT_ROOT
 from segformer_spark.run import record
 
 
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
 def test_slurm_variables_by_allow_list() -> None:
     environment = {
         "SLURM_JOB_ID": "1",
@@ -47,15 +52,11 @@ def test_host_and_software() -> None:
 def test_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
 
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
-
     assert record.git_record(tmp_path) is None
-    git("init")
+    git(tmp_path, "init")
     (tmp_path / "x").write_text("1\n")
-    git("add", "x")
-    git("commit", "-m", "x")
+    git(tmp_path, "add", "x")
+    git(tmp_path, "commit", "-m", "x")
     clean = record.git_record(tmp_path)
     assert clean is not None
     assert len(clean["commit"]) == 40
@@ -68,14 +69,10 @@ def test_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_diff_that_is_not_utf8_is_recorded(tmp_path: Path) -> None:
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
-
-    git("init")
+    git(tmp_path, "init")
     (tmp_path / "x").write_text("1\n")
-    git("add", "x")
-    git("commit", "-m", "x")
+    git(tmp_path, "add", "x")
+    git(tmp_path, "commit", "-m", "x")
     (tmp_path / "x").write_bytes("é\n".encode("latin-1"))
     changed = record.git_record(tmp_path)
     assert changed is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from segformer_spark.data.dataset import Image
 from segformer_spark.data.demo.render import RenderedImage, render
 from segformer_spark.data.spark import CSV_COLUMNS, SPACECRAFT, SPARK_CLASSES, TEST_FOLDER
 from segformer_spark.errors import DataError
-from segformer_spark.run.atomic import atomic_folder, write_text
+from segformer_spark.run.atomic import atomic_folder, write_csv
 
 _JPEG_QUALITY = 92
 _SPLITS = ("train", "val", "test")
@@ -62,26 +60,20 @@ def _write_splits(
                 rows.append(_write_labelled(root, split, index, spacecraft, rendered))
             progress(split, index + 1, number)
         if split != "test":
-            _write_csv(root / f"{split}.csv", rows)
+            write_csv(root / f"{split}.csv", CSV_COLUMNS, rows)
 
 
-def _write_labelled(root: Path, split: str, index: int, spacecraft: str, rendered: RenderedImage) -> list[str]:
+def _write_labelled(root: Path, split: str, index: int, spacecraft: str, rendered: RenderedImage) -> dict[str, str]:
     # Numbers restart in each class folder, as in the real set.
     number = index // len(SPACECRAFT)
     image_name, mask_name = f"image_{number:05d}_img.jpg", f"image_{number:05d}_layer.jpg"
     palette = np.asarray(SPARK_CLASSES.colors, np.uint8)
     _write_jpeg(root / "images" / spacecraft / split / image_name, rendered.image)
     _write_jpeg(root / "mask" / spacecraft / split / mask_name, palette[rendered.mask])
-    return [image_name, mask_name, spacecraft, str(rendered.box)]
+    return dict(zip(CSV_COLUMNS, (image_name, mask_name, spacecraft, str(rendered.box)), strict=True))
 
 
 def _write_jpeg(path: Path, pixels: Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     _, encoded = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     path.write_bytes(encoded.tobytes())
-
-
-def _write_csv(path: Path, rows: list[list[str]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([list(CSV_COLUMNS), *rows])
-    write_text(path, text.getvalue())
