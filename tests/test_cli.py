@@ -10,7 +10,23 @@ import pytest
 
 from segformer_spark.cli import build_parser, main
 
-VERBS = ["demo", "data make-demo", "weights fetch", "train", "evaluate", "submit"]
+VERBS = [
+    "demo",
+    "data make-demo",
+    "data check",
+    "data stats",
+    "data preview",
+    "data cache",
+    "weights fetch",
+    "params",
+    "train",
+    "tune lr",
+    "tune batch-size",
+    "doctor",
+    "evaluate",
+    "submit",
+    "runs",
+]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -46,7 +62,7 @@ def test_dry_run_prints_the_plan_and_touches_nothing(
     monkeypatch.chdir(tmp_path)
     status, out, _ = leave(
         capsys, "train", "--dry-run", "--world-size", "2", "--set", f"data.root={spark_root}",
-        "--set", "training.batch_size=2", "--set", "training.accumulation_steps=3",
+        "--set", "training.batch_size=2", "--set", "training.accumulation_steps=3", "--no-measure",
     )  # fmt: skip
     assert status == 0
     assert "batch: 2 (micro-batch) x 3 (accumulation) x 2 (world) = 12 images" in out

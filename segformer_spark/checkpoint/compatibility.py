@@ -12,18 +12,27 @@ from segformer_spark.errors import CheckpointError
 from segformer_spark.run.console import logger
 
 
-def configuration_state(config: Config, plan: BatchPlan, num_images: int) -> dict[str, Any]:
-    """What a checkpoint remembers to compare with later."""
+def configuration_state(
+    config: Config, plan: BatchPlan, num_images: int, class_weights: list[float] | None, fidelity: str
+) -> dict[str, Any]:
+    """What a checkpoint remembers to compare with later.
+
+    Args:
+        class_weights: as numbers, also where the configuration names a rule.
+        fidelity: "exact", or how cached images differ from the files'.
+    """
     return {
         "config": json.loads(config.model_dump_json()),
         "global_batch": plan.global_batch,
         "forward_batch": plan.micro_batch * plan.world_size,
         "num_train_images": num_images,
+        "class_weights": class_weights,
+        "image_fidelity": fidelity,
     }
 
 
-def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, num_images: int) -> None:
-    """Compare a checkpoint's configuration with the present one.
+def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, present: dict[str, Any]) -> None:
+    """Compare a checkpoint's configuration with the present one (`configuration_state`).
 
     Fields marked `resume_safe` may differ. So may ranks, stage and micro-batch, if the global batch is the same.
 
@@ -42,15 +51,19 @@ def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, nu
             f"set training.global_batch_size={stored['global_batch']}"
         )
     forward_batch = plan.micro_batch * plan.world_size
-    if not changed and stored["forward_batch"] != forward_batch:
+    joined = config.training.accumulation == "exact"
+    if not changed and not joined and stored["forward_batch"] != forward_batch:
         logger.warning(
             "the run had %d images in each forward pass over all ranks, now %d: batch norm and Dice see them together, "
             "so the losses will differ slightly from an uninterrupted run",
             stored["forward_batch"],
             forward_batch,
         )
-    if stored["num_train_images"] != num_images:
-        changed.append(f"the training split had {stored['num_train_images']} images, now {num_images}")
+    if stored["num_train_images"] != present["num_train_images"]:
+        changed.append(f"the training split had {stored['num_train_images']} images, now {present['num_train_images']}")
+    for key, name in {"class_weights": "class weights were", "image_fidelity": "training images were"}.items():
+        if stored[key] != present[key]:
+            changed.append(f"the {name} {stored[key]}, now {present[key]}")
     if changed:
         raise CheckpointError(
             "the run cannot be resumed with another configuration:\n  "

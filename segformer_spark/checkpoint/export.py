@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor
 from transformers import SegformerImageProcessor
 
+from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.dataset import ClassInfo
-from segformer_spark.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from segformer_spark.data.inference_view import InferenceView
+from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD
 from segformer_spark.errors import CheckpointError
 from segformer_spark.models.pretrained import load_network
 from segformer_spark.models.segformer import SegFormer
@@ -28,6 +30,7 @@ class ModelCard:
     Attributes:
         dataset, class_names, colors, background: the classes it knows.
         image_size: side in pixels of the model's input.
+        inference: how images are shown to it (`inference` of the configuration).
         step, epoch, metrics: when and how well; metrics may be empty.
         run: name of the training run.
     """
@@ -37,6 +40,7 @@ class ModelCard:
     colors: tuple[tuple[int, int, int], ...]
     background: int | None
     image_size: int
+    inference: dict[str, Any]
     step: int
     epoch: int
     metrics: dict[str, float]
@@ -45,6 +49,10 @@ class ModelCard:
     @property
     def classes(self) -> ClassInfo:
         return ClassInfo(self.class_names, self.colors, self.background)
+
+    def view(self, **changes: Any) -> InferenceView:
+        """What the model is to be shown; `changes` replace fields of `inference`."""
+        return InferenceView(self.image_size, InferenceConfig(**{**self.inference, **changes}))
 
 
 def export_model(
@@ -77,6 +85,7 @@ def read_card(folder: Path) -> ModelCard:
     """
     try:
         raw: dict[str, Any] = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+        raw.setdefault("inference", {})  # models exported before there was a choice
         raw["class_names"] = tuple(raw["class_names"])
         raw["colors"] = tuple(tuple(color) for color in raw["colors"])
         return ModelCard(**raw)

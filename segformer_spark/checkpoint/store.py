@@ -3,6 +3,7 @@
     checkpoints/step-00001200/
         model.safetensors       fp32 master weights and batch-norm statistics, names as in the Hugging Face file
         optimizer.safetensors   exp_avg/<name>, exp_avg_sq/<name>
+        ema.safetensors         averaged weights, where they are kept
         state.json              progress, configuration, versions
         manifest.json           sha256 and size of each file; written last, a folder without it is no checkpoint
 
@@ -28,7 +29,8 @@ from segformer_spark.run.digest import sha256_of
 
 _FORMAT = 1
 _NAME = re.compile(r"step-(\d{8})")
-_MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+_MODEL, _OPTIMIZER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
+_STATE, _MANIFEST = "state.json", "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,13 @@ class StoredState:
         model: weights and buffers by name.
         moments: {"exp_avg": {name: tensor}, "exp_avg_sq": {...}}.
         state: JSON: progress, optimizer step, loss scale, configuration.
+        average: averaged weights and buffers by name; None without averaging.
     """
 
     model: dict[str, Tensor]
     moments: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+    average: dict[str, Tensor] | None = None
 
 
 class CheckpointStore:
@@ -63,6 +67,8 @@ class CheckpointStore:
             save_file(_contiguous(stored.model), temporary / _MODEL, metadata={"format": "pt"})
             flat = {f"{moment}/{name}": t for moment, tensors in stored.moments.items() for name, t in tensors.items()}
             save_file(_contiguous(flat), temporary / _OPTIMIZER, metadata={"format": "pt"})
+            if stored.average is not None:
+                save_file(_contiguous(stored.average), temporary / _AVERAGE, metadata={"format": "pt"})
             write_json(temporary / _STATE, stored.state)
             files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
             write_json(temporary / _MANIFEST, {"format": _FORMAT, "step": step, "files": files})
@@ -136,7 +142,8 @@ def read(path: Path) -> StoredState:
         moment, _, name = key.partition("/")
         moments.setdefault(moment, {})[name] = tensor
     state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    return StoredState(load_file(path / _MODEL), moments, state)
+    average = load_file(path / _AVERAGE) if (path / _AVERAGE).is_file() else None
+    return StoredState(load_file(path / _MODEL), moments, state, average)
 
 
 def _step_of(path: Path) -> int:

@@ -23,6 +23,8 @@ LAUNCH_VARIABLES: dict[str, str] = {
     "OUTPUT": "Folder for the results of evaluation or inference.",
     "SPLIT": "Split that evaluation uses.",
     "TTA": "Test-time augmentation of evaluation and inference: none, hflip or flips.",
+    "CROPS": "What the model is shown in evaluation and inference: none, box or two_pass.",
+    "BOXES": "CSV with the boxes of the test images, for CROPS=box.",
     "VENV": "Python environment of the job; default .venv in the project.",
     "SCRATCH_DIR": "Folder for caches; default $SCRATCH, else the project.",
 }

@@ -36,11 +36,7 @@ class ConfigField:
 
     @property
     def type_name(self) -> str:
-        annotation = self.info.annotation
-        if typing.get_origin(annotation) is typing.Literal:
-            return " / ".join(str(value) for value in typing.get_args(annotation))
-        text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-        return text.replace("typing.", "").replace("NoneType", "null").replace("None", "null")
+        return _type_name(self.info.annotation)
 
     @property
     def _alternatives(self) -> tuple[Any, ...]:
@@ -51,6 +47,21 @@ class ConfigField:
     def _extra(self) -> dict[str, Any]:
         extra = self.info.json_schema_extra
         return extra if isinstance(extra, dict) else {}
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is type(None):
+        return "null"
+    if origin is typing.Literal:
+        return " / ".join(str(value) for value in arguments)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_type_name(argument) for argument in arguments)
+    if arguments:
+        return f"{origin.__name__}[{', '.join(_type_name(argument) for argument in arguments)}]"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table"
+    return str(annotation.__name__)
 
 
 def walk_fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[ConfigField]:

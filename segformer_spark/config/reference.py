@@ -13,7 +13,7 @@ from segformer_spark.config.load import PROJECT_ROOT
 
 _INTRODUCTION = """# Configuration
 
-Made from `segformer_spark/config/schema.py` by `python -m segformer_spark.config.reference`; a test compares the two.
+Made from `segformer_spark/config/*schema.py` by `python -m segformer_spark.config.reference`; a test compares the two.
 
 One YAML file per experiment, with YAML 1.2 scalars: `6e-5` is a number, `no` and `12:30:00` are text, a key given
 twice is an error. `base: other.yaml` inherits from another file. Precedence: defaults < base < file < environment
@@ -35,8 +35,7 @@ def render() -> str:
         default = field.info.default
         shown = "null" if default is None else json.dumps(default if not isinstance(default, BaseModel) else {})
         star = "*" if field.resume_safe else ""
-        kind = field.type_name.replace("|", "or")
-        lines.append(f"| `{leaf}`{star} | {kind} | `{shown}` | {env} | {field.info.description} |")
+        lines.append(f"| `{leaf}`{star} | {field.type_name} | `{shown}` | {env} | {field.info.description} |")
     lines += ["\n## Variables of the batch scripts\n", "| environment | meaning |", "|---|---|"]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in LAUNCH_VARIABLES.items()]
     return "\n".join(lines) + "\n"

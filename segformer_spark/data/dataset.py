@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,8 @@ IGNORE_INDEX = 255
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+"""(x_min, y_min, x_max, y_max) in pixels, inclusive, as SPARK's CSV has it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,14 @@ class SegmentationDataset(Protocol):
         """Index into `groups`; 0 when there are none."""
         ...
 
+    def files(self, index: int) -> tuple[Path, Path]:
+        """The image's file and the mask's."""
+        ...
+
+    def box(self, index: int) -> Box | None:
+        """The labelled box of the object; None where the data set has none."""
+        ...
+
 
 @dataclass(frozen=True)
 class Subset:
@@ -92,6 +103,12 @@ class Subset:
 
     def group(self, index: int) -> int:
         return self.base.group(self.indices[index])
+
+    def files(self, index: int) -> tuple[Path, Path]:
+        return self.base.files(self.indices[index])
+
+    def box(self, index: int) -> Box | None:
+        return self.base.box(self.indices[index])
 
 
 def fixed_subset(dataset: SegmentationDataset, size: int | None, seed: int) -> SegmentationDataset:

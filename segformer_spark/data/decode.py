@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from segformer_spark.data.dataset import Image, Mask
@@ -31,6 +33,20 @@ def read_image(path: Path) -> Image:
     Raises:
         DataError: missing, truncated or not an image.
     """
+    return decode_image(_read_whole(path), path)
+
+
+def decode_image(content: bytes, path: Path) -> Image:
+    """Decode the content of an image file to uint8 (H, W, 3) RGB; `path` is for the error message."""
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    if pixels is None:
+        raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)")
+    rgb: Image = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return rgb
+
+
+def _read_whole(path: Path) -> bytes:
+    """The content of an image file; raises DataError when it is missing, empty or cut."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -40,11 +56,39 @@ def read_image(path: Path) -> Image:
         content.startswith(_PNG_START) and _PNG_END not in tail
     ):
         raise DataError(f"{path}: the file is truncated ({len(content)} bytes, no end marker); copy it again")
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    if pixels is None:
-        raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)")
-    rgb: Image = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return rgb
+    return content
+
+
+def read_index_mask(path: Path, table: Mapping[int, int]) -> Mask:
+    """Decode a mask whose pixel values, or palette indices, are labels.
+
+    A palette PNG is read as its indices: OpenCV would turn them into colours.
+
+    Args:
+        table: {label in the file: class id or IGNORE_INDEX}.
+
+    Raises:
+        DataError: as `read_image`, a mask with colour channels, or a label that `table` lacks (it is named).
+    """
+    content = _read_whole(path)
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as picture:
+            mode, labels = picture.mode, np.asarray(picture)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)") from error
+    if labels.ndim != 2 or mode not in ("L", "P", "1", "I", "I;16"):
+        raise DataError(f"{path}: the mask is a {mode} image; class numbers need one channel (grey or palette)")
+    lookup = np.full(65536, -1, np.int16)
+    lookup[list(table)] = list(table.values())
+    ids = lookup[np.clip(labels.astype(np.int64), 0, 65535)]
+    if (ids < 0).any():
+        row, column = (int(place) for place in np.argwhere(ids < 0)[0])
+        raise DataError(
+            f"{path}: label {int(labels[row, column])} at x {column}, y {row} is not in the class table; "
+            f"labels known: {', '.join(str(label) for label in sorted(table))}"
+        )
+    mask: Mask = ids.astype(np.uint8)
+    return mask
 
 
 def read_color_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> Mask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -14,10 +14,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from segformer_spark.config.schema import Config
-from segformer_spark.data.dataset import IGNORE_INDEX, Mask, SegmentationDataset
+from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Mask, Sample, SegmentationDataset
 from segformer_spark.data.decode import read_image
+from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.sampler import SampleKey, TrainBatchSampler
-from segformer_spark.data.transforms import TrainTransform, image_to_tensor, resize_image
+from segformer_spark.data.transforms import TrainTransform, image_to_tensor, load_native
+from segformer_spark.data.window import Window
 from segformer_spark.errors import DataError
 
 T = TypeVar("T")
@@ -42,15 +44,19 @@ class EvalItem:
 
     Attributes:
         index: position in the data set.
-        pixels: uint8 (3, S, S).
+        pixels: uint8 (3, h, w).
         size: native (height, width).
         mask: uint8 native mask, None for unlabelled images.
+        window: the part of the native image that `pixels` shows; None for all of it.
+        image: the native image, where a second pass will cut from it.
     """
 
     index: int
     pixels: torch.Tensor
     size: tuple[int, int]
     mask: Mask | None
+    window: Window | None = None
+    image: Image | None = None
 
 
 class _View(Dataset[Any], Generic[T]):
@@ -72,31 +78,46 @@ class _TrainView(_View[tuple[torch.Tensor, torch.Tensor]]):
 
     def load(self, key: SampleKey) -> tuple[torch.Tensor, torch.Tensor]:
         epoch, index = key
-        sample = self.dataset.load(index)
-        check_labels(sample.mask, len(self.dataset.classes), self.dataset.sample_id(index))
-        out = self.transform(sample, epoch, index)
+        out = fed_sample(self.dataset, self.transform, epoch, index)
         return image_to_tensor(out.image), torch.from_numpy(out.mask)
 
 
 class _EvalView(_View[EvalItem]):
-    def __init__(self, dataset: SegmentationDataset, image_size: int) -> None:
-        self.dataset, self.size = dataset, (image_size, image_size)
+    def __init__(self, dataset: SegmentationDataset, view: InferenceView) -> None:
+        self.dataset, self.view = dataset, view
 
     def load(self, index: int) -> EvalItem:
         sample = self.dataset.load(index)
         check_labels(sample.mask, len(self.dataset.classes), self.dataset.sample_id(index))
-        pixels = image_to_tensor(resize_image(sample.image, self.size))
-        return EvalItem(index, pixels, sample.mask.shape, sample.mask)
+        return _eval_item(index, sample.image, sample.mask, self.dataset.box(index), self.view)
 
 
 class _FileView(_View[EvalItem]):
-    def __init__(self, files: Sequence[Path], image_size: int) -> None:
-        self.files, self.size = files, (image_size, image_size)
+    def __init__(self, files: Sequence[Path], view: InferenceView, boxes: Mapping[str, Box]) -> None:
+        self.files, self.view, self.boxes = files, view, boxes
 
     def load(self, index: int) -> EvalItem:
-        image = read_image(self.files[index])
-        height, width = image.shape[:2]
-        return EvalItem(index, image_to_tensor(resize_image(image, self.size)), (height, width), None)
+        file = self.files[index]
+        return _eval_item(index, read_image(file), None, self.boxes.get(file.name), self.view)
+
+
+def _eval_item(index: int, image: Image, mask: Mask | None, box: Box | None, view: InferenceView) -> EvalItem:
+    height, width = image.shape[:2]
+    if view.config.crops == "box":
+        assert box is not None, "who asks for crops around boxes checks that there are boxes"
+        pixels, window = view.around(image, box)
+        return EvalItem(index, image_to_tensor(pixels), (height, width), mask, window)
+    native = image if view.config.crops == "two_pass" else None
+    return EvalItem(index, image_to_tensor(view.whole(image)), (height, width), mask, None, native)
+
+
+def fed_sample(dataset: SegmentationDataset, transform: TrainTransform, epoch: int, index: int) -> Sample:
+    """A training sample as the model is fed with it in `epoch`."""
+    partners = transform.partners(epoch, index, len(dataset))
+    samples = [load_native(dataset, number) for number in (index, *partners)]
+    for one in samples:
+        check_labels(one.sample.mask, len(dataset.classes), one.name)
+    return transform(samples, epoch, index)
 
 
 def check_labels(mask: Mask, num_classes: int, name: str) -> None:
@@ -118,7 +139,7 @@ class TrainLoader:
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=_collate_train,
-            worker_init_fn=_init_worker,
+            worker_init_fn=init_worker,
             persistent_workers=workers > 0,
             pin_memory=pin,
         )
@@ -129,19 +150,21 @@ class TrainLoader:
 
 def eval_loader(dataset: SegmentationDataset, indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:
     """Batches of labelled items for the given indices."""
-    return _iterate(_EvalView(dataset, config.image_size), indices, config)
+    return _iterate(_EvalView(dataset, config.view), indices, config)
 
 
-def file_loader(files: Sequence[Path], indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:
-    """Batches of unlabelled items, from image files."""
-    return _iterate(_FileView(files, config.image_size), indices, config)
+def file_loader(
+    files: Sequence[Path], indices: Sequence[int], config: EvalLoading, boxes: Mapping[str, Box] | None = None
+) -> Iterator[list[EvalItem]]:
+    """Batches of unlabelled items, from image files; `boxes` by file name, for crops around boxes."""
+    return _iterate(_FileView(files, config.view, boxes or {}), indices, config)
 
 
 @dataclass(frozen=True)
 class EvalLoading:
-    """How evaluation and inference load: side of the model's input, images at a time, loader processes."""
+    """How evaluation and inference load: what the model is shown, images at a time, loader processes."""
 
-    image_size: int
+    view: InferenceView
     batch_size: int
     num_workers: int
 
@@ -153,7 +176,7 @@ def _iterate(view: _View[EvalItem], indices: Sequence[int], config: EvalLoading)
         sampler=indices,
         num_workers=config.num_workers,
         collate_fn=_collate_list,
-        worker_init_fn=_init_worker,
+        worker_init_fn=init_worker,
     )
     return map(_raise_if_error, loader)
 
@@ -179,7 +202,7 @@ def _raise_if_error(batch: T | DataError) -> T:
     return batch
 
 
-def _init_worker(worker: int) -> None:
+def init_worker(worker: int) -> None:
     """One thread per worker: OpenCV would start one per core in each of them.
 
     Ctrl-C and SLURM's signals reach workers too; they serve until the main process, which decides, lets them go.

@@ -6,25 +6,48 @@ import difflib
 import importlib
 from pathlib import Path
 
+from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.errors import ConfigError
 
 DATASETS: dict[str, str] = {
     "spark": "segformer_spark.data.spark:SparkDataset",
+    "camvid": "segformer_spark.data.camvid:CamVidDataset",
+    "ade20k": "segformer_spark.data.ade20k:Ade20kDataset",
+    "cityscapes": "segformer_spark.data.cityscapes:CityscapesDataset",
+    "folder": "segformer_spark.data.folder:FolderDataset",
 }
 
 
-def open_dataset(name: str, root: Path | str, split: str) -> SegmentationDataset:
-    """Open a split.
+def open_dataset(config: DataConfig, split: str, *, check_files: bool = True) -> SegmentationDataset:
+    """Open a split as its files lie on disk.
+
+    Args:
+        check_files: refuse a split of which files are missing; False leaves that to `load`.
 
     Raises:
         ConfigError: no such data set.
         DataError: the data set at `root` is not as its reader expects.
     """
+    name = config.dataset
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=2, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(DATASETS)}"
         raise ConfigError(f"data.dataset: there is no reader {name!r}; {hint}")
     module, _, attribute = DATASETS[name].partition(":")
-    dataset: SegmentationDataset = getattr(importlib.import_module(module), attribute)(Path(root), split)
+    reader = getattr(importlib.import_module(module), attribute)
+    dataset: SegmentationDataset = reader.open(config, split, check_files=check_files)
     return dataset
+
+
+def open_training_set(config: DataConfig) -> SegmentationDataset:
+    """The training split, from `data.cache` where one is given.
+
+    Raises:
+        UserError: as `open_dataset`, or a cache that does not go with the configuration.
+    """
+    if config.cache is None:
+        return open_dataset(config, config.train_split)
+    from segformer_spark.data.cache import CachedDataset
+
+    return CachedDataset(Path(config.cache), config)

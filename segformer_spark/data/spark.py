@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segformer_spark.data.dataset import ClassInfo, Sample
+from segformer_spark.config.schema import DataConfig
+from segformer_spark.data.dataset import Box, ClassInfo, Sample
 from segformer_spark.data.decode import check_sizes, read_color_mask, read_image
 from segformer_spark.errors import DataError
 
@@ -44,12 +45,12 @@ _BOX = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)")
 
 @dataclass(frozen=True)
 class SparkRow:
-    """One row of a SPARK CSV; `box` is (x_min, y_min, x_max, y_max) in pixels, inclusive; `line` counts from 1."""
+    """One row of a SPARK CSV; `line` counts from 1."""
 
     image: Path
     mask: Path
     spacecraft: int
-    box: tuple[int, int, int, int]
+    box: Box
     line: int
 
 
@@ -59,14 +60,22 @@ class SparkDataset:
     classes: ClassInfo = SPARK_CLASSES
     groups: Sequence[str] = SPACECRAFT
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, *, check_files: bool = True) -> None:
         """Read and check the CSV.
+
+        Args:
+            check_files: refuse rows without their files; False leaves that to `load`.
 
         Raises:
             DataError: no such root or split, a malformed row, or a row without its files (file and row are named).
         """
         self.root, self.split = root, split
-        self.rows = read_rows(root, split)
+        self.rows = read_rows(root, split, check_files=check_files)
+
+    @classmethod
+    def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> SparkDataset:
+        """The split that a configuration names."""
+        return cls(Path(config.root), split, check_files=check_files)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,8 +93,14 @@ class SparkDataset:
     def group(self, index: int) -> int:
         return self.rows[index].spacecraft
 
+    def files(self, index: int) -> tuple[Path, Path]:
+        return self.rows[index].image, self.rows[index].mask
 
-def read_rows(root: Path, split: str) -> list[SparkRow]:
+    def box(self, index: int) -> Box | None:
+        return self.rows[index].box
+
+
+def read_rows(root: Path, split: str, *, check_files: bool = True) -> list[SparkRow]:
     """Parse `<root>/<split>.csv`."""
     if not root.is_dir():
         raise DataError(
@@ -102,7 +117,8 @@ def read_rows(root: Path, split: str) -> list[SparkRow]:
         raise DataError(f"{table}: this is not a CSV file in UTF-8 that can be read: {error}") from error
     if not rows:
         raise DataError(f"{table}: the split has no rows")
-    _check_files(rows, table)
+    if check_files:
+        _check_files(rows, table)
     return rows
 
 
@@ -121,7 +137,34 @@ def _parse_table(root: Path, split: str, table: Path) -> list[SparkRow]:
         ]
 
 
-def parse_box(text: str) -> tuple[int, int, int, int]:
+def read_boxes(table: Path) -> dict[str, Box]:
+    """{image name: box} of a CSV with the columns "Image name" and "Bounding box", for unlabelled images.
+
+    Raises:
+        DataError: the file cannot be read, or a row is malformed.
+    """
+    name_column, box_column = CSV_COLUMNS[0], CSV_COLUMNS[3]
+    boxes: dict[str, Box] = {}
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            if not {name_column, box_column} <= set(reader.fieldnames or ()):
+                raise DataError(f"{table}:1: the columns {name_column!r} and {box_column!r} are needed")
+            for record in reader:
+                boxes[record[name_column]] = _box_of(record, f"{table}:{reader.line_num}")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: this is not a CSV file in UTF-8 that can be read: {error}") from error
+    return boxes
+
+
+def _box_of(record: dict[str, str], where: str) -> Box:
+    try:
+        return parse_box(record[CSV_COLUMNS[3]] or "")
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def parse_box(text: str) -> Box:
     """'(x_min, y_min, x_max, y_max)' -> integers. Raises ValueError when malformed or inverted."""
     match = _BOX.fullmatch(text.strip())
     if match is None:
@@ -141,15 +184,11 @@ def _parse_row(root: Path, split: str, record: dict[str, str], table: Path, line
         raise DataError(f"{where}: {image!r} and {mask!r} must be file names without folders")
     if spacecraft not in SPACECRAFT:
         raise DataError(f"{where}: the class {spacecraft!r} is not one of {', '.join(SPACECRAFT)}")
-    try:
-        box = parse_box(record["Bounding box"] or "")
-    except ValueError as error:
-        raise DataError(f"{where}: {error}") from error
     return SparkRow(
         image=root / "images" / spacecraft / split / image,
         mask=root / "mask" / spacecraft / split / mask,
         spacecraft=SPACECRAFT.index(spacecraft),
-        box=box,
+        box=_box_of(record, where),
         line=line,
     )
 

@@ -1,50 +1,40 @@
-"""Image and mask -> model input. The only place that uses albumentations.
+"""Image and mask -> training input. The only place that uses albumentations.
 
-Training: resize, then augment; evaluation: resize only. The augmentation of sample i in epoch e depends on
+Crop or resize, mosaic, photometric distortion, then the rest. The augmentation of sample i in epoch e depends on
 (seed, e, i) alone, whatever worker or rank computes it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 
 from segformer_spark.config.schema import AugmentationConfig
-from segformer_spark.data.dataset import IGNORE_INDEX, Image, Mask, Sample
+from segformer_spark.data.crops import TrainingView
+from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Sample, SegmentationDataset
+from segformer_spark.data.photometric import distort
+from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOR
+from segformer_spark.data.window import object_box
+from segformer_spark.errors import DataError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network at import otherwise
 import albumentations as A
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-_FILL = tuple(round(255 * channel) for channel in IMAGENET_MEAN)
-
-
-def resize_image(image: Image, size: tuple[int, int]) -> Image:
-    """Resize to (height, width): area-averaged when shrinking, bilinear when growing."""
-    if image.shape[:2] == size:
-        return image
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized: Image = cv2.resize(image, size[::-1], interpolation=method)
-    return resized
-
-
-def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
-    """Resize class ids to (height, width), nearest neighbour with half-pixel centres as the image's."""
-    if mask.shape == size:
-        return mask
-    resized: Mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return resized
+_ATTEMPTS = 10
+_CHOICES = 0xC409
+"""Separates the draws of crop, mosaic and photometric distortion from albumentations'."""
 
 
 def build_augmentation(config: AugmentationConfig) -> A.Compose:
     """The augmentation of one image with its mask; a switch of 0 leaves its transform out.
 
-    Borders that rotation, scale and shift uncover become the ImageNet mean and IGNORE_INDEX.
+    Borders that rotation, scale and shift uncover, and rectangles that are blanked, become the ImageNet mean and
+    IGNORE_INDEX.
     """
     transforms: list[A.BasicTransform] = []
     if config.horizontal_flip:
@@ -61,7 +51,7 @@ def build_augmentation(config: AugmentationConfig) -> A.Compose:
                 interpolation=cv2.INTER_LINEAR,
                 mask_interpolation=cv2.INTER_NEAREST,
                 border_mode=cv2.BORDER_CONSTANT,
-                fill=_FILL,
+                fill=MEAN_COLOR,
                 fill_mask=IGNORE_INDEX,
                 p=config.affine,
             )
@@ -78,26 +68,101 @@ def build_augmentation(config: AugmentationConfig) -> A.Compose:
         )
     if config.blur:
         transforms.append(A.GaussianBlur(blur_limit=0, sigma_limit=config.blur_sigma, p=config.blur))
+    if config.coarse_dropout:
+        sides = (min(0.05, config.coarse_dropout_size), config.coarse_dropout_size)
+        transforms.append(
+            A.CoarseDropout(
+                num_holes_range=(1, config.coarse_dropout_holes),
+                hole_height_range=sides,
+                hole_width_range=sides,
+                fill=MEAN_COLOR,
+                fill_mask=IGNORE_INDEX,
+                p=config.coarse_dropout,
+            )
+        )
     return A.Compose(transforms)
 
 
+@dataclass(frozen=True)
+class NativeSample:
+    """A sample as it is on disk, with what the transforms need to know about it."""
+
+    sample: Sample
+    box: Box | None
+    name: str
+
+
+def load_native(dataset: SegmentationDataset, index: int) -> NativeSample:
+    """Decode a sample; without a labelled box, the box around its foreground, if the set has a background."""
+    sample, box, background = dataset.load(index), dataset.box(index), dataset.classes.background
+    if box is None and background is not None:
+        box = object_box(sample.mask, background)
+    return NativeSample(sample, box, dataset.sample_id(index))
+
+
 class TrainTransform:
-    """Resize and augment."""
+    """View, mosaic, photometric distortion, augmentation."""
 
     def __init__(self, image_size: int, config: AugmentationConfig, seed: int) -> None:
-        self.size = (image_size, image_size)
-        self.seed = seed
+        self.side, self.config, self.seed = image_size, config, seed
+        self.view = TrainingView(image_size, config.crop)
         self.augmentation = build_augmentation(config)
 
-    def __call__(self, sample: Sample, epoch: int, index: int) -> Sample:
-        """The sample's version in `epoch`; uint8 (S, S, 3) and (S, S)."""
-        image, mask = resize_image(sample.image, self.size), resize_mask(sample.mask, self.size)
+    def partners(self, epoch: int, index: int, num_images: int) -> list[int]:
+        """The images that sample `index` is joined with in `epoch`: three for a mosaic, else none."""
+        if not self.config.mosaic:
+            return []
+        rng = self._generator(epoch, index, 1)
+        if rng.random() >= self.config.mosaic:
+            return []
+        return [int(other) for other in rng.integers(0, num_images, 3)]
+
+    def __call__(self, samples: Sequence[NativeSample], epoch: int, index: int) -> Sample:
+        """The version of a sample in `epoch`; uint8 (S, S, 3) and (S, S).
+
+        Args:
+            samples: the sample, and its partners.
+
+        Raises:
+            DataError: the crop does not fit, or the augmentation leaves no labelled pixel.
+        """
+        rng = self._generator(epoch, index, 0)
+        views = [self.view(one.sample, one.box, one.name, rng) for one in samples]
+        view = views[0] if len(views) == 1 else join_mosaic(views, rng)
+        if self.config.photometric and rng.random() < self.config.photometric:
+            view = Sample(distort(view.image, rng), view.mask)
         if not self.augmentation.transforms:
-            return Sample(image, mask)
-        entropy = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
-        self.augmentation.set_random_seed(int(entropy))
-        out = self.augmentation(image=image, mask=mask)
-        return Sample(out["image"], out["mask"])
+            return view
+        was_labelled = bool((view.mask != IGNORE_INDEX).any())
+        for attempt in range(_ATTEMPTS):
+            again = [attempt] if attempt else []
+            entropy = np.random.SeedSequence([self.seed, epoch, index, *again]).generate_state(1)[0]
+            self.augmentation.set_random_seed(int(entropy))
+            out = self.augmentation(image=view.image, mask=view.mask)
+            if not was_labelled or (out["mask"] != IGNORE_INDEX).any():
+                return Sample(out["image"], out["mask"])
+        raise DataError(
+            f"{samples[0].name}: augmentation left no labelled pixel in {_ATTEMPTS} attempts; lower "
+            "augmentation.coarse_dropout_size, coarse_dropout_holes, shift or scale"
+        )
+
+    def _generator(self, epoch: int, index: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, index, _CHOICES + purpose])
+
+
+def join_mosaic(views: Sequence[Sample], rng: np.random.Generator) -> Sample:
+    """Four samples of (S, S) -> one: a crop of each around a random centre between 1/4 and 3/4 of the side."""
+    side = views[0].mask.shape[0]
+    row, column = (int(rng.integers(side // 4, side - side // 4 + 1)) for _ in range(2))
+    image, mask = np.empty_like(views[0].image), np.empty_like(views[0].mask)
+    corners = [(slice(0, row), slice(0, column)), (slice(0, row), slice(column, side))]
+    corners += [(slice(row, side), slice(0, column)), (slice(row, side), slice(column, side))]
+    for view, (rows, columns) in zip(views, corners, strict=True):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        top, left = int(rng.integers(0, side - height + 1)), int(rng.integers(0, side - width + 1))
+        image[rows, columns] = view.image[top : top + height, left : left + width]
+        mask[rows, columns] = view.mask[top : top + height, left : left + width]
+    return Sample(image, mask)
 
 
 def image_to_tensor(image: Image) -> torch.Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from segformer_spark.config.schema import Config
 from segformer_spark.data.loader import TrainBatch
 from segformer_spark.data.transforms import normalize_images
 from segformer_spark.distributed.process_group import Group
+from segformer_spark.engine.average import WeightAverage
 from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.engine.state import EngineState
 from segformer_spark.errors import ConfigError, TrainingDiverged
@@ -54,9 +57,15 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         _skip_shared_memory_op(deepspeed)
         model.to(group.device)
+        if config.training.activation_checkpointing:
+            model.checkpoint_activations()
+        if config.hardware.compile:
+            model.compile_encoder()
         if group.world_size > 1:
             model.reduce_batch_norm(group.sum)
         self.group, self.plan, self.seed = group, plan, config.experiment.seed
+        self.precision = config.training.precision
+        self._own_norm: float | None = None
         self.loss = loss.to(group.device)
         optimizer = build_optimizer(model, config.training.optimizer, group.device)
         settings = deepspeed_config(config, plan)
@@ -66,6 +75,9 @@ class Engine:
         )
         # save_pretrained writes on rank 0 only.
         self.names = group.main_only(lambda: portable_names(model))
+        self.joins_micro_batches = config.training.accumulation == "exact" and plan.accumulation_steps > 1
+        decay = config.training.ema.decay
+        self.average = WeightAverage(self.model, decay) if decay is not None else None
 
     @property
     def model(self) -> SegFormer:
@@ -78,61 +90,136 @@ class Engine:
         for parameter_group in self.engine.optimizer.param_groups:
             parameter_group["lr"] = lr * parameter_group.get("lr_multiplier", 1.0)
 
+    def lrs(self) -> dict[str, float]:
+        """The learning rate of every parameter group, by name."""
+        return {group["name"]: group["lr"] for group in self.engine.optimizer.param_groups}
+
     def train_step(self, batches: Sequence[TrainBatch], step: int) -> StepResult:
         """One optimizer step from `accumulation_steps` micro-batches.
 
-        The loss is the mean over micro-batches of the loss over all ranks. Dropout is a function of
-        (seed, step, micro-batch, rank).
+        With exact accumulation the loss, Dice and batch norm are those of all micro-batches together; else the loss is
+        the mean of theirs. Dropout is a function of (seed, step, micro-batch, rank).
 
         Raises:
             TrainingDiverged: the loss or the gradient is not finite; a loss is refused before the update.
         """
         assert len(batches) == self.plan.accumulation_steps
         self.engine.train()
-        total = torch.zeros((), device=self.group.device)
-        for part, batch in enumerate(batches):
-            torch.manual_seed(_mix(self.seed, step, part, self.group.rank))
-            images = normalize_images(batch.images.to(self.group.device, non_blocking=True))
-            labels = batch.masks.to(self.group.device, non_blocking=True)
-            logits = self.engine(images)
-            loss: Tensor = self.loss(resize_logits(logits, (labels.shape[-2], labels.shape[-1])), labels)
-            value = loss.item()
-            if value != value or value in (float("inf"), float("-inf")):
-                raise TrainingDiverged(
-                    f"the loss is {value} at step {step + 1}; the weights were not updated. "
-                    "Lower training.optimizer.lr, lengthen the warm-up or use fp32; resume from the last checkpoint."
-                )
-            total += loss.detach()
-            self.engine.backward(loss)
-            own_norm = self._norm_without_zero(last=part == len(batches) - 1)
-            self.engine.step()
+        value = self._backward_joined(batches, step) if self.joins_micro_batches else self._backward_each(batches, step)
         applied = bool(self.engine.was_step_applied())
-        norm = own_norm if own_norm is not None else self._zero_norm()
-        if applied and norm is not None and not torch.isfinite(torch.tensor(norm)):
+        norm = self._own_norm if self._own_norm is not None else self._zero_norm()
+        if applied and norm is not None and not math.isfinite(norm):
             raise TrainingDiverged(
                 f"the gradient norm is {norm} at step {step + 1} and the update was applied: the weights are lost. "
                 "Resume from the last checkpoint with a lower training.optimizer.lr or fp32."
             )
-        return StepResult(float(total) / len(batches), norm if applied else None, applied)
+        if applied and self.average is not None:
+            self.average.update(self.model)
+        return StepResult(value, norm if applied else None, applied)
+
+    def _backward_each(self, batches: Sequence[TrainBatch], step: int) -> float:
+        """Forward, backward and update, one micro-batch after the other; returns the mean of the losses."""
+        total = torch.zeros((), device=self.group.device)
+        for part, batch in enumerate(batches):
+            self._seed(step, part)
+            images, labels = self._on_device(batch)
+            logits = self.engine(images)
+            loss: Tensor = self.loss(resize_logits(logits, (labels.shape[-2], labels.shape[-1])), labels)
+            _refuse_infinite(loss, step)
+            total += loss.detach()
+            self._backward(loss, last=part == len(batches) - 1)
+        return float(total) / len(batches)
+
+    def _backward_joined(self, batches: Sequence[TrainBatch], step: int) -> float:
+        """The gradient of one batch of all micro-batches, with the encoder's memory of one (Gao et al. 2021).
+
+        The encoder runs without gradients first; the head, far smaller, sees the features of all micro-batches and
+        gives the loss and its gradients for head and features; then the encoder runs again for each micro-batch, and a
+        scalar product with the features' gradients carries them on. DeepSpeed divides each by their number.
+        """
+        parts = [self._on_device(batch) for batch in batches]
+        features = []
+        with torch.no_grad():
+            for part, (images, _) in enumerate(parts):
+                self._seed(step, part)
+                features.append(self.engine(images, only_features=True))
+        joined = [torch.cat(level).requires_grad_() for level in zip(*features, strict=True)]
+        labels = torch.cat([labels for _, labels in parts])
+        del features
+        self._seed(step, len(parts))
+        with self._autocast():
+            logits = self.model.decode(joined)
+        loss: Tensor = self.loss(resize_logits(logits, (labels.shape[-2], labels.shape[-1])), labels)
+        _refuse_infinite(loss, step)
+        head = [parameter for parameter in self.model.head_parameters() if parameter.requires_grad]
+        scale = self._loss_scale()
+        gradients = [g.float() / scale for g in torch.autograd.grad(loss * scale, [*joined, *head])]
+        of_features, of_head = gradients[: len(joined)], gradients[len(joined) :]
+        for part, (images, _) in enumerate(parts):
+            self._seed(step, part)
+            maps = self.engine(images, only_features=True)
+            rows = slice(part * len(images), (part + 1) * len(images))
+            carried = _product(maps, [gradient[rows] for gradient in of_features]) * len(parts)
+            self._backward(carried + _product(head, of_head), last=part == len(parts) - 1)
+        return float(loss)
+
+    def _backward(self, loss: Tensor, *, last: bool) -> None:
+        self.engine.backward(loss)
+        self._own_norm = self._norm_without_zero(last=last)
+        self.engine.step()
+
+    def _on_device(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
+        images = normalize_images(batch.images.to(self.group.device, non_blocking=True))
+        return images, batch.masks.to(self.group.device, non_blocking=True)
+
+    def _seed(self, step: int, part: int) -> None:
+        torch.manual_seed(_mix(self.seed, step, part, self.group.rank))
+
+    def _autocast(self) -> torch.autocast:
+        """What DeepSpeed does around its own forward pass."""
+        return torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _loss_scale(self) -> float:
+        return float(self.engine.optimizer.loss_scaler.cur_scale) if self.engine.fp16_enabled() else 1.0
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in the model for the duration of the block, if there is an average."""
+        if self.average is None:
+            yield
+            return
+        with self.average.in_place_of(self.model):
+            yield
 
     def export_state(self) -> EngineState:
         """Weights, moments and buffers by stored name, on the CPU of every rank. Collective."""
         from segformer_spark.engine.transfer import export_state
 
-        return export_state(self.engine, self.names)
+        state = export_state(self.engine, self.names)
+        if self.average is not None:
+            state.average = {self.names[name]: value.cpu().clone() for name, value in self.average.values.items()}
+        return state
 
     def import_state(self, state: EngineState) -> None:
         """Continue from an exported state. Collective."""
         from segformer_spark.engine.transfer import import_state
 
         import_state(self.engine, state, self.names)
+        if self.average is not None and state.average is not None:
+            self.average.load({live: state.average[name] for live, name in self.names.items()}, state.optimizer_step)
 
     def weights(self) -> dict[str, Tensor]:
-        """fp32 weights and buffers by stored name, for exporting. Collective under fp16."""
+        """fp32 weights and buffers by stored name, averaged if asked for, for exporting. Collective under fp16."""
+        if self.average is not None:
+            return {self.names[name]: value.cpu().clone() for name, value in self.average.values.items()}
         if self.engine.fp16_enabled():
             state = self.export_state()
             return {**state.parameters, **state.buffers}
         return {self.names[name]: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+
+    def close(self) -> None:
+        """Let go of DeepSpeed's hooks and buffers."""
+        self.engine.destroy()
 
     def _norm_without_zero(self, *, last: bool) -> float | None:
         """DeepSpeed reports no norm under stage 0: the averaged gradients stand in the parameters until the update."""
@@ -161,6 +248,19 @@ def _skip_shared_memory_op(deepspeed: Any) -> None:
     compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
     if isinstance(compatible, dict):
         compatible["deepspeed_shm_comm"] = False
+
+
+def _refuse_infinite(loss: Tensor, step: int) -> None:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            f"the loss is {value} at step {step + 1}; the weights were not updated. "
+            "Lower training.optimizer.lr, lengthen the warm-up or use fp32; resume from the last checkpoint."
+        )
+
+
+def _product(values: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(v.float() * g).sum() for v, g in zip(values, gradients, strict=True)]).sum()
 
 
 def _mix(*parts: int) -> int:

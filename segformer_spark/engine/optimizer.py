@@ -1,4 +1,4 @@
-"""AdamW's parameter groups: no decay on norms and biases, a learning-rate multiplier on the decode head."""
+"""AdamW's parameter groups: no decay on norms and biases, learning rates of the head and by depth."""
 
 from __future__ import annotations
 
@@ -8,30 +8,44 @@ import torch
 from torch import nn
 
 from segformer_spark.config.schema import OptimizerConfig
-from segformer_spark.models.segformer import SegFormer
+from segformer_spark.models.segformer import SegFormer, blocks_from_head
 
 
 def parameter_groups(model: SegFormer, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups of trainable parameters with "name", "weight_decay" and "lr_multiplier"; empty ones are left out.
 
-    Vectors and scalars (biases, norm weights) are not decayed, as in the paper's recipe.
+    Vectors and scalars (biases, norm weights) are not decayed, as in the paper's recipe. With `layer_decay` d, a block
+    n blocks away from the head has d^n of the learning rate (Clark et al. 2020, section 3.1).
     """
-    head = {id(parameter) for parameter in model.head_parameters()}
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    depths = model.network.config.depths
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "head" if id(parameter) in head else "encoder"
-            groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
+            distance = blocks_from_head(name, depths)
+            if config.layer_decay == 1:
+                distance = min(distance, 1)
+            groups.setdefault((distance, parameter.ndim > 1), []).append(parameter)
     return [
         {
-            "name": f"{part}{'' if decayed else '_no_decay'}",
+            "name": _group_name(distance, config) + ("" if decayed else "_no_decay"),
             "params": parameters,
             "weight_decay": config.weight_decay if decayed else 0.0,
-            "lr_multiplier": config.head_lr_multiplier if part == "head" else 1.0,
+            "lr_multiplier": config.layer_decay**distance if distance else config.head_lr_multiplier,
             "lr": config.lr,
         }
-        for (part, decayed), parameters in sorted(groups.items())
+        for (distance, decayed), parameters in sorted(groups.items(), key=_group_order)
     ]
+
+
+def _group_name(distance: int, config: OptimizerConfig) -> str:
+    if distance == 0:
+        return "head"
+    return "encoder" if config.layer_decay == 1 else f"encoder_minus_{distance}"
+
+
+def _group_order(item: tuple[tuple[int, bool], list[nn.Parameter]]) -> tuple[int, bool]:
+    (distance, decayed), _ = item
+    return -distance, decayed
 
 
 def build_optimizer(model: SegFormer, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:

@@ -16,6 +16,7 @@ class EngineState:
         buffers: batch-norm statistics by name.
         moments: {"exp_avg": {name: tensor}, "exp_avg_sq": {...}}; empty before the first step.
         optimizer_step: AdamW's step count.
+        average: averaged weights and buffers by name, None without averaging.
         loss_scaler: counters of the dynamic loss scale under fp16, else None.
     """
 
@@ -24,3 +25,4 @@ class EngineState:
     moments: dict[str, dict[str, Tensor]]
     optimizer_step: int
     loss_scaler: dict[str, float] | None
+    average: dict[str, Tensor] | None = None

@@ -14,10 +14,11 @@ from segformer_spark.checkpoint.export import load_model
 from segformer_spark.config.load import ResolvedConfig
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.loader import EvalLoading, eval_loader
+from segformer_spark.data.overlay import write_png
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
-from segformer_spark.evaluation.pictures import draw_confusion, draw_groups, write_panel
+from segformer_spark.evaluation.pictures import draw_confusion, draw_groups, make_panel
 from segformer_spark.evaluation.predict import Predictor, count
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.metrics.report import report
@@ -39,6 +40,7 @@ class EvaluateOptions:
         num_worst: how many of the worst images to draw.
         tta, precision: see Predictor.
         batch_size: images per rank at a time.
+        crops: none, box or two_pass; None as the model was exported.
     """
 
     model: Path
@@ -48,6 +50,7 @@ class EvaluateOptions:
     tta: str = "none"
     precision: str = "fp32"
     batch_size: int = 4
+    crops: str | None = None
 
 
 def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Group) -> dict[str, Any]:
@@ -58,14 +61,15 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
     """
     config = resolved.config
     model, card = load_model(options.model)
-    dataset = open_dataset(config.data.dataset, config.data.root, options.split)
+    dataset = open_dataset(config.data, options.split)
     if tuple(dataset.classes.names) != card.class_names:
         raise UserError(
             f"{options.model} knows the classes {', '.join(card.class_names)}, the data set {config.data.dataset} has "
             f"{', '.join(dataset.classes.names)}"
         )
-    predictor = Predictor(model.to(group.device), group.device, options.precision, options.tta)
-    loading = EvalLoading(card.image_size, options.batch_size, config.data.num_workers)
+    view = card.view(**_changed_inference(resolved), **({"crops": options.crops} if options.crops else {}))
+    predictor = Predictor(model.to(group.device), group.device, view, options.precision, options.tta, card.background)
+    loading = EvalLoading(view, options.batch_size, config.data.num_workers)
     started = now()
     counts = count(predictor, dataset, loading, group, f"evaluating {options.split}")
     membership = [dataset.group(index) for index in range(len(dataset))]
@@ -88,6 +92,7 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
             "tta": options.tta,
             "precision": options.precision,
             "resolution": "native",
+            "inference": view.config.model_dump(),
             "started": started,
             "ended": now(),
             "command": command_record(),
@@ -103,6 +108,17 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
             logger.info("%s", line)
         logger.info("results: %s", options.output)
     return figures
+
+
+def _changed_inference(resolved: ResolvedConfig) -> dict[str, Any]:
+    """Fields of `inference` that the command line or the environment set; all else is as the model was exported."""
+    values = resolved.config.inference.model_dump()
+    prefix = "inference."
+    return {
+        dotted.removeprefix(prefix): values[dotted.removeprefix(prefix)]
+        for dotted in resolved.overrides
+        if dotted.startswith(prefix)
+    }
 
 
 def write_tables(folder: Path, figures: dict[str, Any], counts: EvaluationCounts, dataset: SegmentationDataset) -> None:
@@ -143,8 +159,12 @@ def table(figures: dict[str, Any]) -> list[str]:
         lines.append(f"{'group':<18}{'images':>9}{'mIoU':>9}{'SPARK':>11}")
         for name, g in figures["groups"].items():
             lines.append(f"{name:<18}{g['num_images']:>9}{_number(g['miou']):>9}{_number(g.get('spark_score')):>11}")
+    for name, one in figures.get("object_sizes", {}).items():
+        values = "  ".join(f"{key} {_number(value)}" for key, value in one.items() if key != "num_images")
+        lines.append(f"objects of {name} of the image: {one['num_images']} images  {values}")
     keys = (
         "miou",
+        "miou_void_as_error",
         "miou_without_background",
         "pixel_accuracy",
         "spark_score_body",
@@ -180,11 +200,6 @@ def _draw_worst(
     with torch.inference_mode():
         for rank, (item, prediction) in enumerate(predictor.predict(eval_loader(dataset, worst, loading))):
             sample, name = dataset.load(item.index), dataset.sample_id(item.index)
-            write_panel(
-                folder / f"{rank + 1:02d}_{name}.png",
-                sample.image,
-                sample.mask,
-                prediction.cpu().numpy(),
-                dataset.classes,
-                f"{name}  mean IoU {quality[item.index]:.3f}",
-            )
+            title = f"{name}  mean IoU {quality[item.index]:.3f}"
+            panel = make_panel(sample.image, sample.mask, prediction.cpu().numpy(), dataset.classes, title)
+            write_png(folder / f"{rank + 1:02d}_{name}.png", panel)

@@ -11,28 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer_spark.data.dataset import ClassInfo, Image, Mask
-from segformer_spark.run.atomic import atomic_file
+from segformer_spark.data.overlay import overlay
+from segformer_spark.run.figures import new_figure, save_figure
 
-_IGNORED_COLOR = (128, 128, 128)
 _GAP = 6
 
 
-def color_mask(mask: Mask, classes: ClassInfo) -> Image:
-    """Class ids (H, W) -> RGB (H, W, 3); ignored pixels are grey."""
-    palette = np.full((256, 3), _IGNORED_COLOR, np.uint8)
-    palette[: len(classes)] = classes.colors
-    return palette[mask]
-
-
-def overlay(image: Image, mask: Mask, classes: ClassInfo, alpha: float = 0.5) -> Image:
-    """The image with its mask's foreground laid over it."""
-    foreground = (mask != classes.background)[..., None]
-    mixed = (1 - alpha) * image + alpha * color_mask(mask, classes)
-    return np.where(foreground, mixed, image).astype(np.uint8)
-
-
-def write_panel(path: Path, image: Image, truth: Mask, prediction: Mask, classes: ClassInfo, title: str) -> None:
-    """One row Input | Truth | Prediction as a PNG of at most 512 pixels per tile."""
+def make_panel(image: Image, truth: Mask, prediction: Mask, classes: ClassInfo, title: str) -> Image:
+    """One row Input | Truth | Prediction of at most 512 pixels per tile."""
     side = min(512, max(image.shape[:2]))
     scale = side / max(image.shape[:2])
     tiles = [image, overlay(image, truth, classes), overlay(image, prediction, classes)]
@@ -53,21 +39,20 @@ def write_panel(path: Path, image: Image, truth: Mask, prediction: Mask, classes
             1,
             cv2.LINE_AA,
         )
-    _, encoded = cv2.imencode(".png", np.vstack([header, row])[:, :, ::-1])
-    with atomic_file(path) as stream:
-        stream.write(encoded.tobytes())
+    return np.vstack([header, row])
 
 
 def draw_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
-    """The confusion matrix in percent of each true class."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Write the confusion matrix as PNG."""
+    save_figure(confusion_figure(confusion, names), path)
 
+
+def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Any:
+    """The confusion matrix in percent of each true class, as a matplotlib figure."""
     rows = confusion.sum(1, keepdims=True)
     share = np.divide(confusion, rows, out=np.zeros(confusion.shape), where=rows > 0) * 100
     side = 2.4 + 0.6 * len(names)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(side + 0.8, side)
     axis = figure.subplots()
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axis.set(xlabel="prediction", ylabel="truth", title="percent of the true class")
@@ -78,23 +63,18 @@ def draw_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Pat
             color = "white" if share[row, column] > 55 else "black"
             axis.text(column, row, f"{share[row, column]:.1f}", ha="center", va="center", fontsize=8, color=color)
     figure.colorbar(picture, ax=axis, shrink=0.8)
-    with atomic_file(path) as stream:
-        figure.savefig(stream, format="png", dpi=120)
+    return figure
 
 
 def draw_groups(figures: dict[str, Any], path: Path) -> None:
     """IoU per class and, where there is one, the SPARK score, for every group and in all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     groups = {**figures["groups"], "all": figures}
     names = list(figures["per_class"])
     series = {f"IoU {name}": [g["per_class"][name]["iou"] for g in groups.values()] for name in names}
     if "spark_score" in figures:
         series["SPARK score"] = [g["spark_score"] for g in groups.values()]
     series = dict(list(series.items())[:8])
-    figure = Figure(figsize=(max(6, 1.1 * len(groups) + 2), 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(6, 1.1 * len(groups) + 2), 3.8)
     axis = figure.subplots()
     width = 0.8 / len(series)
     for index, (label, values) in enumerate(series.items()):
@@ -104,5 +84,4 @@ def draw_groups(figures: dict[str, Any], path: Path) -> None:
     axis.set(ylim=(0, 1), ylabel="score")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize="small", ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    with atomic_file(path) as stream:
-        figure.savefig(stream, format="png", dpi=120)
+    save_figure(figure, path)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
 from segformer_spark.config.precision import refuse_fp16_on_cpu
-from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset
+from segformer_spark.data.dataset import IGNORE_INDEX, Box, Mask, SegmentationDataset
+from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader
 from segformer_spark.data.sampler import rank_indices
-from segformer_spark.data.transforms import normalize_images
+from segformer_spark.data.transforms import image_to_tensor, normalize_images
+from segformer_spark.data.window import Window
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.errors import UserError
+from segformer_spark.errors import ConfigError, UserError
+from segformer_spark.evaluation.sliding import sliding_logits
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.models.segformer import SegFormer, resize_logits
 from segformer_spark.run.console import progress
@@ -27,6 +32,7 @@ TTA_FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
 }
 """Test-time augmentation: axes of (B, C, H, W) flipped in each pass."""
 
+_SPECK = 0.1
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,17 +41,24 @@ class Predictor:
     """A model with the way it is asked.
 
     Attributes:
+        view: what the model is shown; with its crops, `background` is the class outside of them.
         precision: fp32, bf16 or fp16 (autocast).
         tta: a key of TTA_FLIPS.
     """
 
     model: SegFormer
     device: torch.device
+    view: InferenceView
     precision: str = "fp32"
     tta: str = "none"
+    background: int | None = None
 
     def __post_init__(self) -> None:
         refuse_fp16_on_cpu(self.precision, self.device.type)
+        if self.view.config.crops != "none" and self.background is None:
+            raise ConfigError(
+                f"inference.crops {self.view.config.crops}: outside of a crop is background; these classes have none"
+            )
 
     def predict(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
         """Yield each item with its class ids, uint8 (H, W) at native size on the device.
@@ -57,19 +70,50 @@ class Predictor:
         try:
             for batch in items:
                 with torch.inference_mode():
-                    images = normalize_images(torch.stack([item.pixels for item in batch]).to(self.device))
-                    passes = [(axes, self._logits(images, axes)) for axes in TTA_FLIPS[self.tta]]
-                    predictions = [self._class_ids(passes, row, item.size) for row, item in enumerate(batch)]
+                    predictions = self._predict_batch(batch)
                 yield from zip(batch, predictions, strict=True)
         finally:
             self.model.train(was_training)
 
-    def _logits(self, images: Tensor, axes: tuple[int, ...]) -> Tensor:
-        with self._autocast():
-            logits: Tensor = self.model(images.flip(axes) if axes else images)
-        return logits
+    def _predict_batch(self, batch: list[EvalItem]) -> list[Tensor]:
+        sizes = {item.pixels.shape for item in batch}
+        # Images of several sizes do not stack.
+        parts = [batch] if len(sizes) == 1 else [[item] for item in batch]
+        predictions = [ids for part in parts for ids in self._predict_equal(part)]
+        if self.view.config.crops != "two_pass":
+            return predictions
+        boxes = [main_box(ids.cpu().numpy(), self.background) for ids in predictions]
+        found = [row for row, box in enumerate(boxes) if box is not None]
+        if found:
+            second = self._predict_equal([self._around(batch[row], boxes[row]) for row in found])
+            for row, ids in zip(found, second, strict=True):
+                predictions[row] = ids
+        return predictions
 
-    def _class_ids(self, passes: list[tuple[tuple[int, ...], Tensor]], row: int, size: tuple[int, int]) -> Tensor:
+    def _around(self, item: EvalItem, box: Box | None) -> EvalItem:
+        assert item.image is not None
+        assert box is not None
+        pixels, window = self.view.around(item.image, box)
+        return replace(item, pixels=image_to_tensor(pixels), window=window)
+
+    def _predict_equal(self, batch: list[EvalItem]) -> list[Tensor]:
+        """Class ids of items with pixels of one size."""
+        images = normalize_images(torch.stack([item.pixels for item in batch]).to(self.device))
+        passes = [(axes, self._logits(images, axes)) for axes in TTA_FLIPS[self.tta]]
+        return [self._class_ids(passes, row, item) for row, item in enumerate(batch)]
+
+    def _logits(self, images: Tensor, axes: tuple[int, ...]) -> Tensor:
+        config = self.view.config
+        images = images.flip(axes) if axes else images
+        with self._autocast():
+            if config.window is None:
+                logits: Tensor = self.model(images)
+                return logits
+            return sliding_logits(self.model, images, config.window, config.overlap)
+
+    def _class_ids(self, passes: list[tuple[tuple[int, ...], Tensor]], row: int, item: EvalItem) -> Tensor:
+        window = item.window
+        size = item.size if window is None else (window.height, window.width)
         if len(passes) == 1:
             scores = resize_logits(passes[0][1][row : row + 1], size)
         else:
@@ -77,7 +121,18 @@ class Predictor:
                 (resize_logits(logits[row : row + 1], size).flip(axes).softmax(1) for axes, logits in passes),
                 start=torch.zeros((), device=self.device),
             )
-        return scores[0].argmax(0).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32)
+        ids = scores[0].argmax(0).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32)
+        return ids if window is None else self._paste(ids, window, item.size)
+
+    def _paste(self, ids: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
+        """The crop's ids in their place; background elsewhere."""
+        assert self.background is not None
+        whole = torch.full(size, self.background, dtype=ids.dtype, device=ids.device)
+        top, left = max(0, window.top), max(0, window.left)
+        bottom, right = min(size[0], window.top + window.height), min(size[1], window.left + window.width)
+        part = ids[top - window.top : bottom - window.top, left - window.left : right - window.left]
+        whole[top:bottom, left:right] = part
+        return whole
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "fp32":
@@ -85,10 +140,28 @@ class Predictor:
         return torch.autocast(self.device.type, dtype=_AUTOCAST[self.precision])
 
 
+def main_box(ids: Mask, background: int | None) -> Box | None:
+    """The box of what was found: the largest connected part that is not background, and all parts of a tenth of it.
+
+    None when nothing was found. Specks far from the object must not make the box as large as the image.
+    """
+    assert background is not None
+    number, _, parts, _ = cv2.connectedComponentsWithStats((ids != background).astype(np.uint8), connectivity=8)
+    if number < 2:
+        return None
+    parts = parts[1:]
+    kept = parts[parts[:, cv2.CC_STAT_AREA] >= _SPECK * parts[:, cv2.CC_STAT_AREA].max()]
+    left, top = kept[:, cv2.CC_STAT_LEFT], kept[:, cv2.CC_STAT_TOP]
+    right, bottom = left + kept[:, cv2.CC_STAT_WIDTH] - 1, top + kept[:, cv2.CC_STAT_HEIGHT] - 1
+    return int(left.min()), int(top.min()), int(right.max()), int(bottom.max())
+
+
 def count(
     predictor: Predictor, dataset: SegmentationDataset, loading: EvalLoading, group: Group, label: str
 ) -> EvaluationCounts:
     """Counts of the whole data set, every image once over all ranks. Collective."""
+    if loading.view.config.crops == "box" and len(dataset) > 0 and dataset.box(0) is None:
+        raise ConfigError("inference.crops box: this data set has no labelled boxes; use two_pass")
     counts = EvaluationCounts.zeros(len(dataset), len(dataset.classes), len(dataset.groups), group.device)
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     items = predictor.predict(eval_loader(dataset, indices, loading))

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from segformer_spark.config.schema import LossConfig
 from segformer_spark.errors import ConfigError
 from segformer_spark.losses.base import Reduce, no_reduce
+from segformer_spark.losses.boundary import BoundaryCrossEntropyLoss
 from segformer_spark.losses.cross_entropy import CrossEntropyLoss, FocalLoss
 from segformer_spark.losses.dice import DiceLoss
+from segformer_spark.losses.lovasz import LovaszSoftmaxLoss
+from segformer_spark.losses.ohem import OhemLoss
 
 
 class WeightedSum(nn.Module):
@@ -40,6 +43,7 @@ def build_loss(config: LossConfig, num_classes: int, ignore_index: int, reduce: 
     """
     weights = None
     if config.class_weights is not None:
+        assert not isinstance(config.class_weights, str), "rules are resolved before (training/plan.py)"
         if len(config.class_weights) != num_classes:
             raise ConfigError(
                 f"training.loss.class_weights has {len(config.class_weights)} entries, there are {num_classes} classes"
@@ -54,5 +58,14 @@ def build_loss(config: LossConfig, num_classes: int, ignore_index: int, reduce: 
         "dice": {"dice": (1.0, dice)},
         "ce_dice": {"ce": (config.ce_weight, cross_entropy), "dice": (config.dice_weight, dice)},
         "focal": {"focal": (1.0, focal)},
+        "focal_dice": {"focal": (config.ce_weight, focal), "dice": (config.dice_weight, dice)},
+        "lovasz": {"lovasz": (1.0, LovaszSoftmaxLoss(**shared))},
+        "ohem": {"ohem": (1.0, OhemLoss(threshold=config.ohem_threshold, min_share=config.ohem_min_share, **shared))},
+        "boundary_ce": {
+            "boundary_ce": (
+                1.0,
+                BoundaryCrossEntropyLoss(radius=config.boundary_radius, weight=config.boundary_weight, **shared),
+            )
+        },
     }
     return WeightedSum(parts[config.type])

@@ -15,8 +15,7 @@ class CrossEntropyLoss(GlobalBatchLoss):
     """Mean cross-entropy over the valid pixels of all ranks.
 
     As torch.nn.functional.cross_entropy with reduction "mean" on the whole batch, weights and label smoothing included:
-    the sum is divided by the summed class weights of the valid pixels. Without a valid pixel it is 0. Under gradient
-    accumulation each micro-step is normalised by its own pixels, and the loss is the mean over micro-steps.
+    the sum is divided by the summed class weights of the valid pixels. Without a valid pixel it is 0.
     """
 
     def __init__(self, *, label_smoothing: float = 0.0, **shared: Any) -> None:
@@ -33,7 +32,7 @@ class CrossEntropyLoss(GlobalBatchLoss):
             reduction="none",  # "sum" has no deterministic version on GPUs
             label_smoothing=self.label_smoothing,
         ).sum()
-        return _divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits), self.reduce)
+        return divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits), self.reduce)
 
 
 class FocalLoss(GlobalBatchLoss):
@@ -56,7 +55,7 @@ class FocalLoss(GlobalBatchLoss):
         if self.class_weights is not None:
             value = value * self.class_weights.to(value.dtype)[target]
         total = (value * valid).sum()
-        return _divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits), self.reduce)
+        return divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits), self.reduce)
 
 
 def pixel_weight(labels: Tensor, class_weights: Tensor | None, ignore_index: int, like: Tensor) -> Tensor:
@@ -67,6 +66,7 @@ def pixel_weight(labels: Tensor, class_weights: Tensor | None, ignore_index: int
     return class_weights.to(like.dtype)[labels[valid]].sum()
 
 
-def _divide(total: Tensor, weight: Tensor, reduce: Reduce) -> Tensor:
+def divide(total: Tensor, weight: Tensor, reduce: Reduce) -> Tensor:
+    """The quotient of two sums over all ranks; 0 where there is nothing to divide by."""
     sums = reduce(torch.stack([total, weight]))
     return sums[0] / sums[1].detach().clamp_min(torch.finfo(sums.dtype).tiny)

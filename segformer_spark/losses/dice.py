@@ -14,8 +14,7 @@ class DiceLoss(GlobalBatchLoss):
     """1 - weighted mean over classes of (2 sum p y + s) / (sum p + sum y + s).
 
     The sums run over all valid pixels of all ranks, so the loss does not depend on how a batch is divided. Classes
-    without a pixel in the whole batch do not count. Under gradient accumulation each micro-step has its own sums, and
-    the loss is the mean over micro-steps.
+    without a pixel in the whole batch do not count.
     """
 
     def __init__(self, *, smooth: float = 1.0, **shared: Any) -> None:

@@ -30,11 +30,13 @@ class EvaluationCounts:
         confusion: int64 (G, C, C), one matrix per group (spacecraft), rows truth, columns prediction.
         per_image: int64 (N, C, 3): predicted, true and overlapping pixels per image and class.
         seen: int64 (N,): how often each image was counted; all ones at the end.
+        ignored: int64 (G, C): what was predicted on pixels without a label.
     """
 
     confusion: Tensor
     per_image: Tensor
     seen: Tensor
+    ignored: Tensor
 
     @classmethod
     def zeros(
@@ -45,6 +47,7 @@ class EvaluationCounts:
             torch.zeros(max(num_groups, 1), num_classes, num_classes, dtype=torch.int64, device=device),
             torch.zeros(num_images, num_classes, 3, dtype=torch.int64, device=device),
             torch.zeros(num_images, dtype=torch.int64, device=device),
+            torch.zeros(max(num_groups, 1), num_classes, dtype=torch.int64, device=device),
         )
 
     def add(self, index: int, group: int, prediction: Tensor, truth: Tensor, ignore_index: int) -> None:
@@ -53,6 +56,8 @@ class EvaluationCounts:
         self.confusion[group] += matrix
         self.per_image[index] += torch.stack([matrix.sum(0), matrix.sum(1), matrix.diagonal()], dim=1)
         self.seen[index] += 1
+        unlabelled = prediction[truth == ignore_index].flatten().long()
+        self.ignored[group] += torch.bincount(unlabelled, minlength=self.ignored.shape[-1])
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> EvaluationCounts:
         """Add the counts of all ranks.
@@ -60,6 +65,8 @@ class EvaluationCounts:
         Raises:
             AssertionError: an image was counted twice or never.
         """
-        total = EvaluationCounts(all_reduce(self.confusion), all_reduce(self.per_image), all_reduce(self.seen))
+        total = EvaluationCounts(
+            all_reduce(self.confusion), all_reduce(self.per_image), all_reduce(self.seen), all_reduce(self.ignored)
+        )
         assert bool((total.seen == 1).all()), "every image must be evaluated on exactly one rank"
         return total

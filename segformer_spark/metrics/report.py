@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from segformer_spark.errors import ConfigError
-from segformer_spark.metrics.confusion import EvaluationCounts
+from segformer_spark.metrics.confusion import TRUTH, EvaluationCounts
 from segformer_spark.metrics.scores import summarize
-from segformer_spark.metrics.spark_score import spark_score
+from segformer_spark.metrics.spark_score import Counts, image_iou, spark_score
+
+SIZE_EDGES = (0.0, 0.01, 0.03, 0.1, 1.01)
+"""Borders of the shares of the image that objects take, for figures by object size."""
 
 
 def report(
@@ -26,12 +30,11 @@ def report(
     """{"miou", ..., "spark_score", "groups": {name: the same}}, JSON-ready. Groups without images are left out."""
     confusion = counts.confusion.cpu().numpy()
     per_image = counts.per_image.cpu().numpy()
+    ignored = counts.ignored.cpu().numpy()
     membership = np.asarray(group_of_image)
 
-    def figures(
-        matrix: np.ndarray[Any, np.dtype[np.int64]], images: np.ndarray[Any, np.dtype[np.int64]]
-    ) -> dict[str, Any]:
-        out = {"num_images": len(images), **summarize(matrix, class_names, background)}
+    def figures(matrix: Counts, images: Counts, void: Counts) -> dict[str, Any]:
+        out = {"num_images": len(images), **summarize(matrix, class_names, background, void)}
         out["confusion"] = matrix.tolist()
         if _is_spark(class_names):
             body, panels = class_names.index("body"), class_names.index("panels")
@@ -44,13 +47,38 @@ def report(
             }
         return out
 
-    total = figures(confusion.sum(0), per_image)
+    total = figures(confusion.sum(0), per_image, ignored.sum(0))
     total["groups"] = {
-        name: figures(confusion[index], per_image[membership == index])
+        name: figures(confusion[index], per_image[membership == index], ignored[index])
         for index, name in enumerate(groups)
         if (membership == index).any()
     }
+    if background is not None:
+        total["object_sizes"] = by_object_size(per_image, class_names, background)
     return total
+
+
+def by_object_size(per_image: Counts, class_names: Sequence[str], background: int) -> dict[str, Any]:
+    """Figures of the images whose foreground takes a share of the image within each of the ranges SIZE_EDGES makes.
+
+    Per range: number of images, mean over its images of each foreground class's IoU, SPARK score where there is one.
+    """
+    truth = per_image[..., TRUTH]
+    total = truth.sum(1)
+    share = (total - truth[:, background]) / np.maximum(total, 1)
+    iou = image_iou(per_image)
+    out = {}
+    for low, high in itertools.pairwise(SIZE_EDGES):
+        own = (share >= low) & (share < high)
+        if not own.any():
+            continue
+        row: dict[str, Any] = {"num_images": int(own.sum())}
+        row |= {f"iou_{n}": float(iou[own, c].mean()) for c, n in enumerate(class_names) if c != background}
+        if _is_spark(class_names):
+            body, panels = class_names.index("body"), class_names.index("panels")
+            row["spark_score"] = spark_score(per_image[own][:, body], per_image[own][:, panels]).score
+        out[f"{100 * low:g}-{100 * min(high, 1):g} %"] = row
+    return out
 
 
 def scalar_metrics(figures: dict[str, Any]) -> dict[str, float]:

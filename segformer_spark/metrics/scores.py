@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-def class_scores(confusion: NDArray[np.int64]) -> dict[str, Floats]:
+def class_scores(confusion: NDArray[np.int64], ignored: NDArray[np.int64] | None = None) -> dict[str, Floats]:
     """{"iou", "dice", "precision", "recall"}: arrays (C,), nan where undefined.
 
     Args:
         confusion: int64 (C, C), rows truth, columns prediction.
+        ignored: int64 (C,), predictions on unlabelled pixels, to be counted as false positives; None leaves them out.
     """
     overlap = np.diagonal(confusion).astype(np.float64)
     predicted, truth = confusion.sum(0).astype(np.float64), confusion.sum(1).astype(np.float64)
+    if ignored is not None:
+        predicted += ignored
     return {
         "iou": _quotient(overlap, predicted + truth - overlap),
         "dice": _quotient(2 * overlap, predicted + truth),
@@ -31,13 +34,25 @@ def class_scores(confusion: NDArray[np.int64]) -> dict[str, Floats]:
     }
 
 
-def summarize(confusion: NDArray[np.int64], class_names: Sequence[str], background: int | None) -> dict[str, Any]:
-    """All figures of one confusion matrix, JSON-ready: undefined values are None."""
+def summarize(
+    confusion: NDArray[np.int64],
+    class_names: Sequence[str],
+    background: int | None,
+    ignored: NDArray[np.int64] | None = None,
+) -> dict[str, Any]:
+    """All figures of one confusion matrix, JSON-ready: undefined values are None.
+
+    Unlabelled pixels do not count. Where there are some, "miou_void_as_error" is the mIoU when what was predicted on
+    them (`ignored`, int64 (C,)) counts as false positives; published figures of CamVid differ in this rule.
+    """
     scores = class_scores(confusion)
     foreground = [index for index in range(len(class_names)) if index != background]
     total = confusion.sum()
+    has_void = ignored is not None and bool(ignored.sum())
+    void = {"miou_void_as_error": _mean(class_scores(confusion, ignored)["iou"])} if has_void else {}
     return {
         "miou": _mean(scores["iou"]),
+        **void,
         "miou_without_background": _mean(scores["iou"][foreground]),
         "mean_dice": _mean(scores["dice"]),
         "pixel_accuracy": None if total == 0 else float(np.diagonal(confusion).sum() / total),

@@ -6,16 +6,21 @@ uses the portable names of the published checkpoints (`portable_names`).
 
 from __future__ import annotations
 
+import functools
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from transformers.models.segformer.modeling_segformer import SegformerLayer
 from transformers.utils import logging as transformers_logging
 
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d, Reduce
@@ -70,6 +75,7 @@ class SegFormer(nn.Module):
         network.decode_head = MergedDecodeHead(network.decode_head)
         self.network = network
         self.freeze_backbone = freeze_backbone
+        self._recomputed_blocks: list[nn.Module] = []
         if freeze_backbone:
             self.encoder.requires_grad_(False)
 
@@ -83,11 +89,40 @@ class SegFormer(nn.Module):
     def num_classes(self) -> int:
         return int(self.network.config.num_labels)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) float -> logits (B, num_classes, ceil(H / 4), ceil(W / 4))."""
-        features = self.network.segformer(images, output_hidden_states=True, return_dict=True).hidden_states
+    def forward(self, images: Tensor, *, only_features: bool = False) -> Any:
+        """(B, 3, H, W) float -> logits (B, num_classes, ceil(H / 4), ceil(W / 4)), or the encoder's features."""
+        features = self.encode(images)
+        return features if only_features else self.decode(features)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) float -> four maps (B, C_i, H_i, W_i), finest first."""
+        features: tuple[Tensor, ...] = self.network.segformer(
+            images, output_hidden_states=True, return_dict=True
+        ).hidden_states
+        return features
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's maps -> logits at the finest map's size."""
         logits: Tensor = self.network.decode_head(features)
         return logits
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of the encoder's blocks and recompute the rest in the backward pass (Chen et al. 2016).
+
+        The generator's state is restored for it, so that stochastic depth drops the same paths.
+        """
+        for block in self.encoder.modules():
+            if isinstance(block, SegformerLayer) and block not in self._recomputed_blocks:
+                block.forward = functools.partial(_recomputed, block.forward)
+                self._recomputed_blocks.append(block)
+
+    def recomputed_blocks(self) -> list[nn.Module]:
+        """The blocks that `checkpoint_activations` chose; empty before."""
+        return list(self._recomputed_blocks)
+
+    def compile_encoder(self) -> None:
+        """Let torch.compile build the encoder at its first use, for one input size at a time."""
+        self.encoder.compile(dynamic=False)
 
     def train(self, mode: bool = True) -> SegFormer:
         """As nn.Module; a frozen encoder stays in evaluation mode, without stochastic depth."""
@@ -106,6 +141,39 @@ class SegFormer(nn.Module):
         """Parameters of the decode head."""
         parameters: Iterator[nn.Parameter] = self.network.decode_head.parameters()
         return parameters
+
+
+def _recomputed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*inputs, **options)
+    return checkpoint(forward, *inputs, use_reentrant=False, **options)
+
+
+_BLOCK = re.compile(r"(?:stages\.(\d+)\.blocks|encoder\.block\.(\d+))\.(\d+)\.")
+_STAGE = re.compile(r"stages\.(\d+)\.(patch_embeddings|layer_norm)\.|encoder\.(patch_embeddings|layer_norm)\.(\d+)\.")
+
+
+def blocks_from_head(name: str, depths: Sequence[int]) -> int:
+    """How many encoder blocks from the head a parameter lies: 0 in the head, 1 in the last block.
+
+    A stage's patch embedding counts with its first block, its norm with its last.
+
+    Args:
+        name: live or stored name of the parameter.
+        depths: blocks per stage.
+    """
+    total = sum(depths)
+    if "decode_head." in name:
+        return 0
+    block = _BLOCK.search(name)
+    if block:
+        stage = int(block[1] or block[2])
+        return total - sum(depths[:stage]) - int(block[3])
+    part = _STAGE.search(name)
+    assert part is not None, f"{name} is no parameter of a SegFormer"
+    stage = int(part[1] or part[4])
+    first = sum(depths[:stage])
+    return total - first if "patch_embeddings" in part[0] else total - first - depths[stage] + 1
 
 
 def build_segformer(

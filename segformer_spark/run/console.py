@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -56,6 +56,17 @@ def progress(items: Iterable[T], *, total: int, label: str, initial: int = 0, vi
     """Iterate with a bar on a terminal, and in silence elsewhere."""
     show = visible and sys.stderr.isatty()
     return tqdm(items, total=total, initial=initial, desc=label, disable=not show, leave=False, dynamic_ncols=True)
+
+
+@contextmanager
+def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal that is moved by calls with the number of items done since the last one."""
+    with tqdm(total=total, desc=label, disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True) as bar:
+
+        def advance(done: int) -> None:
+            bar.update(done)
+
+        yield advance
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segformer_spark.run.atomic import atomic_file
+from segformer_spark.run.figures import new_figure, save_figure
 from segformer_spark.run.metrics_log import Row
 
 _SCORES = {"spark_score": "SPARK score", "miou": "mIoU", "miou_without_background": "mIoU without background"}
@@ -12,13 +12,9 @@ _SCORES = {"spark_score": "SPARK score", "miou": "mIoU", "miou_without_backgroun
 
 def draw_curves(rows: list[Row], path: Path, title: str) -> None:
     """Draw loss, scores and learning rate against the step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     train = [row for row in rows if row["kind"] == "train"]
     validation = [row for row in rows if row["kind"] == "validation"]
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 3.4)
     loss_axis, score_axis, rate_axis = figure.subplots(1, 3)
     loss_axis.plot([row["step"] for row in train], [row["loss"] for row in train], linewidth=1)
     loss_axis.set(title="training loss", xlabel="optimizer step", ylim=(0, None))
@@ -34,5 +30,4 @@ def draw_curves(rows: list[Row], path: Path, title: str) -> None:
     for axis in (loss_axis, score_axis, rate_axis):
         axis.grid(alpha=0.3)
     figure.suptitle(title)
-    with atomic_file(path) as stream:
-        figure.savefig(stream, format="png", dpi=120)
+    save_figure(figure, path)

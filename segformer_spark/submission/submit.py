@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.checkpoint.export import ModelCard, load_model
+from segformer_spark.checkpoint.export import load_model
+from segformer_spark.data.dataset import Box
+from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading, file_loader
 from segformer_spark.data.sampler import rank_indices
+from segformer_spark.data.spark import read_boxes
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import Predictor
@@ -42,6 +45,8 @@ class SubmitOptions:
         output: folder for the npz files, the zip and the manifest.
         tta, precision: see Predictor.
         overwrite: throw away predictions of another model or other settings.
+        crops: none, box or two_pass; None as the model was exported.
+        boxes: CSV with the columns "Image name" and "Bounding box", for crops around boxes.
     """
 
     model: Path
@@ -52,6 +57,8 @@ class SubmitOptions:
     batch_size: int = 4
     num_workers: int = 2
     overwrite: bool = False
+    crops: str | None = None
+    boxes: Path | None = None
 
 
 def run_submission(options: SubmitOptions, group: Group) -> Path:
@@ -68,13 +75,15 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
             f"this model knows {', '.join(card.class_names)}"
         )
     images = list_images(options.images)
-    settings = group.main_only(lambda: _settings(options, card, images))
+    view = card.view(**({"crops": options.crops} if options.crops else {}))
+    boxes = _boxes(options, view, images)
+    settings = group.main_only(lambda: _settings(options, view, images))
     todo = group.main_only(lambda: _prepare(options, images, settings))
     own = [todo[index] for index in rank_indices(len(todo), group.rank, group.world_size)]
     if group.is_main:
         logger.info("%d test images, %d predicted already, %d to do", len(images), len(images) - len(todo), len(todo))
-    predictor = Predictor(model.to(group.device), group.device, options.precision, options.tta)
-    items = file_loader(images, own, EvalLoading(card.image_size, options.batch_size, options.num_workers))
+    predictor = Predictor(model.to(group.device), group.device, view, options.precision, options.tta, card.background)
+    items = file_loader(images, own, EvalLoading(view, options.batch_size, options.num_workers), boxes)
     bar = progress(predictor.predict(items), total=len(own), label="predicting", visible=group.is_main)
     failure: UserError | None = None
     try:
@@ -114,11 +123,28 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
     return target
 
 
-def _settings(options: SubmitOptions, card: ModelCard, images: list[Path]) -> dict[str, Any]:
+def _boxes(options: SubmitOptions, view: InferenceView, images: list[Path]) -> dict[str, Box]:
+    """Boxes by file name; empty unless they are asked for."""
+    if view.config.crops != "box":
+        return {}
+    if options.boxes is None:
+        raise UserError(
+            "crops around boxes need the boxes of the test images: give --boxes FILE.csv, or --crops two_pass"
+        )
+    boxes = read_boxes(options.boxes)
+    missing = [image.name for image in images if image.name not in boxes]
+    if missing:
+        raise UserError(f"{options.boxes}: no box for {len(missing)} test images, first {missing[0]}")
+    return boxes
+
+
+def _settings(options: SubmitOptions, view: InferenceView, images: list[Path]) -> dict[str, Any]:
     """What decides the predictions: they may only be mixed when it is equal."""
     return {
         "model_sha256": sha256_of(options.model / "model.safetensors"),
-        "image_size": card.image_size,
+        "image_size": view.side,
+        "inference": view.config.model_dump(),
+        "boxes_sha256": sha256_of(options.boxes) if options.boxes is not None else None,
         "tta": options.tta,
         "precision": options.precision,
         "images_sha256": _images_digest(images),

@@ -37,6 +37,7 @@ class Loop:
 
     Attributes:
         evaluate: returns the validation figures; collective.
+        draw: shows a validation in pictures; called on all ranks.
         save_best: exports the best model; called on all ranks.
         checkpoint_every: optimizer steps between checkpoints; None for the end of each epoch.
         configuration: what a checkpoint remembers of the configuration.
@@ -50,6 +51,7 @@ class Loop:
     group: Group
     config: TrainingConfig
     evaluate: Callable[[], dict[str, Any]]
+    draw: Callable[[dict[str, Any]], None]
     save_best: Callable[[dict[str, float]], None]
     configuration: dict[str, Any]
     checkpoint_every: int | None
@@ -145,7 +147,7 @@ class Loop:
         result = self.engine.train_step(batches, self.progress.step)
         self.progress.advance(self.steps_per_epoch)
         self._count_skipped(result)
-        self.reporter.step(self.progress.step, epoch + 1, lr, result)
+        self.reporter.step(self.progress.step, epoch + 1, lr, self.engine.lrs(), result)
 
     def _count_skipped(self, result: StepResult) -> None:
         self.skipped_in_a_row = 0 if result.applied else self.skipped_in_a_row + 1
@@ -183,6 +185,7 @@ class Loop:
         seconds = time.monotonic() - started
         epoch = position.epoch if position.step == 0 else position.epoch + 1
         self.reporter.validation(step, epoch, scalars, seconds, best=is_best, metric=self.config.selection_metric)
+        self.draw(figures)
         self.reporter.exclude(time.monotonic() - started)
 
     def _save_checkpoint(self) -> None:

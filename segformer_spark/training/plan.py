@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from segformer_spark.config.schema import Config
+import math
+from pathlib import Path
+
+from segformer_spark.config.batch import BatchPlan
+from segformer_spark.config.schema import Config, LossConfig
+from segformer_spark.data.class_weights import class_weights
 from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.manifest import check_matches, read_manifest
 from segformer_spark.errors import ConfigError
 from segformer_spark.metrics.report import check_metric
 
@@ -22,3 +28,40 @@ def check_dataset(config: Config, dataset: SegmentationDataset) -> None:
             f"{len(dataset.classes)}: {', '.join(dataset.classes.names)}; leave it null"
         )
     check_metric(config.training.selection_metric, dataset.classes.names)
+
+
+def peak_lr(config: Config, plan: BatchPlan) -> float:
+    """The learning rate after `lr_scaling` (linear: Goyal et al. 2017; square root: Krizhevsky 2014)."""
+    optimizer = config.training.optimizer
+    factor = plan.global_batch / optimizer.lr_reference_batch
+    factors = {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}
+    return optimizer.lr * factors[optimizer.lr_scaling]
+
+
+def lr_warning(config: Config, plan: BatchPlan) -> str | None:
+    """What to say when more devices make a larger batch and the learning rate stays."""
+    optimizer = config.training.optimizer
+    fixed = config.training.global_batch_size is not None
+    if plan.world_size == 1 or optimizer.lr_scaling != "none" or fixed:
+        return None
+    return (
+        f"the learning rate {optimizer.lr:g} is not scaled with the world size: {plan.world_size} devices make a "
+        f"global batch of {plan.global_batch}. Set training.optimizer.lr_scaling to linear or sqrt to scale it from "
+        "lr_reference_batch, or training.global_batch_size to keep the batch"
+    )
+
+
+def resolve_loss(config: Config, dataset: SegmentationDataset) -> LossConfig:
+    """The loss with class weights as numbers: a rule is applied to the training split's manifest.
+
+    Raises:
+        DataError: no manifest, or one of other files.
+    """
+    loss = config.training.loss
+    if not isinstance(loss.class_weights, str):
+        return loss
+    manifest = read_manifest(config.data, config.data.train_split)
+    if config.data.cache is None:  # a cache compares digests itself
+        check_matches(manifest, dataset, Path(config.data.root))
+    weights = class_weights(loss.class_weights, [image["pixels"] for image in manifest.images])
+    return loss.model_copy(update={"class_weights": weights})

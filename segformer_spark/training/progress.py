@@ -46,7 +46,7 @@ def to_stored(engine: EngineState, progress: Progress, best: BestTracker, config
         "parameter_names": sorted(engine.parameters),
         **configuration,
     }
-    return StoredState({**engine.parameters, **engine.buffers}, engine.moments, state)
+    return StoredState({**engine.parameters, **engine.buffers}, engine.moments, state, engine.average)
 
 
 def engine_state(stored: StoredState) -> EngineState:
@@ -58,6 +58,7 @@ def engine_state(stored: StoredState) -> EngineState:
         moments=stored.moments,
         optimizer_step=stored.state["optimizer_step"],
         loss_scaler=stored.state["loss_scaler"],
+        average=stored.average,
     )
 
 

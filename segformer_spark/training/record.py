@@ -32,7 +32,13 @@ class TrainingRecord:
     """training_params.yaml and .json, written at the start and completed at the end, by rank 0."""
 
     def __init__(
-        self, run: RunDirectory, resolved: ResolvedConfig, group: Group, plan: BatchPlan, progress: Progress
+        self,
+        run: RunDirectory,
+        resolved: ResolvedConfig,
+        group: Group,
+        plan: BatchPlan,
+        total_steps: int,
+        progress: Progress,
     ) -> None:
         self.run, self.group, self.resolved = run, group, resolved
         rank = {"rank": group.rank, "local_rank": group.launch.local_rank}
@@ -49,6 +55,7 @@ class TrainingRecord:
                 "world_size": group.world_size,
                 "batch": str(plan),
                 "global_batch": plan.global_batch,
+                "total_steps": total_steps,
                 "deepspeed_file": deepspeed_file(resolved.config).name,
                 "slurm": slurm_record(os.environ),
             },
@@ -65,7 +72,7 @@ class TrainingRecord:
         self.record["attempts"].append(self.attempt)
         group.main_only(self._write)
 
-    def announce(self, train_set: SegmentationDataset, val_set: SegmentationDataset, total_steps: int) -> None:
+    def announce(self, train_set: SegmentationDataset, val_set: SegmentationDataset) -> None:
         """Say what is about to run."""
         config, plan = self.resolved.config, self.record["runtime"]["batch"]
         values = flatten(config.model_dump())
@@ -87,7 +94,7 @@ class TrainingRecord:
             len(train_set),
             len(val_set),
             plan,
-            total_steps,
+            self.record["runtime"]["total_steps"],
         )
 
     def finish(self, status: str, progress: Progress, best: BestTracker, error: BaseException | None) -> None:

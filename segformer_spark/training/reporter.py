@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
+from segformer_spark.data.dataset import Image
 from segformer_spark.engine.engine import StepResult
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_error
@@ -18,6 +19,9 @@ from segformer_spark.run.console import duration, logger
 from segformer_spark.run.curves import draw_curves
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.metrics_log import MetricsLog, write_history
+
+if TYPE_CHECKING:
+    from segformer_spark.training.board import Board
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Reporter:
         )
         self.log = MetricsLog(run.metrics)
         self.use_tensorboard = tensorboard and enabled
-        self._writer: Any = None
+        self._board: Board | None = None
         self._interval = _Interval()
         self._seconds_per_step: float | None = None
 
@@ -71,13 +75,17 @@ class Reporter:
             return
         self.log.rewind(step, validated=validated)
         if self.use_tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+            from segformer_spark.training.board import Board
 
-            self._writer = SummaryWriter(str(self.run.tensorboard), purge_step=step + 1 if step else None)
+            self._board = Board(self.run.tensorboard, purge_step=step + 1 if step else None)
         self._interval = _Interval()
 
-    def step(self, step: int, epoch: int, lr: float, result: StepResult) -> None:
-        """Count one optimizer step; every N-th writes a line."""
+    def step(self, step: int, epoch: int, lr: float, lrs: Mapping[str, float], result: StepResult) -> None:
+        """Count one optimizer step; every N-th writes a line.
+
+        Args:
+            lr: before the groups' multipliers; `lrs` after them, by group.
+        """
         interval = self._interval
         interval.losses.append(result.loss)
         if result.grad_norm is not None:
@@ -85,7 +93,7 @@ class Reporter:
         interval.skipped += not result.applied
         if self.enabled and (step % self.every == 0 or step == self.total_steps):
             with self._holding_failures():
-                self._write_interval(step, epoch, lr)
+                self._write_interval(step, epoch, lr, lrs)
             self._interval = _Interval()
 
     def exclude(self, seconds: float) -> None:
@@ -106,8 +114,27 @@ class Reporter:
             logger.info(
                 "validation at step %d  %s  %s%s", step, text, duration(seconds), "  best so far" if best else ""
             )
-            self._scalars({f"validation/{key}": value for key, value in named.items()}, step)
+            self._scalars({_tag(key): value for key, value in named.items()}, step)
             self.refresh()
+
+    def pictures(
+        self,
+        step: int,
+        panels: Sequence[tuple[str, Image]],
+        confusion: Sequence[Sequence[int]],
+        class_names: Sequence[str],
+    ) -> None:
+        """Draw the fixed images' predictions and the confusion matrix in TensorBoard."""
+        if self._board is not None:
+            with self._holding_failures():
+                self._board.pictures(panels, step)
+                self._board.confusion(confusion, class_names, step)
+
+    def hparams(self, values: Mapping[str, Any], metric: str, best: float | None) -> None:
+        """Put the settings beside the best score in TensorBoard."""
+        if self._board is not None:
+            with self._holding_failures():
+                self._board.hparams(values, (metric, best))
 
     def refresh(self) -> None:
         """Write history.csv and curves.png anew from metrics.jsonl."""
@@ -120,8 +147,8 @@ class Reporter:
     def close(self) -> None:
         """Flush everything."""
         self.refresh()
-        if self._writer is not None:
-            self._writer.close()
+        if self._board is not None:
+            self._board.close()
 
     @contextmanager
     def _holding_failures(self) -> Iterator[None]:
@@ -132,7 +159,7 @@ class Reporter:
         except OSError as error:  # TensorBoard's own
             self.failure = self.failure or write_error(self.run.tensorboard, error)
 
-    def _write_interval(self, step: int, epoch: int, lr: float) -> None:
+    def _write_interval(self, step: int, epoch: int, lr: float, lrs: Mapping[str, float]) -> None:
         interval = self._interval
         num_steps = len(interval.losses)
         seconds = max(time.monotonic() - interval.started - interval.excluded, 1e-9)
@@ -151,7 +178,8 @@ class Reporter:
             "skipped_steps": interval.skipped,
         }
         self.log.append({"kind": "train", "step": step, "epoch": epoch, **row})
-        self._scalars({f"train/{key}": value for key, value in row.items() if value is not None}, step)
+        self._scalars({f"train/{key}": value for key, value in row.items()}, step)
+        self._scalars({f"lr/{name}": value for name, value in lrs.items()}, step)
         norm = "-" if row["grad_norm"] is None else f"{row['grad_norm']:.3f}"
         logger.info(
             "step %d/%d  epoch %d  loss %.4f  lr %.2e  grad norm %s  %.1f images/s (%.1f per device)  "
@@ -169,12 +197,16 @@ class Reporter:
             f"  skipped {interval.skipped}" if interval.skipped else "",
         )
 
-    def _scalars(self, values: Mapping[str, Any], step: int) -> None:
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+    def _scalars(self, values: Mapping[str, float | None], step: int) -> None:
+        if self._board is not None:
+            self._board.scalars(values, step)
 
     def _memory(self) -> float:
         if self.device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self.device)) / 2**30
         return float(psutil.Process().memory_info().rss) / 2**30
+
+
+def _tag(key: str) -> str:
+    """Classes' IoU has a section of its own."""
+    return f"iou/{key.removeprefix('iou_')}" if key.startswith("iou_") else f"validation/{key}"

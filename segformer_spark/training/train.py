@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from segformer_spark.checkpoint.compatibility import check_compatible, configuration_state
+from segformer_spark.checkpoint.compatibility import check_compatible
 from segformer_spark.checkpoint.export import ModelCard, export_model
 from segformer_spark.checkpoint.store import CheckpointStore, read, verify
-from segformer_spark.config.batch import BatchPlan, plan_batches
-from segformer_spark.config.deepspeed import deepspeed_config
+from segformer_spark.config.fields import flatten
 from segformer_spark.config.load import ResolvedConfig, run_name, run_path
 from segformer_spark.config.schema import Config
-from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset, fixed_subset
-from segformer_spark.data.loader import EvalLoading, TrainLoader
-from segformer_spark.data.registry import open_dataset
-from segformer_spark.data.sampler import TrainBatchSampler
+from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.loader import TrainLoader
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.engine.engine import Engine, check_precision
+from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.evaluation.predict import Predictor, count
-from segformer_spark.losses.build import build_loss
-from segformer_spark.metrics.report import report
-from segformer_spark.models.pretrained import build_model
 from segformer_spark.run.console import duration, log_file, logger
 from segformer_spark.run.directory import RunDirectory, open_for_training
 from segformer_spark.training.loop import Loop, Outcome
-from segformer_spark.training.plan import check_dataset, plan_steps
+from segformer_spark.training.plan import lr_warning
 from segformer_spark.training.progress import Progress, engine_state, progress_of, restore_best
 from segformer_spark.training.record import TrainingRecord
 from segformer_spark.training.reporter import Reporter
-from segformer_spark.training.schedule import build_schedule
+from segformer_spark.training.setup import Setup, prepare
 from segformer_spark.training.stop import BestTracker, StopRequest
+from segformer_spark.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -61,34 +51,14 @@ def run_training(
         UserError: anything in configuration, data, weights or checkpoints that cannot be used.
     """
     config = resolved.config
-    check_precision(config, group.device)
-    _use_determinism(config.hardware.deterministic)
-    train_set = open_dataset(config.data.dataset, config.data.root, config.data.train_split)
-    val_set = fixed_subset(
-        open_dataset(config.data.dataset, config.data.root, config.data.val_split),
-        config.data.val_subset,
-        config.experiment.seed,
-    )
-    plan = plan_batches(config.training, group.world_size)
-    check_dataset(config, val_set)
-    sampler = TrainBatchSampler(len(train_set), plan, group.rank, config.experiment.seed)
-    total_steps = plan_steps(config, sampler.steps_per_epoch)
-    schedule = build_schedule(
-        config.training.scheduler, config.training.optimizer.lr, sampler.steps_per_epoch, total_steps
-    )
-    model = build_model(config.model, train_set.classes.names, config.experiment.seed)
-    loss = build_loss(config.training.loss, len(train_set.classes), IGNORE_INDEX, group.differentiable_sum)
-
-    deepspeed_config(config, plan)
+    setup = prepare(config, group)
     progress, best = Progress(), _new_tracker(config)
-    configuration = configuration_state(config, plan, len(train_set))
-
     run, source = group.main_only(lambda: _open_run(resolved, options))
     store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints)
     stored = None
     if source is not None:
         stored = read(source)
-        check_compatible(stored.state, config, plan, len(train_set))
+        check_compatible(stored.state, config, setup.plan, setup.configuration)
         progress = progress_of(stored)
         if source.parent.resolve() == run.checkpoints.resolve():
             restore_best(stored, best)
@@ -96,32 +66,37 @@ def run_training(
             logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
     group.main_only(lambda: _begin(run, store, resolved, progress))
     with log_file(run.log if group.is_main else None):
-        record = TrainingRecord(run, resolved, group, plan, progress)
-        record.announce(train_set, val_set, total_steps)
-        reporter = _reporter(run, config, plan, group, total_steps)
+        record = TrainingRecord(run, resolved, group, setup.plan, setup.schedule.total_steps, progress)
+        record.announce(setup.train_set, setup.val_set)
+        warning = lr_warning(config, setup.plan)
+        if warning is not None and group.is_main:
+            logger.warning("%s", warning)
+        reporter = _reporter(run, config, setup, group)
         try:
-            engine = Engine(model, loss, config, plan, group)
+            engine = Engine(setup.model, setup.loss, config, setup.plan, group)
             if stored is not None:
                 engine.import_state(engine_state(stored))
                 logger.info("resumed from %s at step %d", source, progress.step)
             group.main_only(lambda: reporter.start(progress.step, validated=progress.validated_step == progress.step))
 
             def export(folder: Path, metrics: dict[str, float]) -> None:
-                card = _card(config, train_set, progress, metrics)
+                card = _card(config, setup.train_set, progress, metrics)
                 weights = engine.weights()
                 group.main_only(lambda: export_model(engine.model, weights, engine.names, folder, card))
 
+            validation = Validation(engine, setup.val_set, config, group)
             loop = Loop(
                 engine=engine,
-                loader=TrainLoader(train_set, config, sampler, pin=group.device.type == "cuda"),
-                schedule=schedule,
+                loader=TrainLoader(setup.train_set, config, setup.sampler, pin=group.device.type == "cuda"),
+                schedule=setup.schedule,
                 store=store,
                 reporter=reporter,
                 group=group,
                 config=config.training,
-                evaluate=_evaluator(engine, val_set, config, group),
+                evaluate=validation.evaluate,
+                draw=lambda figures: validation.draw(figures, reporter, progress.step),
                 save_best=lambda metrics: export(run.best, metrics),
-                configuration=configuration,
+                configuration=setup.configuration,
                 checkpoint_every=config.output.checkpoint_every_steps,
                 progress=progress,
                 best=best,
@@ -130,6 +105,7 @@ def run_training(
             outcome = loop.run()
             if outcome is not Outcome.STOPPED:
                 export(run.final, {})
+            reporter.hparams(flatten(config.model_dump()), config.training.selection_metric, best.score)
             group.main_only(reporter.close)
         except BaseException as error:
             _close_after_failure(record, reporter, progress, best, error)
@@ -139,15 +115,15 @@ def run_training(
     return run, outcome
 
 
-def _reporter(run: RunDirectory, config: Config, plan: BatchPlan, group: Group, total_steps: int) -> Reporter:
+def _reporter(run: RunDirectory, config: Config, setup: Setup, group: Group) -> Reporter:
     return Reporter(
         run,
         enabled=group.is_main,
         tensorboard=config.output.tensorboard,
         every=config.output.log_every_steps,
-        global_batch=plan.global_batch,
+        global_batch=setup.plan.global_batch,
         world_size=group.world_size,
-        total_steps=total_steps,
+        total_steps=setup.schedule.total_steps,
         device=group.device,
     )
 
@@ -160,6 +136,7 @@ def _card(config: Config, dataset: SegmentationDataset, progress: Progress, metr
         colors=tuple(classes.colors),
         background=classes.background,
         image_size=config.data.image_size,
+        inference=config.inference.model_dump(),
         step=progress.step,
         epoch=progress.position.epoch,
         metrics=metrics,
@@ -198,40 +175,9 @@ def _choose_checkpoint(store: CheckpointStore, resume: str | None) -> Path | Non
     return newest
 
 
-def _evaluator(
-    engine: Engine, dataset: SegmentationDataset, config: Config, group: Group
-) -> Callable[[], dict[str, Any]]:
-    loading = EvalLoading(
-        image_size=config.data.image_size,
-        batch_size=config.training.validation.batch_size or config.training.batch_size,
-        num_workers=config.data.num_workers,
-    )
-    predictor = Predictor(engine.model, group.device, config.training.precision)
-    membership = [dataset.group(index) for index in range(len(dataset))]
-
-    def evaluate() -> dict[str, Any]:
-        counts = count(predictor, dataset, loading, group, "validation")
-        return report(
-            counts,
-            membership,
-            class_names=dataset.classes.names,
-            background=dataset.classes.background,
-            groups=dataset.groups,
-        )
-
-    return evaluate
-
-
 def _new_tracker(config: Config) -> BestTracker:
     stopping = config.training.early_stopping
     return BestTracker(patience=stopping.patience, min_delta=stopping.min_delta)
-
-
-def _use_determinism(wanted: bool) -> None:
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
 
 
 def _close_after_failure(

@@ -8,8 +8,10 @@ from segformer_spark.config.load import load_config
 from segformer_spark.errors import CheckpointError
 
 
-def state() -> dict[str, object]:
-    return configuration_state(load_config().config, BatchPlan(8, 1, 4), 100)
+def state(
+    num_images: int = 100, weights: list[float] | None = None, fidelity: str = "exact", micro: int = 8
+) -> dict[str, object]:
+    return configuration_state(load_config().config, BatchPlan(micro, 1, 4), num_images, weights, fidelity)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,7 @@ def state() -> dict[str, object]:
     ],
 )
 def test_what_may_change(safe: str) -> None:
-    check_compatible(state(), load_config(overrides=[safe]).config, BatchPlan(4, 2, 4), 100)
+    check_compatible(state(), load_config(overrides=[safe]).config, BatchPlan(4, 2, 4), state())
 
 
 @pytest.mark.parametrize(
@@ -39,12 +41,26 @@ def test_what_may_change(safe: str) -> None:
 )
 def test_what_may_not(unsafe: str, message: str) -> None:
     with pytest.raises(CheckpointError) as error:
-        check_compatible(state(), load_config(overrides=[unsafe]).config, BatchPlan(8, 1, 4), 100)
+        check_compatible(state(), load_config(overrides=[unsafe]).config, BatchPlan(8, 1, 4), state())
     assert message in str(error.value)
 
 
 def test_global_batch_and_data_must_be_the_same() -> None:
     with pytest.raises(CheckpointError, match=r"set training\.global_batch_size=32"):
-        check_compatible(state(), load_config().config, BatchPlan(8, 1, 2), 100)
+        check_compatible(state(), load_config().config, BatchPlan(8, 1, 2), state())
     with pytest.raises(CheckpointError, match="had 100 images, now 99"):
-        check_compatible(state(), load_config().config, BatchPlan(8, 1, 4), 99)
+        check_compatible(state(), load_config().config, BatchPlan(8, 1, 4), state(99))
+
+
+@pytest.mark.parametrize(
+    ("present", "message"),
+    [
+        (state(weights=[1.0, 2.0]), r"class weights were None, now \[1.0, 2.0\]"),
+        (state(fidelity="jpeg 95 at 512"), "training images were exact, now jpeg 95 at 512"),
+    ],
+)
+def test_weights_from_a_manifest_and_cached_images_are_part_of_the_configuration(
+    present: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        check_compatible(state(), load_config().config, BatchPlan(8, 1, 4), present)

@@ -11,13 +11,23 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, SegformerForSemanticSegmentation, pipeline
 
 from segformer_spark.checkpoint.export import ModelCard, export_model, load_model, read_card
+from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading, file_loader
 from segformer_spark.data.transforms import normalize_images
 from segformer_spark.errors import CheckpointError
 from segformer_spark.models.segformer import SegFormer, build_segformer, portable_names
 
 CARD = ModelCard(
-    "spark", ("background", "body", "panels"), ((0, 0, 0), (255, 0, 0), (0, 0, 255)), 0, 64, 10, 1, {"miou": 0.5}, "x"
+    dataset="spark",
+    class_names=("background", "body", "panels"),
+    colors=((0, 0, 0), (255, 0, 0), (0, 0, 255)),
+    background=0,
+    image_size=64,
+    inference={"crops": "two_pass", "crop_margin": 0.5},
+    step=10,
+    epoch=1,
+    metrics={"miou": 0.5},
+    run="x",
 )
 
 
@@ -74,7 +84,7 @@ def test_the_image_processor_prepares_what_the_model_was_trained_on(
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     theirs = AutoImageProcessor.from_pretrained(folder)(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
-    ((item,),) = file_loader([tmp_path / "x.png"], [0], EvalLoading(64, 1, 0))
+    ((item,),) = file_loader([tmp_path / "x.png"], [0], EvalLoading(InferenceView(64), 1, 0))
     torch.testing.assert_close(theirs, normalize_images(item.pixels[None]), rtol=1e-4, atol=1e-4)
 
 

@@ -11,6 +11,7 @@ import torch
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.load import load_config
 from segformer_spark.data.dataset import IGNORE_INDEX, fixed_subset
+from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading, TrainLoader, check_labels, eval_loader, file_loader
 from segformer_spark.data.sampler import Position, TrainBatchSampler
 from segformer_spark.data.spark import SparkDataset
@@ -49,7 +50,8 @@ def test_augmented_images_do_not_depend_on_ranks(spark_root: Path) -> None:
 
 def test_evaluation_keeps_the_native_mask(spark_root: Path) -> None:
     dataset = SparkDataset(spark_root, "val")
-    items = [item for batch in eval_loader(dataset, range(len(dataset)), EvalLoading(32, 3, 0)) for item in batch]
+    loading = EvalLoading(InferenceView(32), 3, 0)
+    items = [item for batch in eval_loader(dataset, range(len(dataset)), loading) for item in batch]
     assert [item.index for item in items] == list(range(NUM_VAL))
     assert items[0].pixels.shape == (3, 32, 32)
     assert items[0].size == (SIDE, SIDE)
@@ -59,7 +61,7 @@ def test_evaluation_keeps_the_native_mask(spark_root: Path) -> None:
 
 def test_files_without_labels(spark_root: Path) -> None:
     files = sorted((spark_root / "stream-1-test").iterdir())
-    (batch,) = file_loader(files, [1, 3], EvalLoading(32, 4, 0))
+    (batch,) = file_loader(files, [1, 3], EvalLoading(InferenceView(32), 4, 0))
     assert [item.index for item in batch] == [1, 3]
     assert batch[0].mask is None
 
@@ -87,9 +89,10 @@ def test_fixed_subset(spark_root: Path) -> None:
 def test_loader_processes_outlive_the_signals_that_reach_all_processes_of_a_job(spark_root: Path) -> None:
     """SLURM's SIGTERM and a terminal's Ctrl-C: the main process saves first and needs its batches for that."""
     dataset = SparkDataset(spark_root, "train")
-    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(32, 1, 1))
+    others = set(psutil.Process().children())
+    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(InferenceView(32), 1, 1))
     next(batches)
-    workers = psutil.Process().children()
+    workers = set(psutil.Process().children()) - others
     assert workers
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         for worker in workers:
@@ -103,9 +106,10 @@ def test_a_loader_process_ends_some_time_after_it_was_told_to(
     """Or a main process that fails would wait for it for ever."""
     monkeypatch.setattr("segformer_spark.data.loader._GRACE_SECONDS", 1)
     dataset = SparkDataset(spark_root, "train")
-    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(32, 1, 1))
+    others = set(psutil.Process().children())
+    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(InferenceView(32), 1, 1))
     next(batches)
-    workers = psutil.Process().children()
+    workers = set(psutil.Process().children()) - others
     for worker in workers:
         worker.terminate()
     with pytest.raises(RuntimeError, match="killed by signal"):  # torch notices

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.data.spark import SPACECRAFT, SparkDataset, parse_box
 from segformer_spark.errors import ConfigError, DataError, UserError
@@ -97,7 +98,7 @@ def test_empty_split(own_spark_root: Path) -> None:
 
 def test_unknown_dataset() -> None:
     with pytest.raises(ConfigError, match="did you mean spark"):
-        open_dataset("sparc", "x", "train")
+        open_dataset(DataConfig(dataset="sparc", root="x"), "train")
 
 
 @given(st.tuples(*[st.integers(0, 1023)] * 4))

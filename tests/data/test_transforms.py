@@ -7,16 +7,16 @@ from torchvision.transforms.functional import normalize
 
 from segformer_spark.config.schema import AugmentationConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, Sample
+from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD, resize_image, resize_mask
 from segformer_spark.data.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+    NativeSample,
     TrainTransform,
     build_augmentation,
     image_to_tensor,
+    join_mosaic,
     normalize_images,
-    resize_image,
-    resize_mask,
 )
+from segformer_spark.errors import DataError
 
 SIDE = 64
 OFF = {"horizontal_flip": 0.0, "vertical_flip": 0.0, "affine": 0.0, "color": 0.0, "blur": 0.0}
@@ -35,7 +35,11 @@ def sample() -> Sample:
 
 def apply(seed: int = 0, **settings: object) -> Sample:
     transform = TrainTransform(SIDE, AugmentationConfig(**{**OFF, **settings}), seed=seed)  # type: ignore[arg-type]
-    return transform(sample(), 0, 0)
+    return transform([native()], 0, 0)
+
+
+def native() -> NativeSample:
+    return NativeSample(sample(), None, "sample")
 
 
 def ids_in(image: np.ndarray) -> np.ndarray:
@@ -128,16 +132,16 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
     config = AugmentationConfig(affine=1.0, color=1.0, blur=1.0)
     one, two = TrainTransform(SIDE, config, 7), TrainTransform(SIDE, config, 7)
     for _ in range(3):
-        one(sample(), 0, 99)  # history must not matter
-    np.testing.assert_array_equal(one(sample(), 3, 5).image, two(sample(), 3, 5).image)
+        one([native()], 0, 99)  # history must not matter
+    np.testing.assert_array_equal(one([native()], 3, 5).image, two([native()], 3, 5).image)
     for epoch, index, seed in ((4, 5, 7), (3, 6, 7), (3, 5, 8)):
-        other = TrainTransform(SIDE, config, seed)(sample(), epoch, index)
-        assert (other.image != two(sample(), 3, 5).image).any()
+        other = TrainTransform(SIDE, config, seed)([native()], epoch, index)
+        assert (other.image != two([native()], 3, 5).image).any()
 
 
 def test_probabilities_are_kept() -> None:
     transform = TrainTransform(SIDE, AugmentationConfig(**{**OFF, "horizontal_flip": 0.3}), 0)  # type: ignore[arg-type]
-    flipped = sum(bool((transform(sample(), 0, i).mask != sample().mask).any()) for i in range(400))
+    flipped = sum(bool((transform([native()], 0, i).mask != sample().mask).any()) for i in range(400))
     assert 90 < flipped < 150
 
 
@@ -163,3 +167,57 @@ def test_normalization_is_that_of_imagenet() -> None:
     images = torch.stack([image_to_tensor(sample().image)])
     expected = normalize(images.float() / 255, IMAGENET_MEAN, IMAGENET_STD)
     torch.testing.assert_close(normalize_images(images), expected)
+
+
+def test_blanked_rectangles_are_grey_and_ignored() -> None:
+    out = apply(coarse_dropout=1.0, coarse_dropout_holes=5, coarse_dropout_size=0.4)
+    blanked = out.mask == IGNORE_INDEX
+    assert 0.001 < blanked.mean() < 0.7
+    assert (out.image[blanked] == [round(255 * channel) for channel in IMAGENET_MEAN]).all()
+    np.testing.assert_array_equal(out.image[~blanked], sample().image[~blanked])
+    np.testing.assert_array_equal(out.mask[~blanked], sample().mask[~blanked])
+
+
+def test_augmentation_that_leaves_no_labelled_pixel_is_an_error() -> None:
+    corner = np.full((SIDE, SIDE), IGNORE_INDEX, np.uint8)
+    corner[0, 0] = 1
+    one = NativeSample(Sample(sample().image, corner), None, "lonely")
+    zoomed = AugmentationConfig(**{**OFF, **STILL, "scale": (3.0, 3.0)})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="lonely: augmentation left no labelled pixel in 10 attempts; lower"):
+        TrainTransform(SIDE, zoomed, 0)([one], 0, 0)
+    corner[0] = 1
+    sometimes = AugmentationConfig(**{**OFF, **STILL, "shift": 0.3})  # type: ignore[arg-type]
+    for index in range(30):
+        assert (TrainTransform(SIDE, sometimes, 0)([one], 0, index).mask == 1).any(), "it is drawn anew"
+    unlabelled = NativeSample(Sample(sample().image, np.full((SIDE, SIDE), IGNORE_INDEX, np.uint8)), None, "void")
+    assert (TrainTransform(SIDE, zoomed, 0)([unlabelled], 0, 0).mask == IGNORE_INDEX).all(), "nothing to lose"
+
+
+def test_mosaic_joins_four_images_with_their_masks() -> None:
+    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
+    views = [
+        Sample(np.full((SIDE, SIDE, 3), color, np.uint8), np.full((SIDE, SIDE), index, np.uint8))
+        for index, color in enumerate(colors)
+    ]
+    centers = set()
+    for seed in range(20):
+        out = join_mosaic(views, np.random.default_rng(seed))
+        np.testing.assert_array_equal(np.asarray(colors)[out.mask], out.image)
+        assert set(np.unique(out.mask)) == {0, 1, 2, 3}
+        row, column = int((out.mask[:, 0] == 0).sum()), int((out.mask[0] == 0).sum())
+        assert SIDE // 4 <= row <= 3 * SIDE // 4
+        assert SIDE // 4 <= column <= 3 * SIDE // 4
+        centers.add((row, column))
+    assert len(centers) > 10
+
+
+def test_mosaic_partners_are_a_function_of_seed_epoch_and_index() -> None:
+    transform = TrainTransform(SIDE, AugmentationConfig(mosaic=0.5), 3)
+    drawn = [transform.partners(epoch, index, 50) for epoch in range(4) for index in range(50)]
+    assert drawn == [
+        TrainTransform(SIDE, AugmentationConfig(mosaic=0.5), 3).partners(e, i, 50) for e in range(4) for i in range(50)
+    ]
+    joined = [partners for partners in drawn if partners]
+    assert 70 < len(joined) < 130
+    assert all(len(partners) == 3 and all(0 <= p < 50 for p in partners) for partners in joined)
+    assert TrainTransform(SIDE, AugmentationConfig(), 3).partners(0, 0, 50) == []

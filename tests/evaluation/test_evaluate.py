@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from segformer_spark.config.load import load_config
+from segformer_spark.data.overlay import color_mask, overlay
 from segformer_spark.data.spark import SPARK_CLASSES
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
-from segformer_spark.evaluation.pictures import color_mask, overlay
 from tests.conftest import NUM_VAL, SIDE
 from tests.ranks import Group, run_on_ranks
 

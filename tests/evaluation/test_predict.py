@@ -5,8 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from segformer_spark.data.loader import EvalItem
-from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor
+from segformer_spark.config.schema import InferenceConfig
+from segformer_spark.data.inference_view import InferenceView
+from segformer_spark.data.loader import EvalItem, _eval_item
+from segformer_spark.errors import ConfigError
+from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, main_box
 from segformer_spark.models.segformer import build_segformer, resize_logits
 
 
@@ -27,7 +30,7 @@ def item(size: tuple[int, int], index: int = 0, side: int = 32) -> EvalItem:
 
 
 def predict(model: nn.Module, items: list[EvalItem], tta: str = "none") -> list[np.ndarray]:
-    predictor = Predictor(model, torch.device("cpu"), tta=tta)  # type: ignore[arg-type]
+    predictor = Predictor(model, torch.device("cpu"), InferenceView(32), tta=tta)  # type: ignore[arg-type]
     return [ids.numpy() for _, ids in predictor.predict([items])]
 
 
@@ -74,3 +77,81 @@ def test_training_mode_is_restored() -> None:
     model = build_segformer("b0", ["a", "b"], seed=0).train()
     predict(model, [item((32, 32))])
     assert model.training
+
+
+class Red(nn.Module):
+    """Class 1 where red is bright; a crop at a higher scale keeps small things apart that shrinking would blur."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        red = torch.nn.functional.avg_pool2d(images[:, :1], 4)
+        return torch.cat([torch.zeros_like(red), red], 1)
+
+
+def scene(box: tuple[int, int, int, int], size: tuple[int, int] = (240, 320)) -> np.ndarray:
+    image = np.zeros((*size, 3), np.uint8)
+    image[box[1] : box[3] + 1, box[0] : box[2] + 1, 0] = 255
+    return image
+
+
+def predict_scene(
+    image: np.ndarray, crops: str, box: tuple[int, int, int, int] | None, tta: str = "none"
+) -> np.ndarray:
+    view = InferenceView(64, InferenceConfig(crops=crops))  # type: ignore[arg-type]
+    predictor = Predictor(Red(), torch.device("cpu"), view, tta=tta, background=0)  # type: ignore[arg-type]
+    one = _eval_item(0, image, None, box, view)
+    ((_, ids),) = predictor.predict([[one]])
+    return ids.numpy()
+
+
+@pytest.mark.parametrize("tta", ["none", "flips"])
+@pytest.mark.parametrize("box", [(100, 60, 131, 79), (0, 0, 23, 30), (290, 200, 319, 239)])
+def test_crops_are_pasted_back_at_native_resolution(box: tuple[int, int, int, int], tta: str) -> None:
+    image = scene(box)
+    truth = image[..., 0] > 0
+    for crops in ("box", "two_pass"):
+        ids = predict_scene(image, crops, box, tta)
+        assert ids.shape == truth.shape
+        iou = (truth & (ids == 1)).sum() / (truth | (ids == 1)).sum()
+        assert iou > 0.9, crops
+    whole = predict_scene(image, "none", None, tta)
+    assert (truth & (whole == 1)).sum() / (truth | (whole == 1)).sum() < 0.9, "shrunk by five, small things blur"
+
+
+def test_outside_of_the_crop_is_background() -> None:
+    image = scene((100, 60, 131, 79))
+    image[200:230, 280:310, 0] = 255
+    assert (predict_scene(image, "box", (100, 60, 131, 79))[200:230] == 0).all()
+    assert (predict_scene(image, "two_pass", None)[205:225, 285:305] == 1).mean() > 0.8, "both parts are found"
+
+
+def test_nothing_found_is_background_everywhere() -> None:
+    assert (predict_scene(np.zeros((100, 120, 3), np.uint8), "two_pass", None) == 0).all()
+
+
+def test_main_box_leaves_specks_out() -> None:
+    ids = np.zeros((100, 120), np.uint8)
+    ids[20:40, 30:60] = 1
+    ids[50:60, 30:60] = 2
+    ids[95:97, 100:102] = 1
+    assert main_box(ids, 0) == (30, 20, 59, 59)
+    assert main_box(np.zeros((5, 5), np.uint8), 0) is None
+
+
+def test_crops_need_a_background_class() -> None:
+    view = InferenceView(64, InferenceConfig(crops="two_pass"))
+    with pytest.raises(ConfigError, match="outside of a crop is background; these classes have none"):
+        Predictor(Red(), torch.device("cpu"), view)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("resize", "expected"), [("square", (64, 64)), ("short_side", (64, 85)), ("native", (240, 320))]
+)
+def test_how_a_whole_image_is_shown(resize: str, expected: tuple[int, int]) -> None:
+    view = InferenceView(64, InferenceConfig(resize=resize))  # type: ignore[arg-type]
+    assert view.whole(scene((1, 1, 2, 2))).shape[:2] == expected
+    predictor = Predictor(Red(), torch.device("cpu"), view)  # type: ignore[arg-type]
+    items = [
+        _eval_item(i, scene((8, 8, 99, 79), size), None, None, view) for i, size in enumerate([(240, 320), (200, 320)])
+    ]
+    shapes = [ids.shape for _, ids in predictor.predict([items])]
+    assert shapes == [(240, 320), (200, 320)], "several sizes in one batch"

@@ -16,7 +16,8 @@ from segformer_spark.losses.build import build_loss
 from tests.ranks import Group, run_on_ranks
 
 CLASSES, IGNORE = 4, 255
-TYPES = ["ce", "dice", "ce_dice", "focal"]
+FORMULAS = ["ce", "dice", "ce_dice", "focal", "focal_dice"]
+TYPES = [*FORMULAS, "lovasz", "ohem", "boundary_ce"]
 WEIGHTS = [0.5, 2.0, 1.0, 3.0]
 
 
@@ -50,10 +51,12 @@ def reference(config: LossConfig, logits: Tensor, labels: Tensor) -> float:
             weights.append(w[c])
     dice = np.average(terms, weights=weights)
     total = config.ce_weight * ce + config.dice_weight * dice
-    return float({"ce": ce, "dice": dice, "focal": focal, "ce_dice": total}[config.type])
+    focal_dice = config.ce_weight * focal + config.dice_weight * dice
+    values = {"ce": ce, "dice": dice, "focal": focal, "ce_dice": total, "focal_dice": focal_dice}
+    return float(values[config.type])
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", FORMULAS)
 @pytest.mark.parametrize("class_weights", [None, WEIGHTS])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_values_follow_the_formula(kind: Any, class_weights: list[float] | None, smoothing: float) -> None:

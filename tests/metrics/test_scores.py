@@ -103,3 +103,23 @@ def test_unknown_metrics_are_refused_before_training() -> None:
         check_metric("mIoU", NAMES)
     with pytest.raises(ConfigError, match="no metric 'spark_score'"):
         check_metric("spark_score", ["road", "sky"])
+
+
+def test_void_may_count_as_false_positives_of_what_is_predicted() -> None:
+    confusion = np.array([[8, 2], [1, 9]], np.int64)
+    ignored = np.array([4, 0], np.int64)
+    figures = summarize(confusion, ["a", "b"], None, ignored)
+    assert figures["miou"] == pytest.approx((8 / 11 + 9 / 12) / 2)
+    assert figures["miou_void_as_error"] == pytest.approx((8 / 15 + 9 / 12) / 2)
+    assert figures["pixel_accuracy"] == pytest.approx(17 / 20), "all else leaves void out"
+    assert "miou_void_as_error" not in summarize(confusion, ["a", "b"], None, np.zeros(2, np.int64))
+
+
+def test_void_against_counting_pixels() -> None:
+    rng = np.random.default_rng(1)
+    truth, prediction = rng.choice([0, 1, 2, 255], (9, 9)), rng.integers(0, 3, (9, 9))
+    counts = EvaluationCounts.zeros(1, 3, 0)
+    counts.add(0, 0, torch.from_numpy(prediction).byte(), torch.from_numpy(truth).byte(), 255)
+    figures = report(counts, [0], class_names=["a", "b", "c"], background=None, groups=[])
+    ious = [((truth == c) & (prediction == c)).sum() / ((truth == c) | (prediction == c)).sum() for c in range(3)]
+    assert figures["miou_void_as_error"] == pytest.approx(np.mean(ious))

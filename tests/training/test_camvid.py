@@ -1,62 +1,59 @@
-"""Real photographs: a few steps on CamVid, through a reader of one class, as a new data set would be added."""
+"""Another data set through the same trainer: rendered blocks in CamVid's layout, and real photographs."""
 
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
-from segformer_spark.data import registry
-from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Sample
-from segformer_spark.data.decode import read_image
-from tests.ranks import Group, run_on_ranks
+from tests.data.camvid_fixture import write_camvid
+from tests.ranks import run_on_ranks
 from tests.training.short_run import short_run
 
 ROOT = os.environ.get("CAMVID_ROOT")
-NAMES = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
+CAMVID = (
+    "data.dataset=camvid",
+    "training.selection_metric=miou",
+    "inference.resize=native",
+    "augmentation.crop.mode=variable",
+    "augmentation.crop.max_class_share=0.75",
+)
 
 
-class CamVid:
-    """`<split>.txt` lists images and index masks; label 11 is void."""
-
-    classes = ClassInfo(tuple(NAMES), tuple((20 * i, 10 * i, 255 - 20 * i) for i in range(11)), None)
-    groups: tuple[str, ...] = ()
-
-    def __init__(self, root: Path, split: str) -> None:
-        masks = sorted((root / f"{split}annot").glob("*.png"))[:12]
-        self.pairs = [(next((root / split).glob(f"{mask.stem}.*")), mask) for mask in masks]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def load(self, index: int) -> Sample:
-        image, mask = self.pairs[index]
-        labels = cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)
-        assert labels is not None
-        return Sample(read_image(image), np.where(labels == 11, IGNORE_INDEX, labels).astype(np.uint8))
-
-    def sample_id(self, index: int) -> str:
-        return self.pairs[index][1].stem
-
-    def group(self, index: int) -> int:
-        return 0
+def history(run: Path) -> dict[str, str]:
+    return list(csv.DictReader((run / "history.csv").open()))[-1]
 
 
-def train(group: Group, root: str, path: str) -> list[float]:
-    registry.DATASETS["camvid_test"] = "tests.training.test_camvid:CamVid"
-    settings = ("data.dataset=camvid_test", "data.image_size=96", "training.selection_metric=miou", "training.epochs=8")
-    return short_run(group, root, path, settings)
+def test_camvid_trains_with_crops_and_weights_from_its_manifest(tmp_path: Path) -> None:
+    from segformer_spark.cli import main
+
+    root = tmp_path / "camvid"
+    write_camvid(root, num_train=8)
+    with pytest.raises(SystemExit) as exit_:
+        main(["data", "check", "--dataset", "camvid", "--root", str(root), "--num-workers", "0"])
+    assert exit_.value.code == 0
+    settings = (*CAMVID, "training.loss.class_weights=auto", "training.epochs=2", "data.image_size=64")
+    losses = run_on_ranks(2, short_run, str(root), str(tmp_path / "run"), settings)[0]
+    assert np.isfinite(losses).all()
+    last = history(tmp_path / "run")
+    assert float(last["miou_void_as_error"]) <= float(last["miou"])
+    assert "iou_bicyclist" in last
+    assert "spark_score" not in last
+    (root / "train.txt").write_text("\n".join((root / "train.txt").read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(
+        AssertionError, match="has 8 images, the data set has 7; run `segformer-spark data check` again"
+    ):
+        run_on_ranks(1, short_run, str(root), str(tmp_path / "other"), settings)
 
 
 @pytest.mark.skipif(ROOT is None, reason="CAMVID_ROOT is not set")
 def test_a_few_steps_on_real_images_learn(tmp_path: Path) -> None:
-    losses = run_on_ranks(2, train, str(ROOT), str(tmp_path / "run"))[0]
+    settings = (*CAMVID, "data.image_size=96", "training.max_steps=24", "data.val_subset=4", "training.epochs=1")
+    settings += ("training.scheduler.warmup_epochs=0.0",)
+    losses = run_on_ranks(2, short_run, str(ROOT), str(tmp_path / "run"), settings)[0]
     assert len(losses) == 24
     assert np.isfinite(losses).all()
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:3])
-    history = (tmp_path / "run" / "history.csv").read_text()
-    assert "iou_bicyclist" in history
-    assert "spark_score" not in history

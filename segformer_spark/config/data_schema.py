@@ -1,0 +1,164 @@
+"""Fields of `data`, `augmentation` and `inference`: what the model is shown."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from segformer_spark.config.section import Section, field
+
+
+class ClassConfig(Section):
+    """One row of the class table of `dataset: folder`."""
+
+    name: str = Field(min_length=1)
+    color: tuple[int, int, int] = Field(strict=False)
+    id: int | None = Field(default=None, ge=0, le=255)
+
+    @field_validator("color")
+    @classmethod
+    def _color_in_range(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not all(0 <= channel <= 255 for channel in value):
+            raise ValueError("a colour is [red, green, blue], each from 0 to 255")
+        return value
+
+
+class FolderConfig(Section):
+    """What `dataset: folder` needs to know; other readers know it themselves."""
+
+    classes: list[ClassConfig] | None = field(
+        None, "Class table: rows {name, color: [r, g, b], id}; the id is the label in index masks."
+    )
+    masks: Literal["color", "index"] = field("color", "Whether masks hold colours or class ids.")
+    background: str | None = field(None, "Class left out of mIoU without background.")
+    ignore_id: int | None = field(255, "Label of index masks that neither trains nor counts.", ge=0, le=255)
+
+    @model_validator(mode="after")
+    def _table_makes_sense(self) -> FolderConfig:
+        rows = self.classes or []
+        columns: dict[str, list[object]] = {
+            "names": [row.name for row in rows],
+            "colours": [row.color for row in rows],
+            "ids": [row.id for row in rows if row.id is not None],
+        }
+        for what, values in columns.items():
+            if len(set(values)) != len(values):
+                raise ValueError(f"the class table repeats {what}: {values}")
+        if rows and self.background is not None and self.background not in [row.name for row in rows]:
+            raise ValueError(f"background {self.background!r} is not a name of the class table")
+        return self
+
+
+class DataConfig(Section):
+    dataset: str = field(
+        "spark", "The data set's reader: spark, camvid, ade20k, cityscapes or folder (data/registry.py)."
+    )
+    root: str = field("data/spark", "Folder of the data set.", env="DATA_ROOT", resume_safe=True)
+    image_size: int = field(512, "Side in pixels of the model's input in training.", env="IMAGE_SIZE", ge=32, le=4096)
+    train_split: str = field("train", "Split that is trained on.")
+    val_split: str = field("val", "Split that is validated on.")
+    val_subset: int | None = field(
+        None, "Validate on this many images during training, always the same; null for all.", ge=1
+    )
+    num_workers: int = field(4, "Loader processes per rank.", env="NUM_WORKERS", ge=0, le=64, resume_safe=True)
+    manifest: str = field(
+        "{root}/manifest.json", "Manifest that `data check` writes; {root} is data.root.", resume_safe=True
+    )
+    cache: str | None = field(
+        None,
+        "Cache of the training split that `data cache` made; null reads the files.",
+        env="DATA_CACHE",
+        resume_safe=True,
+    )
+    folder: FolderConfig = FolderConfig()
+
+
+class CropConfig(Section):
+    """What part of the image training sees, before all other augmentation."""
+
+    mode: Literal["none", "random", "fixed", "variable", "seed", "box"] = field(
+        "none",
+        "none: the whole image, resized; random: a crop of image_size; fixed: resized by scale, then such a crop, "
+        "padded; variable: a crop of scale x image_size, resized; seed: as an earlier study did it; box: around the "
+        "object.",
+    )
+    scale: tuple[float, float] = field(
+        (0.5, 2.0), "Scale drawn from this range, for fixed, variable, seed.", strict=False
+    )
+    base: Literal["native", "short_side"] = field(
+        "native", "What fixed scales: the image as it is, or with its short side brought to image_size."
+    )
+    max_class_share: float | None = field(
+        None, "Draw random crops anew (10 times) while one class takes more than this share.", gt=0, lt=1
+    )
+    share: float = field(1.0, "Share of the samples that are cropped; the others are whole, for box.", ge=0, le=1)
+    margin: float = field(0.25, "Room around the box on each side, relative to its longer side.", ge=0, le=4)
+    jitter: float = field(0.2, "Random shift and change of size of the box crop, relative to its side.", ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _range_rises(self) -> CropConfig:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError("scale must be [low, high] with 0 < low <= high")
+        return self
+
+
+class AugmentationConfig(Section):
+    """Each switch is a probability; 0 leaves the transform out."""
+
+    horizontal_flip: float = field(0.5, "Probability of a left-right flip.", ge=0, le=1)
+    vertical_flip: float = field(0.5, "Probability of an up-down flip.", ge=0, le=1)
+    affine: float = field(0.5, "Probability of one joint rotation, scale and shift.", ge=0, le=1)
+    rotation_degrees: float = field(30.0, "Rotation drawn from +- this.", ge=0, le=180)
+    scale: tuple[float, float] = field((0.8, 1.2), "Scale factor drawn from this range.", strict=False)
+    shift: float = field(0.1, "Shift drawn from +- this share of the side.", ge=0, le=0.5)
+    color: float = field(0.5, "Probability of a change of brightness, contrast, saturation and hue.", ge=0, le=1)
+    brightness: float = field(0.2, "Brightness factor drawn from 1 +- this.", ge=0, lt=1)
+    contrast: float = field(0.2, "Contrast factor drawn from 1 +- this.", ge=0, lt=1)
+    saturation: float = field(0.2, "Saturation factor drawn from 1 +- this.", ge=0, lt=1)
+    hue: float = field(0.02, "Hue rotation drawn from +- this share of the circle.", ge=0, le=0.5)
+    blur: float = field(0.1, "Probability of Gaussian blur.", ge=0, le=1)
+    blur_sigma: tuple[float, float] = field((0.3, 1.5), "Standard deviation of the blur in pixels.", strict=False)
+    photometric: float = field(
+        0.0,
+        "Probability of the photometric distortion of the SegFormer paper's recipe (SSD, Liu et al. 2016).",
+        ge=0,
+        le=1,
+    )
+    coarse_dropout: float = field(0.0, "Probability of blanking rectangles (DeVries and Taylor 2017).", ge=0, le=1)
+    coarse_dropout_holes: int = field(8, "Largest number of rectangles.", ge=1, le=64)
+    coarse_dropout_size: float = field(0.15, "Largest side of a rectangle relative to the image.", gt=0, le=1)
+    mosaic: float = field(0.0, "Probability of joining four images into one (Bochkovskiy et al. 2020).", ge=0, le=1)
+    crop: CropConfig = CropConfig()
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> AugmentationConfig:
+        for name in ("scale", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be [low, high] with 0 < low <= high")
+        return self
+
+
+class InferenceConfig(Section):
+    """How validation, evaluation and submission show an image to the model. Exported with it."""
+
+    resize: Literal["square", "short_side", "native"] = field(
+        "square", "Whole images become image_size x image_size, get a short side of image_size, or stay as they are."
+    )
+    window: int | None = field(None, "Side of a sliding window over the image; null for one pass.", ge=32, le=8192)
+    overlap: float = field(1 / 3, "Share of the window that neighbours have in common.", ge=0, lt=1)
+    crops: Literal["none", "box", "two_pass"] = field(
+        "none",
+        "box: predict a square around the data set's box, the rest is background; two_pass: around what a first pass "
+        "over the whole image finds.",
+    )
+    crop_margin: float = field(0.25, "Room around the box on each side, relative to its longer side.", ge=0, le=4)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> InferenceConfig:
+        if self.crops != "none" and (self.window is not None or self.resize != "square"):
+            raise ValueError(
+                "inference.crops goes with resize: square and without a window: a crop is resized as a whole"
+            )
+        return self

@@ -1,0 +1,144 @@
+"""Fields of `training`: batches, optimizer, schedule, loss, validation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from segformer_spark.config.section import Section, field
+
+
+class OptimizerConfig(Section):
+    type: Literal["adamw"] = field("adamw", "AdamW (Loshchilov and Hutter 2019).")
+    lr: float = field(6e-5, "Peak learning rate.", env="LEARNING_RATE", gt=0, le=10)
+    weight_decay: float = field(
+        0.01, "Decoupled weight decay; norms and biases have none.", env="WEIGHT_DECAY", ge=0, le=1
+    )
+    betas: tuple[float, float] = field((0.9, 0.999), "AdamW's moment decays.", strict=False)
+    eps: float = field(1e-8, "AdamW's denominator term.", gt=0)
+    head_lr_multiplier: float = field(1.0, "Learning rate of the decode head relative to the encoder's.", gt=0, le=1000)
+    layer_decay: float = field(
+        1.0, "Factor of the learning rate per encoder block away from the head; 1 for none.", gt=0, le=1
+    )
+    lr_scaling: Literal["none", "linear", "sqrt"] = field(
+        "none", "Whether lr is multiplied by the global batch over lr_reference_batch, or its square root."
+    )
+    lr_reference_batch: int = field(16, "Global batch that lr was chosen for.", ge=1)
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_in_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("both betas must lie in [0, 1)")
+        return value
+
+
+class SchedulerConfig(Section):
+    type: Literal["warmup_cosine", "warmup_poly", "warmup_linear", "constant"] = field(
+        "warmup_cosine", "Shape of the learning rate after the linear warm-up."
+    )
+    warmup_epochs: float = field(5.0, "Length of the linear warm-up in epochs.", env="WARMUP_EPOCHS", ge=0)
+    warmup_steps: int | None = field(None, "Length of the warm-up in steps; overrides warmup_epochs.", ge=0)
+    min_lr_ratio: float = field(0.0, "Learning rate at the end relative to the peak.", ge=0, le=1)
+    power: float = field(1.0, "Exponent of warmup_poly.", gt=0, le=10)
+
+
+class LossConfig(Section):
+    type: Literal["ce", "dice", "ce_dice", "focal", "focal_dice", "lovasz", "ohem", "boundary_ce"] = field(
+        "ce_dice", "Loss.", env="LOSS"
+    )
+    ce_weight: float = field(0.5, "Weight of cross-entropy in ce_dice, of focal in focal_dice.", ge=0)
+    dice_weight: float = field(0.5, "Weight of Dice in ce_dice and focal_dice.", ge=0)
+    class_weights: list[float] | Literal["auto", "inverse", "median_frequency", "effective_number"] | None = field(
+        None,
+        "One weight per class, or a rule that makes them from the manifest (auto: median_frequency); null for equal.",
+    )
+    label_smoothing: float = field(0.0, "Label smoothing of cross-entropy.", ge=0, lt=1)
+    focal_gamma: float = field(2.0, "Focusing exponent of focal (Lin et al. 2017).", ge=0, le=10)
+    dice_smooth: float = field(1.0, "Added to numerator and denominator of Dice, in pixels.", gt=0)
+    ohem_threshold: float = field(0.7, "ohem keeps pixels whose true class has a probability below this.", gt=0, le=1)
+    ohem_min_share: float = field(0.1, "ohem keeps at least this share of an image's pixels.", ge=0, le=1)
+    boundary_radius: int = field(3, "Width in pixels of the band along class boundaries in boundary_ce.", ge=1, le=64)
+    boundary_weight: float = field(4.0, "Weight that boundary_ce adds to pixels of the band.", ge=0)
+
+    @model_validator(mode="after")
+    def _weights_make_sense(self) -> LossConfig:
+        if self.type in ("ce_dice", "focal_dice") and self.ce_weight + self.dice_weight == 0:
+            raise ValueError("ce_weight and dice_weight are both 0: there is nothing to minimise")
+        if isinstance(self.class_weights, list) and not all(weight > 0 for weight in self.class_weights):
+            raise ValueError("class_weights must all be above 0")
+        return self
+
+
+class ValidationConfig(Section):
+    every_epochs: int | None = field(1, "Validate after every N epochs; null for steps only.", ge=1, resume_safe=True)
+    every_steps: int | None = field(None, "Validate after every N optimizer steps.", ge=1, resume_safe=True)
+    at_start: bool = field(False, "Validate once before the first step, as a baseline.")
+    batch_size: int | None = field(
+        None, "Images per rank at a time; null takes training.batch_size.", ge=1, resume_safe=True
+    )
+
+
+class EarlyStoppingConfig(Section):
+    patience: int | None = field(
+        30, "Stop after N validations without a better score; null never stops.", ge=1, resume_safe=True
+    )
+    min_delta: float = field(0.0, "A score counts as better when it rises by more than this.", ge=0, resume_safe=True)
+
+
+class EmaConfig(Section):
+    decay: float | None = field(
+        None,
+        "Decay per step of the averaged weights, which are then validated and exported; null for none.",
+        gt=0,
+        lt=1,
+    )
+
+
+class TrainingConfig(Section):
+    epochs: int = field(100, "Passes over the training split.", env="EPOCHS", ge=1)
+    max_steps: int | None = field(
+        None, "Stop after N optimizer steps, and let the schedule end there.", env="MAX_STEPS", ge=1
+    )
+    batch_size: int = field(
+        8, "Images per device in one forward pass (micro-batch).", env="BATCH_SIZE", ge=1, resume_safe=True
+    )
+    accumulation_steps: int | None = field(
+        None,
+        "Micro-batches per optimizer step; null: 1, or what global_batch_size asks.",
+        env="ACCUMULATION_STEPS",
+        ge=1,
+        resume_safe=True,
+    )
+    global_batch_size: int | None = field(
+        None,
+        "Images per optimizer step over all devices; sets accumulation_steps.",
+        env="GLOBAL_BATCH_SIZE",
+        ge=1,
+        resume_safe=True,
+    )
+    accumulation: Literal["exact", "mean"] = field(
+        "exact",
+        "exact: micro-batches count as one batch in loss, Dice and batch norm, for one more encoder pass; "
+        "mean: the mean of their losses.",
+    )
+    activation_checkpointing: bool = field(
+        False, "Recompute the encoder's blocks in the backward pass instead of keeping them.", resume_safe=True
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = field(
+        "fp32", "Arithmetic of the forward and backward pass.", env="PRECISION"
+    )
+    gradient_clip: float = field(1.0, "Largest gradient norm; 0 switches clipping off.", ge=0)
+    max_skipped_steps: int = field(
+        20, "Stop when fp16 overflow skips this many updates in a row.", ge=1, resume_safe=True
+    )
+    selection_metric: str = field(
+        "spark_score", "Validation metric that chooses the best checkpoint, higher is better."
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    loss: LossConfig = LossConfig()
+    validation: ValidationConfig = ValidationConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    ema: EmaConfig = EmaConfig()

@@ -1,0 +1,168 @@
+"""A packed copy of a split: few large files, memory-mapped, images at a chosen size.
+
+    <folder>/<dataset>-<split>-<size>-<storage>-<digest>/
+        shard-00000.bin     for each image: its pixels, then its class ids (zlib)
+        shard-00000.json    [offset, image bytes, mask bytes, height, width, crc32 of image, crc32 of mask] per image
+        cache.json          written last: a folder without it is unfinished, and is continued
+
+Keyed by the digest of the manifest, so a cache of other files is never taken. Storage:
+
+- original: the bytes of the image file, at native size only;
+- raw: decoded RGB; at size S the very pixels that training from the files at that size sees, before augmentation;
+- jpeg: encoded anew, smaller and not exact.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segformer_spark.config.schema import DataConfig
+from segformer_spark.data.dataset import Box, ClassInfo, Sample, SegmentationDataset
+from segformer_spark.data.decode import decode_image
+from segformer_spark.data.manifest import manifest_path, read_manifest
+from segformer_spark.errors import ConfigError, DataError
+
+JPEG_QUALITY = 95
+FORMAT = 1
+META = "cache.json"
+
+
+def shard_path(folder: Path, number: int, suffix: str) -> Path:
+    """Where a shard's bytes (bin) or records (json) lie."""
+    return folder / f"shard-{number:05d}.{suffix}"
+
+
+class CachedDataset:
+    """A finished cache, as a data set. Each process maps the shards when it first reads from them."""
+
+    def __init__(self, folder: Path, config: DataConfig) -> None:
+        """Open the cache of the training split.
+
+        Args:
+            folder: a cache, or a folder with caches, of which the one for this manifest and size is taken.
+
+        Raises:
+            DataError: there is none that is finished and of the manifest's files.
+        """
+        self.folder = _find(folder, config)
+        meta = _read_meta(self.folder)
+        names, colors, background = meta["classes"]
+        self.classes = ClassInfo(tuple(names), tuple((r, g, b) for r, g, b in colors), background)
+        self.groups: Sequence[str] = tuple(meta["groups"])
+        self.root, self.size, self.storage = Path(config.root), meta["size"], meta["storage"]
+        self._images: list[dict[str, Any]] = meta["images"]
+        self._records: list[tuple[int, list[int]]] = [
+            (number, record) for number, records in enumerate(meta["shards"]) for record in records
+        ]
+        self._maps: dict[int, mmap.mmap] = {}
+
+    @property
+    def fidelity(self) -> str:
+        """exact, or how the images differ from the files'."""
+        return "exact" if self.storage != "jpeg" else f"jpeg {JPEG_QUALITY} at {self.size or 'native size'}"
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def load(self, index: int) -> Sample:
+        number, (offset, num_image, num_mask, height, width, image_crc, mask_crc) = self._records[index]
+        stored = memoryview(self._map(number))[offset : offset + num_image + num_mask]
+        image, mask = stored[:num_image], stored[num_image:]
+        if len(mask) != num_mask or zlib.crc32(image) != image_crc or zlib.crc32(mask) != mask_crc:
+            raise DataError(
+                f"{shard_path(self.folder, number, 'bin')}: image {index} is damaged; remove the folder and build the "
+                "cache again"
+            )
+        ids = np.frombuffer(bytearray(zlib.decompress(mask)), np.uint8).reshape(height, width)
+        if self.storage == "raw":
+            return Sample(np.frombuffer(image, np.uint8).reshape(height, width, 3), ids)
+        return Sample(decode_image(bytes(image), self.files(index)[0]), ids)
+
+    def sample_id(self, index: int) -> str:
+        return str(self._images[index]["id"])
+
+    def group(self, index: int) -> int:
+        return int(self._images[index]["group"])
+
+    def files(self, index: int) -> tuple[Path, Path]:
+        image, mask = self._images[index]["files"]
+        return self.root / image, self.root / mask
+
+    def box(self, index: int) -> Box | None:
+        box = self._images[index]["box"]
+        return None if box is None else (box[0], box[1], box[2], box[3])
+
+    def verify(self) -> None:
+        """Read everything; raises DataError naming the first damaged shard."""
+        for index in range(len(self)):
+            self.load(index)
+
+    def _map(self, number: int) -> mmap.mmap:
+        if number not in self._maps:
+            path = shard_path(self.folder, number, "bin")
+            try:
+                with path.open("rb") as stream:
+                    self._maps[number] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path}: the shard cannot be read: {error}; build the cache again") from error
+        return self._maps[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    try:
+        meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: this is not a finished cache: {error}") from error
+    if meta.get("format") != FORMAT:
+        raise DataError(f"{folder}: cache format {meta.get('format')}, this version reads {FORMAT}; build it again")
+    return meta
+
+
+def _find(folder: Path, config: DataConfig) -> Path:
+    """The cache at `folder`, or the one in it that fits; exact ones first."""
+    candidates = [folder] if (folder / META).is_file() else sorted(path.parent for path in folder.glob(f"*/{META}"))
+    known = read_manifest(config, config.train_split).digest if manifest_path(config).is_file() else None
+    refusals, usable = [], []
+    for candidate in candidates:
+        meta = _read_meta(candidate)
+        reason = _refusal(meta, config, known)
+        if reason is None:
+            usable.append((meta["storage"] == "jpeg", meta["size"] is None, candidate))
+        else:
+            refusals.append(f"{candidate.name}: {reason}")
+    if not usable:
+        listed = "; ".join(refusals) or "there is no finished cache"
+        raise DataError(
+            f"data.cache {folder}: {listed}. Build one with: segformer-spark data cache --root {config.root} "
+            f"--dataset {config.dataset} --split {config.train_split} --output {folder}"
+        )
+    return min(usable)[2]
+
+
+def _refusal(meta: dict[str, Any], config: DataConfig, digest: str | None) -> str | None:
+    if (meta["dataset"], meta["split"]) != (config.dataset, config.train_split):
+        return f"it is of {meta['dataset']}, split {meta['split']}"
+    if digest is not None and meta["digest"] != digest:
+        return "the manifest no longer matches: it was built from other files"
+    if meta["size"] not in (None, config.image_size):
+        return f"its images have {meta['size']} px, data.image_size is {config.image_size}"
+    return None
+
+
+def check_cache_view(dataset: SegmentationDataset, crop_mode: str) -> None:
+    """Raise ConfigError when crops are to be cut from images that the cache has resized already."""
+    if isinstance(dataset, CachedDataset) and dataset.size is not None and crop_mode != "none":
+        raise ConfigError(
+            f"augmentation.crop.mode {crop_mode} cuts from native images, the cache holds {dataset.size} px; build it "
+            "with --size native"
+        )

@@ -1,0 +1,173 @@
+"""Builds a cache (data/cache.py has its layout): in parallel, shard by shard, checked against the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from segformer_spark.config.schema import DataConfig
+from segformer_spark.data.cache import FORMAT, JPEG_QUALITY, META, shard_path
+from segformer_spark.data.dataset import Image, Sample, SegmentationDataset
+from segformer_spark.data.loader import check_labels, init_worker
+from segformer_spark.data.manifest import SplitManifest
+from segformer_spark.data.resize import resize_image, resize_mask
+from segformer_spark.errors import ConfigError, DataError, UserError
+from segformer_spark.run.atomic import atomic_file, write_json
+
+SHARD_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What to build: side in pixels (None keeps the native size), and how images are stored."""
+
+    size: int | None
+    storage: str
+
+    def __post_init__(self) -> None:
+        if self.storage == "original" and self.size is not None:
+            raise ConfigError("data cache: original bytes have the original size; take --images raw, or --size native")
+
+    @property
+    def label(self) -> str:
+        return f"{'native' if self.size is None else self.size}-{self.storage}"
+
+
+def cache_folder(parent: Path, config: DataConfig, split: str, options: CacheOptions, digest: str) -> Path:
+    """Where this cache lies; the name is its key."""
+    return parent / f"{config.dataset}-{split}-{options.label}-{digest[:12]}"
+
+
+def build_cache(
+    dataset: SegmentationDataset,
+    manifest: SplitManifest,
+    folder: Path,
+    config: DataConfig,
+    options: CacheOptions,
+    *,
+    num_workers: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Path:
+    """Write what is missing of the cache; a finished one is left as it is.
+
+    Args:
+        progress: called with the number of images done since the last call.
+
+    Raises:
+        DataError: a file is damaged, or is not the one of the manifest.
+        UserError: it cannot be written.
+    """
+    if (folder / META).is_file():
+        progress(len(dataset))
+        return folder
+    builder = _ShardBuilder(dataset, manifest, folder, options)
+    loader: DataLoader[Any] = DataLoader(builder, batch_size=None, num_workers=num_workers, worker_init_fn=init_worker)
+    for outcome in loader:
+        if isinstance(outcome, UserError):
+            raise outcome
+        progress(outcome)
+    shards = [
+        json.loads(shard_path(folder, number, "json").read_text(encoding="utf-8")) for number in range(len(builder))
+    ]
+    write_json(
+        folder / META,
+        {
+            "format": FORMAT,
+            "dataset": config.dataset,
+            "split": manifest.split,
+            "digest": manifest.digest,
+            "size": options.size,
+            "storage": options.storage,
+            "jpeg_quality": JPEG_QUALITY if options.storage == "jpeg" else None,
+            "classes": [list(dataset.classes.names), list(dataset.classes.colors), dataset.classes.background],
+            "groups": list(dataset.groups),
+            "images": [
+                {
+                    "id": dataset.sample_id(i),
+                    "group": dataset.group(i),
+                    "box": dataset.box(i),
+                    "files": [entry["image"], entry["mask"]],
+                }
+                for i, entry in enumerate(manifest.images)
+            ],
+            "shards": shards,
+        },
+    )
+    return folder
+
+
+class _ShardBuilder(Dataset[Any]):
+    """Item n writes shard n, if it is not there, and returns its number of images, or the error."""
+
+    def __init__(
+        self, dataset: SegmentationDataset, manifest: SplitManifest, folder: Path, options: CacheOptions
+    ) -> None:
+        self.dataset, self.manifest, self.folder, self.options = dataset, manifest, folder, options
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // SHARD_IMAGES)
+
+    def __getitem__(self, number: int) -> int | UserError:
+        if number >= len(self):
+            raise IndexError(number)
+        indices = range(number * SHARD_IMAGES, min((number + 1) * SHARD_IMAGES, len(self.dataset)))
+        if shard_path(self.folder, number, "json").is_file():
+            return len(indices)
+        try:
+            self._write(number, indices)
+        except UserError as error:
+            return error
+        return len(indices)
+
+    def _write(self, number: int, indices: Sequence[int]) -> None:
+        records: list[list[int]] = []
+        offset = 0
+        with atomic_file(shard_path(self.folder, number, "bin")) as stream:
+            for index in indices:
+                image, mask, (height, width) = self._encode(index)
+                records.append([offset, len(image), len(mask), height, width, zlib.crc32(image), zlib.crc32(mask)])
+                stream.write(image)
+                stream.write(mask)
+                offset += len(image) + len(mask)
+        write_json(shard_path(self.folder, number, "json"), records)
+
+    def _encode(self, index: int) -> tuple[bytes, bytes, tuple[int, int]]:
+        entry = self.manifest.images[index]
+        for path, kind in zip(self.dataset.files(index), ("image", "mask"), strict=True):
+            self._check_digest(path, entry[f"{kind}_sha256"])
+        sample = self.dataset.load(index)
+        check_labels(sample.mask, len(self.dataset.classes), str(self.dataset.files(index)[1]))
+        if self.options.size is not None:
+            size = (self.options.size, self.options.size)
+            sample = Sample(resize_image(sample.image, size), resize_mask(sample.mask, size))
+        height, width = sample.mask.shape
+        mask = zlib.compress(np.ascontiguousarray(sample.mask).tobytes(), 1)
+        return self._encode_image(sample.image, index), mask, (height, width)
+
+    def _encode_image(self, image: Image, index: int) -> bytes:
+        if self.options.storage == "original":
+            return self.dataset.files(index)[0].read_bytes()
+        if self.options.storage == "raw":
+            return np.ascontiguousarray(image).tobytes()
+        _, encoded = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        return encoded.tobytes()
+
+    def _check_digest(self, path: Path, expected: str) -> None:
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
+        if found != expected:
+            raise DataError(
+                f"{path}: the file is not the one of the manifest (sha256 differs); run `segformer-spark data check` "
+                "again"
+            )

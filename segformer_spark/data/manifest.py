@@ -1,0 +1,142 @@
+"""The manifest of a data set: every file with its sha256, every image with its pixels per class.
+
+    {"format": 1, "dataset": "spark", "classes": [...],
+     "splits": {"train": {"digest": ..., "num_images": N, "pixels": [...], "ignored": n, "images": [
+         {"image": "images/...", "mask": "mask/...", "image_sha256": ..., "mask_sha256": ..., "image_bytes": ...,
+          "mask_bytes": ..., "size": [h, w], "pixels": [...], "ignored": n}, ...]}}}
+
+Paths are relative to the data set's root. A split's digest is that of its paths and sha256 in their order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segformer_spark.config.schema import DataConfig
+from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.scan import ItemFacts
+from segformer_spark.errors import DataError
+from segformer_spark.run.atomic import write_json
+
+_FORMAT = 1
+_NUM_PROBED = 200
+
+
+@dataclass(frozen=True)
+class SplitManifest:
+    """One split: its digest and its images' entries."""
+
+    split: str
+    classes: tuple[str, ...]
+    digest: str
+    pixels: list[int]
+    images: list[dict[str, Any]]
+
+
+def manifest_path(config: DataConfig) -> Path:
+    """Where the manifest of a data set lies."""
+    return Path(config.manifest.replace("{root}", config.root))
+
+
+def write_manifest(
+    path: Path, dataset: str, root: Path, classes: Sequence[str], facts: Mapping[str, Sequence[ItemFacts]]
+) -> None:
+    """Write the manifest of all scanned splits; items that cannot be decoded are left out."""
+    splits = {}
+    for split, items in facts.items():
+        images = [_entry(item, root) for item in items if item.size is not None]
+        splits[split] = {
+            "digest": _digest(images),
+            "num_images": len(images),
+            "pixels": [sum(column) for column in zip(*(image["pixels"] for image in images), strict=True)],
+            "ignored": sum(image["ignored"] for image in images),
+            "images": images,
+        }
+    write_json(path, {"format": _FORMAT, "dataset": dataset, "classes": list(classes), "splits": splits})
+
+
+def read_manifest(config: DataConfig, split: str) -> SplitManifest:
+    """The manifest's part for a split.
+
+    Raises:
+        DataError: there is none, it is damaged or empty, or it lacks the split.
+    """
+    path = manifest_path(config)
+    mend = f"make it with: segformer-spark data check --dataset {config.dataset} --root {config.root}"
+    if not path.is_file():
+        raise DataError(f"{path}: there is no manifest; {mend}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format"] != _FORMAT:
+            raise DataError(f"{path}: manifest format {raw['format']}, this version reads {_FORMAT}; {mend}")
+        if split not in raw["splits"]:
+            raise DataError(
+                f"{path}: the manifest has no split {split!r}, only {', '.join(raw['splits']) or 'none'}; {mend}"
+            )
+        part = raw["splits"][split]
+        found = SplitManifest(split, tuple(raw["classes"]), part["digest"], part["pixels"], part["images"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: this is not a manifest that can be read: {error}; {mend}") from error
+    if not found.images:
+        raise DataError(f"{path}: the manifest is empty: split {split!r} has no images; {mend}")
+    return found
+
+
+def check_matches(manifest: SplitManifest, dataset: SegmentationDataset, root: Path) -> None:
+    """Compare with the files as they are: classes, names, and the sizes of up to 200 files spread over the split.
+
+    Raises:
+        DataError: the manifest is of other files; the first difference is named.
+    """
+    where = f"the manifest's split {manifest.split!r}"
+    mend = "; run `segformer-spark data check` again"
+    if manifest.classes != tuple(dataset.classes.names):
+        raise DataError(
+            f"{where} knows the classes {', '.join(manifest.classes)}, the data set has "
+            f"{', '.join(dataset.classes.names)}{mend}"
+        )
+    if len(manifest.images) != len(dataset):
+        raise DataError(f"{where} has {len(manifest.images)} images, the data set has {len(dataset)}{mend}")
+    for index, entry in enumerate(manifest.images):
+        image, mask = (_relative(path, root) for path in dataset.files(index))
+        if (image, mask) != (entry["image"], entry["mask"]):
+            raise DataError(f"{where} has {entry['image']} where the data set has {image}{mend}")
+    for index in range(0, len(dataset), max(1, len(dataset) // _NUM_PROBED)):
+        for path, kind in zip(dataset.files(index), ("image", "mask"), strict=True):
+            present = path.stat().st_size if path.is_file() else None
+            expected = manifest.images[index][f"{kind}_bytes"]
+            if present != expected:
+                found = "is missing" if present is None else f"has {present} bytes"
+                raise DataError(f"{path} {found}, {where} says {expected} bytes: the files were changed since{mend}")
+
+
+def _entry(item: ItemFacts, root: Path) -> dict[str, Any]:
+    assert item.size is not None
+    return {
+        "image": _relative(item.image, root),
+        "mask": _relative(item.mask, root),
+        "image_sha256": item.image_sha256,
+        "mask_sha256": item.mask_sha256,
+        "image_bytes": item.image_bytes,
+        "mask_bytes": item.mask_bytes,
+        "size": list(item.size),
+        "pixels": item.pixels,
+        "ignored": item.ignored,
+    }
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _digest(images: Sequence[Mapping[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for image in images:
+        for key in ("image", "image_sha256", "mask", "mask_sha256"):
+            digest.update(f"{image[key]}\n".encode())
+    return digest.hexdigest()

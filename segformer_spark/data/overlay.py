@@ -1,0 +1,34 @@
+"""Masks as colours, alone and over their image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from segformer_spark.data.dataset import ClassInfo, Image, Mask
+from segformer_spark.run.atomic import atomic_file
+
+_IGNORED_COLOR = (128, 128, 128)
+
+
+def color_mask(mask: Mask, classes: ClassInfo) -> Image:
+    """Class ids (H, W) -> RGB (H, W, 3); ignored pixels are grey."""
+    palette = np.full((256, 3), _IGNORED_COLOR, np.uint8)
+    palette[: len(classes)] = classes.colors
+    return palette[mask]
+
+
+def overlay(image: Image, mask: Mask, classes: ClassInfo, alpha: float = 0.5) -> Image:
+    """The image with its mask's foreground laid over it."""
+    foreground = (mask != classes.background)[..., None]
+    mixed = (1 - alpha) * image + alpha * color_mask(mask, classes)
+    return np.where(foreground, mixed, image).astype(np.uint8)
+
+
+def write_png(path: Path, pixels: Image) -> None:
+    """Write RGB pixels as PNG, atomically."""
+    _, encoded = cv2.imencode(".png", pixels[:, :, ::-1])
+    with atomic_file(path) as stream:
+        stream.write(encoded.tobytes())

@@ -1,0 +1,79 @@
+"""What data sets of image files and mask files share; each has its own layout and mask encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from segformer_spark.data.dataset import Box, ClassInfo, Mask, Sample
+from segformer_spark.data.decode import check_sizes, read_image, read_index_mask
+from segformer_spark.errors import DataError
+
+
+class PairDataset:
+    """A split as a list of (image, mask); a subclass sets `classes`, and `labels` or its own `read_mask`.
+
+    Attributes:
+        labels: {label in the mask file: class id or IGNORE_INDEX}.
+        pairs: (image, mask) files of the split, in order.
+    """
+
+    classes: ClassInfo
+    labels: Mapping[int, int]
+    groups: Sequence[str] = ()
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
+        self.pairs = list(pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def load(self, index: int) -> Sample:
+        image_path, mask_path = self.pairs[index]
+        image, mask = read_image(image_path), self.read_mask(mask_path)
+        check_sizes(image, mask, image_path, mask_path)
+        return Sample(image, mask)
+
+    def read_mask(self, path: Path) -> Mask:
+        """Decode one mask."""
+        return read_index_mask(path, self.labels)
+
+    def sample_id(self, index: int) -> str:
+        return self.pairs[index][0].stem
+
+    def group(self, index: int) -> int:
+        return 0
+
+    def files(self, index: int) -> tuple[Path, Path]:
+        return self.pairs[index]
+
+    def box(self, index: int) -> Box | None:
+        return None
+
+
+def visible_files(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
+    """Files below `folder` with these suffixes, sorted; names that begin with a dot (AppleDouble) are left out.
+
+    Raises:
+        DataError: there is no such folder, or nothing in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder of {what}; check data.root and the split")
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in suffixes and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not found:
+        raise DataError(f"{folder}: there are no {what}")
+    return found
+
+
+def refuse_missing_masks(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Raise DataError naming the first images without a mask. One listing per folder, not a stat per file."""
+    present = {parent: {p.name for p in parent.glob("*")} for parent in {mask.parent for _, mask in pairs}}
+    missing = [(image, mask) for image, mask in pairs if mask.name not in present[mask.parent]]
+    if missing:
+        image, mask = missing[0]
+        more = f" ({len(missing)} images have none)" if len(missing) > 1 else ""
+        raise DataError(f"{image}: its mask {mask} does not exist{more}")

@@ -1,0 +1,143 @@
+"""Reads every file of a split once and gathers what checks, statistics and the manifest need."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from segformer_spark.data.dataset import IGNORE_INDEX, Box, Mask, Sample, SegmentationDataset
+from segformer_spark.data.loader import check_labels, init_worker
+from segformer_spark.data.window import object_box
+from segformer_spark.errors import DataError
+
+HEAT_SIDE = 32
+_BATCH = 8
+
+
+@dataclass
+class ItemFacts:
+    """What one image and its mask are like.
+
+    Attributes:
+        image, mask: paths as the reader has them.
+        image_sha256, mask_sha256: digests; empty when the file cannot be read.
+        image_bytes, mask_bytes: sizes of the files.
+        size: (height, width); None when it cannot be decoded.
+        pixels: per class.
+        ignored: unlabelled pixels.
+        box: around the foreground; None without foreground or background class.
+        brightness: mean of the image from 0 to 255.
+        heat: share of each cell that each class takes, (C, HEAT_SIDE, HEAT_SIDE), for the classes present.
+        problems: what is wrong, each beginning with a path.
+    """
+
+    image: Path
+    mask: Path
+    image_sha256: str = ""
+    mask_sha256: str = ""
+    image_bytes: int = 0
+    mask_bytes: int = 0
+    size: tuple[int, int] | None = None
+    pixels: list[int] = field(default_factory=list)
+    ignored: int = 0
+    box: Box | None = None
+    brightness: float = 0.0
+    heat: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def scan(dataset: SegmentationDataset, num_workers: int) -> Iterator[ItemFacts]:
+    """The facts of every item, in order; errors of single items are among them, not raised."""
+    loader: DataLoader[Any] = DataLoader(
+        _FactsView(dataset), batch_size=_BATCH, num_workers=num_workers, collate_fn=list, worker_init_fn=init_worker
+    )
+    for batch in loader:
+        yield from batch
+
+
+def inspect(dataset: SegmentationDataset, index: int) -> ItemFacts:
+    """Read, digest and decode one item."""
+    image_path, mask_path = dataset.files(index)
+    facts = ItemFacts(image_path, mask_path)
+    facts.image_sha256, facts.image_bytes = _digest(image_path, facts.problems)
+    facts.mask_sha256, facts.mask_bytes = _digest(mask_path, facts.problems)
+    if facts.problems:
+        return facts
+    try:
+        sample = dataset.load(index)
+        check_labels(sample.mask, len(dataset.classes), str(mask_path))
+    except DataError as error:
+        facts.problems.append(str(error))
+        return facts
+    _measure(facts, sample, dataset)
+    return facts
+
+
+class _FactsView(Dataset[ItemFacts]):
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> ItemFacts:
+        return inspect(self.dataset, index)
+
+
+def _digest(path: Path, problems: list[str]) -> tuple[str, int]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        problems.append(f"{path}: the file cannot be read: {error.strerror}")
+        return "", 0
+    if not content:
+        problems.append(f"{path}: the file is empty")
+    return hashlib.sha256(content).hexdigest(), len(content)
+
+
+def _measure(facts: ItemFacts, sample: Sample, dataset: SegmentationDataset) -> None:
+    num_classes, background = len(dataset.classes), dataset.classes.background
+    counts = np.bincount(sample.mask.ravel(), minlength=256)
+    height, width = sample.mask.shape
+    facts.size = (height, width)
+    facts.pixels = [int(count) for count in counts[:num_classes]]
+    facts.ignored = int(counts[IGNORE_INDEX])
+    facts.brightness = float(sample.image.mean())
+    if background is not None:
+        facts.box = object_box(sample.mask, background)
+        if facts.box is None:
+            facts.problems.append(f"{facts.mask}: the mask is empty, it holds nothing but background")
+    elif not any(facts.pixels):
+        facts.problems.append(f"{facts.mask}: the mask is empty, none of its pixels has a label")
+    facts.heat = {index: _cells(sample.mask, index) for index, count in enumerate(facts.pixels) if count}
+
+
+def _cells(mask: Mask, index: int) -> NDArray[np.float32]:
+    shares: NDArray[np.float32] = cv2.resize(
+        (mask == index).astype(np.float32), (HEAT_SIDE, HEAT_SIDE), interpolation=cv2.INTER_AREA
+    )
+    return shares
+
+
+def find_duplicates(facts: dict[str, list[ItemFacts]]) -> list[str]:
+    """Images with equal bytes, within a split or across splits, one line per image beyond the first."""
+    first: dict[str, tuple[str, Path]] = {}
+    problems = []
+    for split, items in facts.items():
+        for item in items:
+            if not item.image_bytes:
+                continue
+            if item.image_sha256 in first:
+                other_split, other = first[item.image_sha256]
+                problems.append(f"{item.image} ({split}): the same bytes as {other} ({other_split})")
+            else:
+                first[item.image_sha256] = (split, item.image)
+    return problems

@@ -1,0 +1,46 @@
+"""Cross-entropy on hard pixels (online hard example mining, Shrivastava et al. 2016)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from segformer_spark.losses.base import GlobalBatchLoss
+from segformer_spark.losses.cross_entropy import divide
+
+
+class OhemLoss(GlobalBatchLoss):
+    """Weighted mean cross-entropy over the pixels whose true class has a probability below `threshold`.
+
+    Of every image at least `min_share` of its labelled pixels are kept, the hardest; chosen per image, so that the
+    choice does not change with the way a batch is divided among ranks.
+    """
+
+    def __init__(self, *, threshold: float = 0.7, min_share: float = 0.1, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.threshold, self.min_share = threshold, min_share
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""
+        valid = labels != self.ignore_index
+        target = labels.where(valid, torch.zeros_like(labels))
+        log_p = functional.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)
+        kept = self._hard_pixels(log_p.detach(), valid)
+        weight = kept.to(log_p.dtype)
+        if self.class_weights is not None:
+            weight = weight * self.class_weights.to(log_p.dtype)[target]
+        return divide(-(weight * log_p).sum(), weight.sum(), self.reduce)
+
+    def _hard_pixels(self, log_p: Tensor, valid: Tensor) -> Tensor:
+        """Which pixels (B, H, W) count."""
+        probability = log_p.exp()
+        hard = valid & (probability < self.threshold)
+        for image, (own, labelled) in enumerate(zip(probability, valid, strict=True)):
+            candidates = own[labelled]
+            number = int(self.min_share * len(candidates))
+            if number > 0:
+                hard[image] |= labelled & (own <= candidates.kthvalue(number).values)
+        return hard

@@ -1,0 +1,155 @@
+"""What one forward and backward pass costs: time, and the memory that it keeps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segformer_spark.config.batch import BatchPlan
+from segformer_spark.config.schema import Config
+from segformer_spark.models.segformer import SegFormer, resize_logits
+
+_BYTES = 4
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Cost of one forward and backward pass.
+
+    Attributes:
+        num_images: images in it.
+        seconds, encoder_seconds: median of the whole pass, and of the encoder's forward pass alone.
+        activation_bytes: tensors kept for the backward pass, without parameters.
+        peak_bytes: highest memory that torch held on a GPU; None on a CPU.
+    """
+
+    num_images: int
+    seconds: float
+    encoder_seconds: float
+    activation_bytes: int
+    peak_bytes: int | None
+
+
+def measure_pass(
+    model: SegFormer,
+    loss: nn.Module,
+    num_images: int,
+    image_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+    repeats: int = 2,
+) -> PassCost:
+    """Run passes on random images of this size, after one that is not counted. Leaves no gradients behind."""
+    model.to(device).train()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(num_images, 3, image_size, image_size, generator=generator).to(device)
+    labels = torch.randint(0, model.num_classes, (num_images, image_size, image_size), generator=generator).to(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+    def forward() -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(images)
+        value: Tensor = loss(resize_logits(logits, (image_size, image_size)), labels)
+        return value
+
+    kept = _KeptTensors(model)
+    with kept:
+        value = forward()
+    activation_bytes = kept.num_bytes
+    value.backward()  # type: ignore[no-untyped-call]
+    seconds = [_timed(lambda: forward().backward(), device) for _ in range(repeats)]  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        encoder = [_timed(lambda: model.encode(images), device) for _ in range(repeats)]
+    model.zero_grad(set_to_none=True)
+    peak = int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
+    return PassCost(num_images, sorted(seconds)[repeats // 2], sorted(encoder)[repeats // 2], activation_bytes, peak)
+
+
+class _KeptTensors(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the storages that autograd keeps, each once."""
+
+    def __init__(self, model: SegFormer) -> None:
+        self._parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self._seen: set[int] = set()
+        self.num_bytes = 0
+        self._blocks = model.recomputed_blocks()
+        self._handles: list[Any] = []
+        super().__init__(self._count, lambda tensor: tensor)
+
+    def __enter__(self) -> None:
+        # What is recomputed keeps its inputs, which no hook of autograd sees.
+        self._handles = [block.register_forward_pre_hook(self._count_inputs) for block in self._blocks]
+        super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        for handle in self._handles:
+            handle.remove()
+
+    def _count_inputs(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for value in inputs:
+            if isinstance(value, Tensor):
+                self._count(value)
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._parameters | self._seen:
+            self._seen.add(storage.data_ptr())
+            self.num_bytes += storage.nbytes()
+        return tensor
+
+
+def _timed(action: Any, device: torch.device) -> float:
+    started = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device during a step, by what they are for."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimizer + self.average + self.activations
+
+
+def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: PassCost) -> MemoryEstimate:
+    """Memory of a step under ZeRO (Rajbhandari et al. 2020, section 5), with activations as measured.
+
+    fp32 parameters; gradients whole, or divided by the ranks under stage 2; AdamW's two moments and, under ZeRO, a
+    second fp32 copy of the weights, divided by the ranks under stages 1 and 2. Workspace and fragmentation come on top.
+    """
+    weights = sum(p.numel() for p in model.parameters()) * _BYTES
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * _BYTES
+    stage, world = config.deepspeed.zero_stage, plan.world_size
+    copies = 2 if stage == 0 else 3
+    half = config.training.precision == "fp16"
+    return MemoryEstimate(
+        parameters=weights // 2 if half else weights,
+        gradients=(trained // 2 if half else trained) // (world if stage == 2 else 1),
+        optimizer=copies * trained // (world if stage else 1),
+        average=weights if config.training.ema.decay is not None else 0,
+        activations=cost.activation_bytes * plan.micro_batch // cost.num_images,
+    )
+
+
+def step_seconds(config: Config, plan: BatchPlan, cost: PassCost) -> float:
+    """Time of one optimizer step on one device from the measured pass; communication and loading come on top."""
+    per_pass = cost.seconds
+    if config.training.accumulation == "exact" and plan.accumulation_steps > 1:
+        per_pass += cost.encoder_seconds
+    return per_pass * plan.micro_batch / cost.num_images * plan.accumulation_steps

@@ -1,0 +1,80 @@
+"""From a configuration to what a training needs: data, batch plan, schedule, model, loss. Touches no run directory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from segformer_spark.checkpoint.compatibility import configuration_state
+from segformer_spark.config.batch import BatchPlan, plan_batches
+from segformer_spark.config.deepspeed import deepspeed_config
+from segformer_spark.config.schema import Config
+from segformer_spark.data.cache import CachedDataset, check_cache_view
+from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset, fixed_subset
+from segformer_spark.data.registry import open_dataset, open_training_set
+from segformer_spark.data.sampler import TrainBatchSampler
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.engine.engine import check_precision
+from segformer_spark.losses.build import build_loss
+from segformer_spark.models.pretrained import build_model
+from segformer_spark.models.segformer import SegFormer
+from segformer_spark.training.plan import check_dataset, peak_lr, plan_steps, resolve_loss
+from segformer_spark.training.schedule import Schedule, build_schedule
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a training; `configuration` is what its checkpoints remember of the configuration."""
+
+    train_set: SegmentationDataset
+    val_set: SegmentationDataset
+    plan: BatchPlan
+    sampler: TrainBatchSampler
+    schedule: Schedule
+    model: SegFormer
+    loss: nn.Module
+    configuration: dict[str, Any]
+
+
+def prepare(config: Config, group: Group) -> Setup:
+    """Open the data and build model and loss. Collective.
+
+    Raises:
+        UserError: anything in configuration, data or weights that cannot be used.
+    """
+    check_precision(config, group.device)
+    _use_determinism(config.hardware.deterministic)
+    train_set = open_training_set(config.data)
+    check_cache_view(train_set, config.augmentation.crop.mode)
+    val_set = fixed_subset(
+        open_dataset(config.data, config.data.val_split), config.data.val_subset, config.experiment.seed
+    )
+    plan = plan_batches(config.training, group.world_size)
+    check_dataset(config, val_set)
+    sampler = TrainBatchSampler(len(train_set), plan, group.rank, config.experiment.seed)
+    schedule = build_schedule(
+        config.training.scheduler,
+        peak_lr(config, plan),
+        sampler.steps_per_epoch,
+        plan_steps(config, sampler.steps_per_epoch),
+    )
+    model = build_model(config.model, train_set.classes.names, config.experiment.seed)
+    loss_config = group.main_only(lambda: resolve_loss(config, train_set))
+    loss = build_loss(loss_config, len(train_set.classes), IGNORE_INDEX, group.differentiable_sum)
+    deepspeed_config(config, plan)
+    fidelity = train_set.fidelity if isinstance(train_set, CachedDataset) else "exact"
+    weights = loss_config.class_weights
+    assert not isinstance(weights, str)
+    configuration = configuration_state(config, plan, len(train_set), weights, fidelity)
+    return Setup(train_set, val_set, plan, sampler, schedule, model, loss, configuration)
+
+
+def _use_determinism(wanted: bool) -> None:
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False

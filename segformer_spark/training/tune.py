@@ -1,0 +1,229 @@
+"""Two searches before a training: a learning rate, and a batch size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from segformer_spark.config.batch import BatchPlan
+from segformer_spark.config.schema import Config
+from segformer_spark.data.dataset import IGNORE_INDEX
+from segformer_spark.data.loader import TrainBatch, TrainLoader
+from segformer_spark.data.sampler import Position
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.engine.engine import Engine
+from segformer_spark.errors import TrainingDiverged, UserError
+from segformer_spark.losses.build import build_loss
+from segformer_spark.models.segformer import SegFormer
+from segformer_spark.run.atomic import write_csv, write_json
+from segformer_spark.run.console import logger, progress
+from segformer_spark.run.figures import new_figure, save_figure
+from segformer_spark.training.measure import MemoryEstimate, PassCost, estimate_memory, measure_pass
+from segformer_spark.training.setup import Setup, prepare
+
+_SMOOTHING = 0.9
+_DIVERGED = 4.0
+_NEAR_BEST = 0.98
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """Learning rates of an LR range test with the loss at each, and its smoothed curve."""
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+
+    @property
+    def suggestion(self) -> float | None:
+        """The rate at which the smoothed loss falls fastest per decade; None when it never falls."""
+        slopes = [
+            (self.smoothed[i + 1] - self.smoothed[i - 1]) / math.log10(self.rates[i + 1] / self.rates[i - 1])
+            for i in range(1, len(self.rates) - 1)
+        ]
+        if not slopes or min(slopes) >= 0:
+            return None
+        return self.rates[1 + slopes.index(min(slopes))]
+
+
+def range_test(rates: Sequence[float], losses: Iterator[float]) -> RangeTest:
+    """Follow the losses while they come; ends early once the smoothed loss is four times its lowest.
+
+    Args:
+        losses: loss of the step that each rate was used for.
+    """
+    used: list[float] = []
+    seen: list[float] = []
+    smoothed: list[float] = []
+    average = 0.0
+    for rate, loss in zip(rates, losses, strict=False):
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        used.append(rate)
+        seen.append(loss)
+        smoothed.append(average / (1 - _SMOOTHING ** len(used)))
+        if smoothed[-1] > _DIVERGED * min(smoothed):
+            break
+    return RangeTest(used, seen, smoothed)
+
+
+def geometric(low: float, high: float, number: int) -> list[float]:
+    """`number` values from low to high, each the same factor above the one before."""
+    return [low * (high / low) ** (i / (number - 1)) for i in range(number)]
+
+
+def find_lr(config: Config, group: Group, *, low: float, high: float, num_steps: int, output: Path) -> RangeTest:
+    """LR range test (Smith 2017, section 3.3): train with a rising rate. Collective; writes a table and a figure.
+
+    Raises:
+        UserError: configuration or data cannot be used.
+    """
+    if not 0 < low < high or num_steps < 5:
+        raise UserError("tune lr: the rates must rise from above 0, over at least 5 steps")
+    setup = prepare(config, group)
+    engine = Engine(setup.model, setup.loss, config, setup.plan, group)
+    rates = geometric(low, high, num_steps)
+    result = range_test(rates, _losses(engine, setup, config, group, rates))
+    group.main_only(lambda: _write_range(result, config, setup, output))
+    return result
+
+
+def _losses(engine: Engine, setup: Setup, config: Config, group: Group, rates: list[float]) -> Iterator[float]:
+    batches = _endless(setup, config, pin=group.device.type == "cuda")
+    bar = progress(rates, total=len(rates), label="lr range", visible=group.is_main)
+    for step, rate in enumerate(bar):
+        engine.set_lr(rate)
+        try:
+            result = engine.train_step([next(batches) for _ in range(setup.plan.accumulation_steps)], step)
+        except TrainingDiverged:
+            return
+        if group.is_main and (step + 1) % 10 == 0:
+            logger.info("step %d/%d  lr %.2e  loss %.4f", step + 1, len(rates), rate, result.loss)
+        yield result.loss
+
+
+def _endless(setup: Setup, config: Config, *, pin: bool) -> Iterator[TrainBatch]:
+    loader = TrainLoader(setup.train_set, config, setup.sampler, pin=pin)
+    epoch = 0
+    while True:
+        setup.sampler.start_at(Position(epoch, 0))
+        yield from loader
+        epoch += 1
+
+
+def _write_range(result: RangeTest, config: Config, setup: Setup, output: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"lr": lr, "loss": loss, "smoothed": smooth}
+        for lr, loss, smooth in zip(result.rates, result.losses, result.smoothed, strict=True)
+    ]
+    write_csv(output / "lr_range.csv", ["lr", "loss", "smoothed"], rows)
+    write_json(
+        output / "lr_range.json",
+        {"suggestion": result.suggestion, "configured": config.training.optimizer.lr, "batch": str(setup.plan)},
+    )
+    figure = new_figure(6.5, 3.8)
+    axis = figure.subplots()
+    axis.plot(result.rates, result.losses, color="0.75", linewidth=0.8, label="loss of a step")
+    axis.plot(result.rates, result.smoothed, label="smoothed")
+    for value, label, color in (
+        (result.suggestion, "steepest fall", "tab:green"),
+        (config.training.optimizer.lr, "configured", "tab:orange"),
+    ):
+        if value is not None:
+            axis.axvline(value, color=color, linestyle="--", label=f"{label}: {value:.2g}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="training loss", title="LR range test")
+    top = 1.2 * max(result.smoothed[: max(1, len(result.smoothed) // 2)])
+    axis.set_ylim(0, top)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    save_figure(figure, output / "lr_range.png")
+
+
+@dataclass(frozen=True)
+class BatchTrial:
+    """One micro-batch size: time of a pass, images per second, and memory of a step on one device.
+
+    Attributes:
+        memory_gib: weights, gradients, states and activations; `activations_gib` is what grows with the images.
+    """
+
+    micro_batch: int
+    seconds: float
+    images_per_s: float
+    memory_gib: float
+    activations_gib: float
+
+    @property
+    def memory_of_twice(self) -> float:
+        """Memory of twice as many images."""
+        return self.memory_gib + self.activations_gib
+
+
+def find_batch_size(
+    config: Config, model: SegFormer, group: Group, *, limit_gib: float | None, largest: int
+) -> list[BatchTrial]:
+    """Measure micro-batches of 1, 2, 4 ... until memory runs out, on this rank's device.
+
+    Args:
+        limit_gib: memory that may be used; None takes the GPU's own, or 80 % of what the machine has free.
+    """
+    equal = config.training.loss.model_copy(update={"class_weights": None})
+    loss = build_loss(equal, model.num_classes, IGNORE_INDEX)
+    if config.training.activation_checkpointing:
+        model.checkpoint_activations()
+    if limit_gib is None and group.device.type == "cpu":
+        limit_gib = 0.8 * psutil.virtual_memory().available / 2**30
+    trials: list[BatchTrial] = []
+    micro = 1
+    while micro <= largest:
+        if limit_gib is not None and trials and trials[-1].memory_of_twice > limit_gib:
+            expected = trials[-1].memory_of_twice
+            logger.info("%d images would take about %.1f GiB, %.1f are allowed", micro, expected, limit_gib)
+            break
+        try:
+            cost = measure_pass(model, loss, micro, config.data.image_size, group.device, config.training.precision)
+        except torch.cuda.OutOfMemoryError:
+            logger.info("%d images do not fit", micro)
+            break
+        trials.append(_trial(cost, estimate_memory(model, config, BatchPlan(micro, 1, group.world_size), cost)))
+        logger.info(
+            "micro-batch %d  %.2f s  %.2f images/s  %.2f GiB",
+            micro,
+            cost.seconds,
+            trials[-1].images_per_s,
+            trials[-1].memory_gib,
+        )
+        micro *= 2
+    return trials
+
+
+def _trial(cost: PassCost, memory: MemoryEstimate) -> BatchTrial:
+    """Memory by the estimate, and never below what a GPU was seen to hold."""
+    states = memory.total - memory.activations
+    whole = max(memory.total, cost.peak_bytes or 0)
+    gib = 2**30
+    return BatchTrial(
+        cost.num_images, cost.seconds, cost.num_images / cost.seconds, whole / gib, (whole - states) / gib
+    )
+
+
+def recommend(trials: Sequence[BatchTrial]) -> BatchTrial:
+    """The smallest micro-batch within 2 % of the best throughput.
+
+    Raises:
+        UserError: not even one image fits.
+    """
+    if not trials:
+        raise UserError("tune batch-size: not even one image fits; lower data.image_size or take a smaller variant")
+    best = max(trial.images_per_s for trial in trials)
+    return next(trial for trial in trials if trial.images_per_s >= _NEAR_BEST * best)
+
+
+def write_batch_sizes(trials: Sequence[BatchTrial], output: Path) -> None:
+    """batch_size.csv."""
+    write_csv(output / "batch_size.csv", list(asdict(trials[0])), [asdict(trial) for trial in trials])

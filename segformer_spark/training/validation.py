@@ -1,0 +1,64 @@
+"""Validation while training: figures over the split, and predictions of a few fixed images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from segformer_spark.config.schema import Config
+from segformer_spark.data.dataset import Image, SegmentationDataset
+from segformer_spark.data.inference_view import InferenceView
+from segformer_spark.data.loader import EvalLoading, eval_loader
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.engine.engine import Engine
+from segformer_spark.evaluation.pictures import make_panel
+from segformer_spark.evaluation.predict import Predictor, count
+from segformer_spark.metrics.report import report
+from segformer_spark.training.reporter import Reporter
+
+
+class Validation:
+    """Evaluates the engine's model, averaged weights first, as `evaluate` would evaluate its export."""
+
+    def __init__(self, engine: Engine, dataset: SegmentationDataset, config: Config, group: Group) -> None:
+        self.engine, self.dataset, self.group = engine, dataset, group
+        batch_size = config.training.validation.batch_size or config.training.batch_size
+        view = InferenceView(config.data.image_size, config.inference)
+        self.loading = EvalLoading(view, batch_size, config.data.num_workers)
+        self.predictor = Predictor(
+            engine.model, group.device, view, config.training.precision, background=dataset.classes.background
+        )
+        self._membership = [dataset.group(index) for index in range(len(dataset))]
+        number = min(config.output.tensorboard_images, len(dataset)) if config.output.tensorboard else 0
+        self.fixed_images = [int(i) for i in np.linspace(0, len(dataset) - 1, number).round()] if number else []
+
+    def evaluate(self) -> dict[str, Any]:
+        """All figures. Collective."""
+        with self.engine.averaged():
+            counts = count(self.predictor, self.dataset, self.loading, self.group, "validation")
+        classes = self.dataset.classes
+        return report(
+            counts,
+            self._membership,
+            class_names=classes.names,
+            background=classes.background,
+            groups=self.dataset.groups,
+        )
+
+    def draw(self, figures: dict[str, Any], reporter: Reporter, step: int) -> None:
+        """Predictions of the fixed images and the confusion matrix, for TensorBoard. Collective."""
+        if self.fixed_images:
+            panels = self.group.main_only(self._panels)
+            reporter.pictures(step, panels, figures["confusion"], self.dataset.classes.names)
+
+    def _panels(self) -> list[tuple[str, Image]]:
+        loading = EvalLoading(self.loading.view, self.loading.batch_size, 0)
+        panels = []
+        with self.engine.averaged():
+            for item, ids in self.predictor.predict(eval_loader(self.dataset, self.fixed_images, loading)):
+                name = self.dataset.sample_id(item.index)
+                sample = self.dataset.load(item.index)
+                panel = make_panel(sample.image, sample.mask, ids.cpu().numpy(), self.dataset.classes, name)
+                panels.append((name, panel))
+        return panels

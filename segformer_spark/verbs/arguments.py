@@ -1,0 +1,73 @@
+"""What the verbs' parsers share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Verb = Callable[[argparse.Namespace], int]
+Subparsers = Any  # argparse has no public name for it
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+TTA = ("none", "hflip", "flips")
+CROPS = ("none", "box", "two_pass")
+
+
+def add_verb(subparsers: Subparsers, name: str, summary: str, example: str, run: Verb) -> argparse.ArgumentParser:
+    """A verb with its help, an example and what it does."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(verb=run)
+    return parser
+
+
+def add_actions(subparsers: Subparsers, name: str, summary: str) -> Subparsers:
+    """A verb that has actions, such as `data check`."""
+    parser = subparsers.add_parser(name, help=summary, description=summary)
+    return parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+
+def add_config(parser: argparse.ArgumentParser, default: str = "the schema's defaults") -> None:
+    """--config and --set."""
+    parser.add_argument("--config", type=Path, default=None, help=f"YAML file (default: {default})")
+    add_set(parser)
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """--set section.key=value."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override, for example training.epochs=20",
+    )
+
+
+def add_from_env(parser: argparse.ArgumentParser, what: str = "overrides") -> None:
+    """--from-env, which the batch scripts pass."""
+    parser.add_argument("--from-env", action="store_true", help=f"read {what} from the environment")
+
+
+def not_negative(text: str) -> int:
+    """An integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value

@@ -1,0 +1,193 @@
+"""`evaluate` and `submit`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segformer_spark.errors import UserError
+from segformer_spark.verbs.arguments import (
+    CROPS,
+    PRECISIONS,
+    TTA,
+    Subparsers,
+    add_from_env,
+    add_set,
+    add_verb,
+    positive,
+)
+from segformer_spark.verbs.launch import joined, launch_variables
+
+if TYPE_CHECKING:
+    from segformer_spark.config.schema import HardwareConfig
+
+
+def add(subparsers: Subparsers) -> None:
+    """Declare both verbs."""
+    _add_evaluate(subparsers)
+    _add_submit(subparsers)
+
+
+def _add_evaluate(subparsers: Subparsers) -> None:
+    parser = add_verb(
+        subparsers,
+        "evaluate",
+        "Evaluate a run's model at native resolution.",
+        "segformer-spark evaluate runs/spark_b2_512 --tta flips",
+        evaluate,
+    )
+    parser.add_argument("run", type=Path, nargs="?", default=None, help="run directory, or an exported model in it")
+    parser.add_argument("--model", type=Path, default=None, help="exported model folder (default: the run's best/)")
+    parser.add_argument("--config", type=Path, default=None, help="configuration (default: the run's config.yaml)")
+    parser.add_argument("--split", default=None, help="split of the data set (default: the validation split)")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="folder for results (default: <run>/evaluation/<split>)"
+    )
+    parser.add_argument(
+        "--worst", type=int, default=12, help="how many of the worst images to draw (default: %(default)s)"
+    )
+    add_from_env(parser, "MODEL_PATH, SPLIT, OUTPUT, TTA, CROPS and overrides")
+    _add_prediction(parser)
+    add_set(parser)
+
+
+def _add_submit(subparsers: Subparsers) -> None:
+    parser = add_verb(
+        subparsers,
+        "submit",
+        "Predict the test images and write the submission zip; continues where it was cut off.",
+        "segformer-spark submit --model runs/spark_b2_512/best --images /scratch/spark/stream-1-test --tta flips",
+        submit,
+    )
+    parser.add_argument("--model", type=Path, default=None, help="exported model folder or run directory")
+    parser.add_argument("--images", type=Path, default=None, help="folder of test images")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="folder for the predictions (default: <run>/submission)"
+    )
+    parser.add_argument("--num-workers", type=int, default=2, help="loader processes per rank (default: %(default)s)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace predictions of another model or other settings"
+    )
+    parser.add_argument(
+        "--boxes", type=Path, default=None, help="CSV with 'Image name' and 'Bounding box', for --crops box"
+    )
+    add_from_env(parser, "MODEL_PATH, TEST_IMAGES, OUTPUT, TTA, CROPS and BOXES")
+    _add_prediction(parser)
+
+
+def _add_prediction(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tta", choices=TTA, default=None, help="test-time augmentation (default: none)")
+    parser.add_argument(
+        "--crops",
+        choices=CROPS,
+        default=None,
+        help="show the model a square around the object: around its labelled box, or what a first pass finds "
+        "(default: as the model was trained)",
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default=None, help="arithmetic of the model (default: fp32)")
+    parser.add_argument("--batch-size", type=positive, default=None, help="images per process at a time (default: 8)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="(default: auto)")
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate a model of a run."""
+    from segformer_spark.config.load import load_config
+    from segformer_spark.run.directory import locate_model
+
+    variables = launch_variables(arguments)
+    given = arguments.model or arguments.run or variables.get("MODEL_PATH")
+    if given is None:
+        raise UserError("evaluate: which model? Give a run directory, as in: segformer-spark evaluate runs/NAME")
+    model, own_run = locate_model(Path(given))
+    run = arguments.run if arguments.run is not None and (arguments.run / "config.yaml").is_file() else own_run
+    config_file = arguments.config or (run / "config.yaml" if run is not None else None)
+    if config_file is None:
+        raise UserError(f"{model} does not lie in a run directory: give --config")
+    environment = os.environ if arguments.from_env else None
+    resolved = load_config(config_file, overrides=arguments.overrides, environment=environment)
+    split = arguments.split or variables.get("SPLIT") or resolved.config.data.val_split
+    tta, crops = _choice(arguments, variables, "tta", TTA) or "none", _choice(arguments, variables, "crops", CROPS)
+    output = arguments.output or variables.get("OUTPUT")
+    if output is None and (own_run is None or run is None or own_run.resolve() != run.resolve()):
+        raise UserError(f"{model} is not a model of the run: give --output, so that results of two models do not mix")
+    if output is None:
+        # Another model, augmentation or view has a folder of its own.
+        parts = [split, "" if model.name == "best" else model.name, "" if tta == "none" else tta]
+        parts.append("" if crops is None else f"crops_{crops}")
+        output = Path(str(run)) / "evaluation" / "-".join(part for part in parts if part)
+    hardware, precision, batch_size = _inference_settings(arguments)
+    with joined(hardware) as group:
+        from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
+
+        options = EvaluateOptions(
+            model=model,
+            split=split,
+            output=Path(output),
+            num_worst=arguments.worst,
+            tta=tta,
+            precision=precision,
+            batch_size=batch_size,
+            crops=crops,
+        )
+        run_evaluation(resolved, options, group)
+    return 0
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Write a submission."""
+    from segformer_spark.run.directory import locate_model
+
+    variables = launch_variables(arguments)
+    given, images = arguments.model or variables.get("MODEL_PATH"), arguments.images or variables.get("TEST_IMAGES")
+    if given is None or images is None:
+        raise UserError(
+            "submit: give --model and --images, as in: segformer-spark submit --model runs/NAME/best --images DIR"
+        )
+    model, run = locate_model(Path(given))
+    output = arguments.output or variables.get("OUTPUT") or (run / "submission" if run is not None else None)
+    if output is None:
+        raise UserError(f"{model} does not lie in a run directory: give --output")
+    boxes = arguments.boxes or variables.get("BOXES")
+    hardware, precision, batch_size = _inference_settings(arguments)
+    with joined(hardware) as group:
+        from segformer_spark.submission.submit import SubmitOptions, run_submission
+
+        options = SubmitOptions(
+            model=model,
+            images=Path(images),
+            output=Path(output),
+            tta=_choice(arguments, variables, "tta", TTA) or "none",
+            precision=precision,
+            batch_size=batch_size,
+            num_workers=arguments.num_workers,
+            overwrite=arguments.overwrite,
+            crops=_choice(arguments, variables, "crops", CROPS),
+            boxes=Path(boxes) if boxes else None,
+        )
+        run_submission(options, group)
+    return 0
+
+
+def _inference_settings(arguments: argparse.Namespace) -> tuple[HardwareConfig, str, int]:
+    """Hardware, precision and batch size: the command line's, else the environment's, else the defaults."""
+    from segformer_spark.config.load import load_config
+
+    config = load_config(environment=os.environ if arguments.from_env else None).config
+    precision = arguments.precision or config.training.precision
+    hardware = config.hardware
+    if arguments.device is not None:
+        hardware = hardware.model_copy(update={"device": arguments.device})
+    return hardware, precision, arguments.batch_size or config.training.batch_size
+
+
+def _choice(
+    arguments: argparse.Namespace, variables: Mapping[str, str], name: str, choices: tuple[str, ...]
+) -> str | None:
+    """The option, else the variable of the same name in capitals; None when neither is given."""
+    value: str | None = getattr(arguments, name) or variables.get(name.upper()) or None
+    if value is not None and value not in choices:
+        raise UserError(f"{name.upper()}={value}: choose one of {', '.join(choices)}")
+    return value

@@ -1,0 +1,47 @@
+"""From the command line and the launcher's environment to the ranks that work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segformer_spark.config.load import ResolvedConfig
+    from segformer_spark.config.schema import HardwareConfig
+    from segformer_spark.distributed.process_group import Group
+
+
+@contextmanager
+def joined(hardware: HardwareConfig) -> Iterator[Group]:
+    """The ranks that the launcher started, with logging and threads set up."""
+    from segformer_spark.distributed.environment import detect_launch
+    from segformer_spark.distributed.process_group import choose_device, process_group, set_threads
+    from segformer_spark.run.console import setup_logging
+
+    launch = detect_launch(os.environ)
+    setup_logging(launch.rank, launch.world_size)
+    device = choose_device(hardware.device, launch.local_rank)
+    set_threads(hardware.threads, launch.local_world_size)
+    with process_group(launch, device, hardware.timeout_minutes) as group:
+        yield group
+
+
+def resolve(arguments: argparse.Namespace) -> ResolvedConfig:
+    """The configuration of --config, --set and, with --from-env, the environment."""
+    from segformer_spark.config.load import load_config
+
+    environment = os.environ if getattr(arguments, "from_env", False) else None
+    return load_config(arguments.config, overrides=arguments.overrides, environment=environment)
+
+
+def launch_variables(arguments: argparse.Namespace) -> Mapping[str, str]:
+    """The environment if the batch script asks for it; a near miss of a known name is an error."""
+    from segformer_spark.config.environment import read_environment
+
+    if not arguments.from_env:
+        return {}
+    read_environment(os.environ)
+    return os.environ

@@ -1,0 +1,82 @@
+"""`train`, with its dry run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from segformer_spark.errors import UserError
+from segformer_spark.verbs.arguments import Subparsers, add_config, add_from_env, add_verb, positive
+from segformer_spark.verbs.launch import joined, resolve
+
+if TYPE_CHECKING:
+    from segformer_spark.config.load import ResolvedConfig
+
+
+def add(subparsers: Subparsers) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "train",
+        "Train a model; start it with torchrun or srun for several processes.",
+        "torchrun --nproc-per-node 4 -m segformer_spark train --config configs/spark_b2.yaml --set data.root=DIR",
+        train,
+    )
+    add_config(parser)
+    add_from_env(parser, "overrides, as the batch scripts do,")
+    parser.add_argument(
+        "--resume", metavar="auto|CHECKPOINT", default=None, help="continue from the newest or the given checkpoint"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run directory")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print configuration, batch arithmetic, steps, memory and time; write nothing",
+    )
+    parser.add_argument(
+        "--world-size", type=positive, default=None, help="with --dry-run: number of processes to plan for"
+    )
+    parser.add_argument("--nodes", type=positive, default=None, help="with --dry-run: number of nodes to plan for")
+    parser.add_argument(
+        "--tasks-per-node", type=positive, default=4, help="with --nodes: processes per node (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--no-measure", action="store_true", help="with --dry-run: run no forward pass, so no memory and no time"
+    )
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train, or describe what would run."""
+    resolved = resolve(arguments)
+    resume = arguments.resume or (os.environ.get("RESUME") or None if arguments.from_env else None)
+    if resume is not None and arguments.overwrite:
+        raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
+    if arguments.dry_run:
+        return _dry_run(resolved, arguments)
+    from segformer_spark.training.stop import EXIT_STOPPED, catch_signals
+
+    with catch_signals() as stop, joined(resolved.config.hardware) as group:
+        from segformer_spark.training.loop import Outcome
+        from segformer_spark.training.train import TrainOptions, run_training
+
+        _, outcome = run_training(resolved, TrainOptions(resume, arguments.overwrite), group, stop)
+    return EXIT_STOPPED if outcome is Outcome.STOPPED else 0
+
+
+def _dry_run(resolved: ResolvedConfig, arguments: argparse.Namespace) -> int:
+    from segformer_spark.distributed.environment import detect_launch
+    from segformer_spark.distributed.process_group import choose_device, set_threads
+    from segformer_spark.training.dry_run import describe
+
+    if arguments.world_size is not None and arguments.nodes is not None:
+        raise UserError("--world-size and --nodes both say how many processes there are; give one of them")
+    world = arguments.world_size or detect_launch(os.environ).world_size
+    if arguments.nodes is not None:
+        world = arguments.nodes * arguments.tasks_per_node
+    hardware = resolved.config.hardware
+    set_threads(hardware.threads, 1)
+    device = None if arguments.no_measure else choose_device(hardware.device, 0)
+    for line in describe(resolved, world, device=device):
+        print(line, flush=True)
+    return 0

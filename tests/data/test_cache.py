@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segformer_spark.config.batch import BatchPlan
+from segformer_spark.config.load import load_config
+from segformer_spark.config.schema import Config
+from segformer_spark.data import cache_build
+from segformer_spark.data.cache import META, CachedDataset, check_cache_view
+from segformer_spark.data.cache_build import CacheOptions, build_cache, cache_folder
+from segformer_spark.data.loader import TrainLoader
+from segformer_spark.data.manifest import manifest_path, read_manifest, write_manifest
+from segformer_spark.data.registry import open_dataset, open_training_set
+from segformer_spark.data.sampler import Position, TrainBatchSampler
+from segformer_spark.data.scan import scan
+from segformer_spark.errors import ConfigError, DataError
+from tests.ranks import run_on_ranks
+from tests.training.short_run import short_run
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_build, "SHARD_IMAGES", 5)
+
+
+def configuration(root: Path, *overrides: str) -> Config:
+    return load_config(overrides=[f"data.root={root}", "data.image_size=48", "data.num_workers=0", *overrides]).config
+
+
+def make_manifest(config: Config) -> None:
+    dataset = open_dataset(config.data, "train")
+    facts = {"train": list(scan(dataset, 0))}
+    write_manifest(manifest_path(config.data), "spark", Path(config.data.root), dataset.classes.names, facts)
+
+
+def build(config: Config, parent: Path, size: int | None, storage: str) -> Path:
+    if not manifest_path(config.data).is_file():
+        make_manifest(config)
+    manifest, options = read_manifest(config.data, "train"), CacheOptions(size, storage)
+    folder = cache_folder(parent, config.data, "train", options, manifest.digest)
+    return build_cache(open_dataset(config.data, "train"), manifest, folder, config.data, options, num_workers=0)
+
+
+def fed(config: Config) -> list[tuple[bytes, bytes]]:
+    """Every training batch of two epochs."""
+    dataset = open_training_set(config.data)
+    sampler = TrainBatchSampler(len(dataset), BatchPlan(3, 1, 1), 0, 1)
+    out = []
+    for epoch in range(2):
+        sampler.start_at(Position(epoch, 0))
+        loader = TrainLoader(dataset, config, sampler, pin=False)
+        out += [(batch.images.numpy().tobytes(), batch.masks.numpy().tobytes()) for batch in loader]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("size", "storage", "crop"), [(48, "raw", "none"), (None, "original", "box"), (None, "raw", "variable")]
+)
+def test_training_sees_the_same_bytes_as_from_the_files(
+    own_spark_root: Path, tmp_path: Path, size: int | None, storage: str, crop: str
+) -> None:
+    settings = (f"augmentation.crop.mode={crop}", "augmentation.mosaic=0.3", "augmentation.photometric=0.5")
+    config = configuration(own_spark_root, *settings)
+    build(config, tmp_path, size, storage)
+    from_cache = configuration(own_spark_root, *settings, f"data.cache={tmp_path}")
+    assert isinstance(open_training_set(from_cache.data), CachedDataset)
+    assert fed(from_cache) == fed(config)
+
+
+def test_everything_else_is_kept(own_spark_root: Path, tmp_path: Path) -> None:
+    config = configuration(own_spark_root)
+    files = open_dataset(config.data, "train")
+    cached = CachedDataset(build(config, tmp_path, None, "original"), config.data)
+    assert len(cached) == len(files)
+    assert cached.classes == files.classes
+    assert list(cached.groups) == list(files.groups)
+    for index in range(len(files)):
+        assert cached.sample_id(index) == files.sample_id(index)
+        assert cached.group(index) == files.group(index)
+        assert cached.box(index) == files.box(index)
+        assert cached.files(index) == files.files(index)
+        np.testing.assert_array_equal(cached.load(index).mask, files.load(index).mask)
+    cached.verify()
+
+
+def test_jpeg_is_smaller_and_said_not_to_be_exact(own_spark_root: Path, tmp_path: Path) -> None:
+    config = configuration(own_spark_root)
+    raw, jpeg = (CachedDataset(build(config, tmp_path, 48, kind), config.data) for kind in ("raw", "jpeg"))
+    difference = raw.load(0).image.astype(int) - jpeg.load(0).image
+    assert 0 < np.abs(difference).mean() < 6
+    np.testing.assert_array_equal(raw.load(0).mask, jpeg.load(0).mask)
+    assert raw.fidelity == "exact"
+    assert jpeg.fidelity == "jpeg 95 at 48"
+    assert CachedDataset(tmp_path, config.data).storage == "raw", "of both the exact one is taken"
+
+
+def test_a_build_that_was_cut_off_goes_on(
+    own_spark_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configuration(own_spark_root)
+    make_manifest(config)
+    original: Callable[..., None] = cache_build._ShardBuilder._write
+    written: list[int] = []
+
+    def stopping(self: object, number: int, indices: object) -> None:
+        if number == 2 and not written.count(2):
+            written.append(2)
+            raise DataError("cut off")
+        written.append(number)
+        original(self, number, indices)
+
+    monkeypatch.setattr(cache_build._ShardBuilder, "_write", stopping)
+    with pytest.raises(DataError, match="cut off"):
+        build(config, tmp_path, 48, "raw")
+    with pytest.raises(DataError, match="there is no finished cache"):
+        CachedDataset(tmp_path, config.data)
+    folder = build(config, tmp_path, 48, "raw")
+    assert written == [0, 1, 2, 2], "finished shards are not written again"
+    CachedDataset(folder, config.data).verify()
+
+
+def test_damage_is_found(own_spark_root: Path, tmp_path: Path) -> None:
+    config = configuration(own_spark_root)
+    folder = build(config, tmp_path, 48, "raw")
+    shard = folder / "shard-00001.bin"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match="shard-00001.bin: image 5 is damaged; remove the folder"):
+        CachedDataset(folder, config.data).verify()
+    shard.write_bytes(content[:1000])
+    with pytest.raises(DataError, match="is damaged"):
+        CachedDataset(folder, config.data).verify()
+    shard.unlink()
+    with pytest.raises(DataError, match="the shard cannot be read"):
+        CachedDataset(folder, config.data).load(7)
+
+
+def test_a_file_that_is_not_the_manifests(own_spark_root: Path, tmp_path: Path) -> None:
+    config = configuration(own_spark_root)
+    make_manifest(config)
+    first, second = (open_dataset(config.data, "train").files(i)[0] for i in (0, 1))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(DataError, match=r"not the one of the manifest \(sha256 differs\)"):
+        build(config, tmp_path, 48, "raw")
+
+
+def test_a_cache_that_does_not_fit_says_why(own_spark_root: Path, tmp_path: Path) -> None:
+    config = configuration(own_spark_root)
+    folder = build(config, tmp_path, 48, "raw")
+    with pytest.raises(DataError, match=r"its images have 48 px, data.image_size is 64.*Build one with"):
+        CachedDataset(tmp_path, configuration(own_spark_root, "data.image_size=64").data)
+    meta = json.loads((folder / META).read_text())
+    (folder / META).write_text(json.dumps({**meta, "digest": "0" * 64}))
+    with pytest.raises(DataError, match="the manifest no longer matches"):
+        CachedDataset(tmp_path, config.data)
+    (folder / META).write_text(json.dumps(meta))
+    with pytest.raises(ConfigError, match="crop.mode box cuts from native images, the cache holds 48 px"):
+        check_cache_view(CachedDataset(tmp_path, config.data), "box")
+    with pytest.raises(ConfigError, match="original bytes have the original size"):
+        CacheOptions(64, "original")
+
+
+def test_losses_are_bit_equal(own_spark_root: Path, tmp_path: Path) -> None:
+    config = configuration(own_spark_root, "data.image_size=64")
+    build(config, tmp_path / "packed", 64, "raw")
+    runs = [
+        run_on_ranks(1, short_run, str(own_spark_root), str(tmp_path / name), ("training.epochs=1", *settings))[0]
+        for name, settings in {"files": (), "cache": (f"data.cache={tmp_path / 'packed'}",)}.items()
+    ]
+    assert runs[0] == runs[1]

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.scan import HEAT_SIDE, find_duplicates, inspect, scan
+from segformer_spark.data.spark import SparkDataset
+
+
+def problems(root: Path, split: str = "train") -> list[str]:
+    dataset = SparkDataset(root, split, check_files=False)
+    return [problem for item in scan(dataset, 0) for problem in item.problems]
+
+
+def test_facts_of_a_healthy_item(spark_root: Path) -> None:
+    dataset: SegmentationDataset = SparkDataset(spark_root, "train")
+    facts, sample = inspect(dataset, 3), dataset.load(3)
+    assert facts.problems == []
+    assert facts.size == sample.mask.shape
+    assert facts.pixels == [int((sample.mask == c).sum()) for c in range(3)]
+    assert facts.brightness == pytest.approx(float(sample.image.mean()))
+    rows, columns = np.nonzero(sample.mask)
+    assert facts.box == (columns.min(), rows.min(), columns.max(), rows.max())
+    assert facts.image_bytes == dataset.files(3)[0].stat().st_size
+    for index, heat in facts.heat.items():
+        assert heat.shape == (HEAT_SIDE, HEAT_SIDE)
+        assert heat.mean() == pytest.approx((sample.mask == index).mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_all_items_come_once_and_in_order(spark_root: Path, num_workers: int) -> None:
+    dataset = SparkDataset(spark_root, "train")
+    assert [item.image for item in scan(dataset, num_workers)] == [dataset.files(i)[0] for i in range(len(dataset))]
+
+
+def test_every_kind_of_damage_is_named_by_its_path(own_spark_root: Path) -> None:
+    dataset = SparkDataset(own_spark_root, "train")
+    image, mask = zip(*(dataset.files(index) for index in range(6)), strict=True)
+    size = cv2.imread(str(mask[1])).shape[:2]
+    image[0].write_bytes(image[0].read_bytes()[:500])
+    cv2.imwrite(str(mask[1]), np.zeros((*size, 3), np.uint8))
+    cv2.imwrite(str(mask[2]), np.full((*size, 3), (0, 255, 0), np.uint8))
+    cv2.imwrite(str(image[3]), np.zeros((10, 10, 3), np.uint8))
+    mask[4].unlink()
+    image[5].write_bytes(b"")
+    found = problems(own_spark_root)
+    expected = [
+        (image[0], "truncated"),
+        (mask[1], "the mask is empty, it holds nothing but background"),
+        (mask[2], "resemble no class colour"),
+        (image[3], "sizes must be equal"),
+        (mask[4], "No such file"),
+        (image[5], "the file is empty"),
+    ]
+    assert len(found) == len(expected)
+    for line, (path, words) in zip(found, expected, strict=True):
+        assert line.startswith(str(path))
+        assert words in line
+
+
+def test_duplicates_within_and_across_splits(own_spark_root: Path) -> None:
+    train, val = SparkDataset(own_spark_root, "train"), SparkDataset(own_spark_root, "val")
+    shutil.copy(train.files(0)[0], train.files(1)[0])
+    shutil.copy(train.files(2)[0], val.files(0)[0])
+    facts = {"train": list(scan(train, 0)), "val": list(scan(val, 0))}
+    assert find_duplicates(facts) == [
+        f"{train.files(1)[0]} (train): the same bytes as {train.files(0)[0]} (train)",
+        f"{val.files(0)[0]} (val): the same bytes as {train.files(2)[0]} (train)",
+    ]

@@ -1,0 +1,101 @@
+"""Activation checkpointing, torch.compile and layer-wise learning rates."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from segformer_spark.config.load import load_config
+from segformer_spark.engine.optimizer import parameter_groups
+from segformer_spark.models.segformer import VARIANTS, blocks_from_head, build_segformer, portable_names
+from tests.engine.test_parity import make_engine, own_batches
+from tests.ranks import Group, run_on_ranks
+
+
+@pytest.mark.parametrize("variant", ["b0", "b3"])
+def test_depth_counts_blocks_from_the_head(variant: str) -> None:
+    model = build_segformer(variant, ["a", "b"], seed=0)
+    depths = VARIANTS[variant].depths
+    total = sum(depths)
+    for live, stored in portable_names(model).items():
+        distance = blocks_from_head(live, depths)
+        assert distance == blocks_from_head(stored, depths), "live and stored names agree"
+        if stored.startswith("decode_head"):
+            assert distance == 0
+        elif stored.startswith("segformer.encoder.block."):
+            stage, block = (int(part) for part in stored.split(".")[3:5])
+            assert distance == total - sum(depths[:stage]) - block
+        elif "patch_embeddings" in stored:
+            assert distance == total - sum(depths[: int(stored.split(".")[3])])
+        else:
+            assert distance == total - sum(depths[: int(stored.split(".")[3]) + 1]) + 1
+
+
+def test_learning_rates_fall_with_depth() -> None:
+    config = load_config(
+        overrides=["training.optimizer.layer_decay=0.5", "training.optimizer.head_lr_multiplier=10.0"]
+    ).config.training.optimizer
+    model = build_segformer("b0", ["a", "b"])
+    groups = parameter_groups(model, config)
+    assert {g["lr_multiplier"] for g in groups} == {10.0, *(0.5**n for n in range(1, 9))}
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    first = next(g for g in groups if g["name"] == "encoder_minus_8")
+    names = {n for n, p in model.named_parameters() if any(p is q for q in first["params"])}
+    assert all("stages.0.patch_embeddings" in n or "stages.0.blocks.0" in n or "block.0.0" in n for n in names)
+
+
+def step(group: Group, *overrides: str) -> dict[str, Any]:
+    engine = make_engine(group, 1, overrides=overrides)
+    results = [engine.train_step(own_batches(s, engine.plan, group.rank), s) for s in range(2)]
+    return {"losses": [r.loss for r in results], "norms": [r.grad_norm for r in results]}
+
+
+def test_recomputed_activations_change_nothing() -> None:
+    plain = run_on_ranks(1, step)[0]
+    recomputed = run_on_ranks(1, step, "training.activation_checkpointing=true")[0]
+    assert recomputed == plain
+
+
+def test_recomputation_drops_the_same_paths() -> None:
+    losses, gradients = [], []
+    for recompute in (False, True):
+        model = build_segformer("b0", ["a", "b"], drop_path=0.8, seed=0).train()
+        if recompute:
+            model.checkpoint_activations()
+            assert len(model.recomputed_blocks()) == 8
+        torch.manual_seed(5)
+        loss = model(torch.ones(4, 3, 64, 64)).square().mean()
+        loss.backward()
+        losses.append(float(loss))
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert losses[0] == losses[1]
+    for left, right in zip(*gradients, strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_compiled_encoder_has_no_graph_break_and_agrees() -> None:
+    import torch._dynamo as dynamo
+
+    model = build_segformer("b0", ["a", "b", "c"], drop_path=0.1, seed=0).train()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    model.eval()
+    expected = model(images)
+    expected.square().sum().backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    explanation = dynamo.explain(model.encoder)(images, output_hidden_states=True, return_dict=True)
+    assert explanation.graph_break_count == 0, explanation.break_reasons
+    dynamo.reset()
+    model.compile_encoder()
+    found = model(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            np.testing.assert_allclose(parameter.grad, gradients[name], rtol=2e-3, atol=1e-4, err_msg=name)
+    assert portable_names(model) == portable_names(build_segformer("b0", ["a", "b", "c"], seed=0)), "names stay"

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from segformer_spark.config.batch import BatchPlan
+from segformer_spark.config.load import load_config
+from segformer_spark.config.schema import LossConfig
+from segformer_spark.losses.build import build_loss
+from segformer_spark.models.segformer import build_segformer
+from segformer_spark.training.measure import PassCost, estimate_memory, measure_pass, step_seconds
+
+COST = PassCost(num_images=2, seconds=0.8, encoder_seconds=0.2, activation_bytes=1000, peak_bytes=None)
+CPU = torch.device("cpu")
+
+
+def cost(num_images: int, side: int = 64, *, recompute: bool = False) -> PassCost:
+    model = build_segformer("b0", ["a", "b"], seed=0)
+    if recompute:
+        model.checkpoint_activations()
+    loss = build_loss(LossConfig(), 2, 255)
+    out = measure_pass(model, loss, num_images, side, CPU)
+    assert all(p.grad is None for p in model.parameters())
+    return out
+
+
+def test_activations_grow_with_images_and_pixels() -> None:
+    one, two, four, large = cost(1), cost(2), cost(4), cost(1, 128)
+    per_image = two.activation_bytes - one.activation_bytes
+    assert per_image > 0.8 * one.activation_bytes, "what does not grow, such as merged weights, is little"
+    assert four.activation_bytes - two.activation_bytes == pytest.approx(2 * per_image, rel=0.01)
+    assert large.activation_bytes == pytest.approx(4 * one.activation_bytes, rel=0.15)
+    assert one.seconds > one.encoder_seconds > 0
+
+
+def test_recomputation_keeps_less() -> None:
+    assert cost(1, 128, recompute=True).activation_bytes < 0.6 * cost(1, 128).activation_bytes
+
+
+def test_a_layer_keeps_what_it_is_known_to_keep() -> None:
+    """A linear layer keeps its input, a square its operand: known to the byte."""
+
+    class Tiny(torch.nn.Module):
+        num_classes = 2
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2, 3))
+
+        def encode(self, images: torch.Tensor) -> torch.Tensor:
+            return images
+
+        def recomputed_blocks(self) -> list[torch.nn.Module]:
+            return []
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.einsum("bchw,kc->bkhw", images, self.weight)
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return logits.square().sum()
+
+    kept = measure_pass(Tiny(), loss, 5, 8, CPU).activation_bytes  # type: ignore[arg-type]
+    images, logits = 5 * 3 * 8 * 8 * 4, 5 * 2 * 8 * 8 * 4
+    assert kept == images + logits
+
+
+def test_states_are_divided_as_zero_divides_them() -> None:
+    model = build_segformer("b0", ["a", "b"], seed=0)
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    for stage, gradients, optimizer in ((0, 1.0, 2.0), (1, 1.0, 3 / 4), (2, 1 / 4, 3 / 4)):
+        config = load_config(overrides=[f"deepspeed.zero_stage={stage}", "training.ema.decay=0.99"]).config
+        memory = estimate_memory(model, config, BatchPlan(8, 2, 4), COST)
+        assert memory.parameters == memory.average == weights
+        assert memory.gradients == pytest.approx(gradients * weights, rel=1e-6)
+        assert memory.optimizer == pytest.approx(optimizer * weights, rel=1e-6)
+        assert memory.activations == 4000, "eight images, two of which were measured"
+        assert memory.total == sum(
+            (memory.parameters, memory.gradients, memory.optimizer, memory.average, memory.activations)
+        )
+
+
+def test_time_of_a_step() -> None:
+    config = load_config().config
+    assert step_seconds(config, BatchPlan(8, 1, 4), COST) == pytest.approx(0.8 * 4)
+    assert step_seconds(config, BatchPlan(8, 3, 4), COST) == pytest.approx((0.8 + 0.2) * 4 * 3), "one more encoder pass"
+    mean = load_config(overrides=["training.accumulation=mean"]).config
+    assert step_seconds(mean, BatchPlan(8, 3, 4), COST) == pytest.approx(0.8 * 4 * 3)
