@@ -40,10 +40,10 @@ def test_the_same_images_at_every_validation(events: EventAccumulator, spark_roo
     for tag in [*pictures, "validation/confusion"]:
         assert [event.step for event in events.Images(tag)] == [3, 6, 9]
     dataset = SparkDataset(spark_root, "val")
-    for tag, index in zip(sorted(pictures), (0, len(dataset) - 1), strict=True):
+    for index in (0, len(dataset) - 1):
+        tag = f"predictions/{dataset.sample_id(index)}"
         encoded = np.frombuffer(events.Images(tag)[-1].encoded_image_string, np.uint8)
         panel = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        assert tag.endswith(dataset.sample_id(index))
         np.testing.assert_array_equal(panel[44:, :SIDE], dataset.load(index).image)
 
 
