@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Evaluates a model on its validation split:
 #   MODEL_PATH=runs/spark_b2_512/best sbatch slurm/segformer_eval.sh
+#   MODEL_PATH=runs/spark_b2_512/best TTA=flips CROPS=two_pass sbatch slurm/segformer_eval.sh
 #SBATCH --job-name=segformer-eval
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4

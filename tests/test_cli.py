@@ -173,3 +173,84 @@ def test_results_of_two_models_do_not_mix(
     ):
         assert leave(capsys, "evaluate", str(other), "--worst", "1", *extra)[0] == 0
         assert (other / "evaluation" / name / "results.json").is_file()
+
+
+def test_params_as_table_json_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ("--json", str(tmp_path / "p.json"), "--figure", str(tmp_path / "p.png"))
+    status, out, _ = leave(capsys, "params", "--num-classes", "150", "--variants", "b0", "b5", *files)
+    assert status == 0
+    assert "3,752,694" in out
+    assert [row["total_params"] for row in json.loads((tmp_path / "p.json").read_text())] == [3_752_694, 84_708_694]
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_lists_and_shows(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ("--folder", str(trained_run.parent))
+    status, out, _ = leave(capsys, "runs", *folder)
+    assert status == 0
+    assert out.splitlines()[1].split()[:3] == ["short", "completed", "9/9"]
+    assert "attempt 1" in leave(capsys, "runs", "show", "short", *folder)[1]
+    assert "attempt 1" in leave(capsys, "runs", "show", str(trained_run))[1], "a path will do"
+    status, _, err = leave(capsys, "runs", "show", "shrot", *folder)
+    assert status == 2
+    assert "there is no such run; did you mean short?" in err
+    (tmp_path / "none").mkdir()
+    assert "no runs yet" in leave(capsys, "runs", "--folder", str(tmp_path / "none"))[1]
+
+
+def test_dry_run_estimates_memory_and_time(spark_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = leave(
+        capsys, "train", "--dry-run", "--nodes", "1", "--tasks-per-node", "3", "--set", f"data.root={spark_root}",
+        "--set", "model.variant=b0", "--set", "data.image_size=64", "--set", "training.batch_size=2",
+        "--set", "training.ema.decay=0.99", "--set", "hardware.device=cpu",
+    )  # fmt: skip
+    assert status == 0
+    assert "2 (micro-batch) x 1 (accumulation) x 3 (world) = 6 images" in out
+    memory = next(line for line in out.splitlines() if line.startswith("memory per device in MiB"))
+    assert "parameters 14, gradients 14, optimizer 14, averaged weights 14, activations" in memory
+    assert "activations measured on 1 image(s) at 64 px on this machine's CPU" in out
+    assert "time for 200 steps: " in out
+    assert "device-hours" in out
+    assert "warning: the learning rate 6e-05 is not scaled with the world size: 3 devices" in out
+
+
+@pytest.mark.parametrize(("scaling", "peak"), [("linear", "0.00012"), ("sqrt", "8.48528e-05")])
+def test_learning_rate_scales_when_asked(
+    spark_root: Path, capsys: pytest.CaptureFixture[str], scaling: str, peak: str
+) -> None:
+    out = leave(
+        capsys, "train", "--dry-run", "--no-measure", "--world-size", "4", "--set", f"data.root={spark_root}",
+        "--set", "training.batch_size=2", "--set", f"training.optimizer.lr_scaling={scaling}",
+        "--set", "training.optimizer.lr_reference_batch=4",
+    )[1]  # fmt: skip
+    assert f"peak learning rate: {peak} (lr_scaling {scaling})" in out
+    assert "warning" not in out
+
+
+def test_tune_and_doctor_run_as_verbs(spark_root: Path, tmp_path: Path) -> None:
+    settings = [
+        part
+        for item in (f"data.root={spark_root}", "model.variant=b0", "model.pretrained=none", "data.image_size=64",
+                     "data.num_workers=0", "training.batch_size=2", "training.epochs=3", "hardware.device=cpu",
+                     "training.scheduler.warmup_epochs=1.0")
+        for part in ("--set", item)
+    ]  # fmt: skip
+    done = run("tune", "lr", "--steps", "6", "--output", str(tmp_path), *settings)
+    assert done.returncode == 0, done.stderr
+    assert "steepest fall at" in done.stdout
+    assert (tmp_path / "lr_range.png").is_file()
+    done = run("tune", "batch-size", "--largest", "2", "--output", str(tmp_path), *settings)
+    assert done.returncode == 0, done.stderr
+    assert "training.batch_size=" in done.stdout
+    assert len((tmp_path / "batch_size.csv").read_text().splitlines()) == 3
+    done = run("doctor", "--parity", *settings)
+    assert done.returncode == 0, done.stderr
+    assert "OK: relative to stage 0, 1e-05 passes" in done.stdout
+    assert run("doctor").returncode == 2
+
+
+def test_dry_run_refuses_weights_for_another_class_count(spark_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("train", "--dry-run", "--no-measure", "--world-size", "1", "--set", f"data.root={spark_root}")
+    status, _, err = leave(capsys, *arguments, "--set", "training.loss.class_weights=[1, 2, 3, 4, 5]")
+    assert status == 2
+    assert "training.loss.class_weights has 5 entries, there are 3 classes" in err

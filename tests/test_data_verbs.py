@@ -66,3 +66,11 @@ def test_unknown_size(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["data", "cache", "--output", "x", "--size", "-3"])
     assert "--size" in capsys.readouterr().err
+
+
+def test_a_manifest_that_cannot_be_written_is_said_before_reading(
+    own_spark_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert leave("data", "check", "--root", str(own_spark_root)) == 2
+    assert "put it elsewhere with --set data.manifest=FILE" in capsys.readouterr().err

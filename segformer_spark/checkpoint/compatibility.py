@@ -39,7 +39,14 @@ def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, pr
     Raises:
         CheckpointError: something that decides the result differs; each difference is named.
     """
-    before, after = flatten(stored["config"]), flatten(json.loads(config.model_dump_json()))
+    try:
+        before = flatten(stored["config"])
+    except KeyError as error:
+        raise CheckpointError(
+            f"the checkpoint was made by another version of this package: its configuration lacks {error}; start a new "
+            "run"
+        ) from error
+    after = flatten(json.loads(config.model_dump_json()))
     changed = [
         f"{dotted} was {before[dotted]!r}, now {after[dotted]!r}"
         for dotted, field in FIELDS.items()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import SegformerImageProcessor
 
@@ -15,7 +16,7 @@ from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.dataset import ClassInfo
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD
-from segformer_spark.errors import CheckpointError
+from segformer_spark.errors import CheckpointError, ConfigError
 from segformer_spark.models.pretrained import load_network
 from segformer_spark.models.segformer import SegFormer
 from segformer_spark.run.atomic import atomic_folder, write_json
@@ -51,8 +52,16 @@ class ModelCard:
         return ClassInfo(self.class_names, self.colors, self.background)
 
     def view(self, **changes: Any) -> InferenceView:
-        """What the model is to be shown; `changes` replace fields of `inference`."""
-        return InferenceView(self.image_size, InferenceConfig(**{**self.inference, **changes}))
+        """What the model is to be shown; `changes` replace fields of `inference`.
+
+        Raises:
+            ConfigError: the changes contradict how the model was exported.
+        """
+        try:
+            return InferenceView(self.image_size, InferenceConfig(**{**self.inference, **changes}))
+        except ValidationError as error:
+            reasons = "; ".join(str(item["msg"]).removeprefix("Value error, ") for item in error.errors())
+            raise ConfigError(f"the model of run {self.run} cannot be shown images in this way: {reasons}") from error
 
 
 def export_model(
@@ -67,7 +76,8 @@ def export_model(
     with atomic_folder(folder) as temporary:
         model.network.save_pretrained(temporary, state_dict=state)
         processor = SegformerImageProcessor(
-            do_resize=True,
+            # Other views than a square keep the ratio of the sides, which this processor cannot.
+            do_resize=card.view().config.resize == "square",
             size={"height": card.image_size, "width": card.image_size},
             image_mean=list(IMAGENET_MEAN),
             image_std=list(IMAGENET_STD),

@@ -27,7 +27,7 @@ from segformer_spark.run.atomic import atomic_folder, recover_folder, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
 
-_FORMAT = 1
+_FORMAT = 2
 _NAME = re.compile(r"step-(\d{8})")
 _MODEL, _OPTIMIZER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
 _STATE, _MANIFEST = "state.json", "manifest.json"

@@ -33,18 +33,29 @@ class FolderConfig(Section):
     masks: Literal["color", "index"] = field("color", "Whether masks hold colours or class ids.")
     background: str | None = field(None, "Class left out of mIoU without background.")
     ignore_id: int | None = field(255, "Label of index masks that neither trains nor counts.", ge=0, le=255)
+    ignore_color: tuple[int, int, int] | None = field(
+        None, "Colour of colour masks that neither trains nor counts.", strict=False
+    )
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The label of each class in index masks: its id, or its position in the table."""
+        return tuple(position if row.id is None else row.id for position, row in enumerate(self.classes or []))
 
     @model_validator(mode="after")
     def _table_makes_sense(self) -> FolderConfig:
         rows = self.classes or []
+        colors: list[object] = [row.color for row in rows]
         columns: dict[str, list[object]] = {
             "names": [row.name for row in rows],
-            "colours": [row.color for row in rows],
-            "ids": [row.id for row in rows if row.id is not None],
+            "colours": [*colors, self.ignore_color] if self.ignore_color is not None else colors,
+            "ids": list(self.ids),
         }
         for what, values in columns.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"the class table repeats {what}: {values}")
+        if self.masks == "index" and self.ignore_id in self.ids:
+            raise ValueError(f"ignore_id {self.ignore_id} is also the id of a class; a row without id has its position")
         if rows and self.background is not None and self.background not in [row.name for row in rows]:
             raise ValueError(f"background {self.background!r} is not a name of the class table")
         return self
@@ -100,6 +111,10 @@ class CropConfig(Section):
     def _range_rises(self) -> CropConfig:
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError("scale must be [low, high] with 0 < low <= high")
+        if self.max_class_share is not None and self.mode in ("none", "box"):
+            raise ValueError(f"max_class_share goes with random crops, crop.mode is {self.mode}")
+        if self.share != 1 and self.mode != "box":
+            raise ValueError(f"share goes with mode box, crop.mode is {self.mode}")
         return self
 
 
@@ -127,7 +142,7 @@ class AugmentationConfig(Section):
     )
     coarse_dropout: float = field(0.0, "Probability of blanking rectangles (DeVries and Taylor 2017).", ge=0, le=1)
     coarse_dropout_holes: int = field(8, "Largest number of rectangles.", ge=1, le=64)
-    coarse_dropout_size: float = field(0.15, "Largest side of a rectangle relative to the image.", gt=0, le=1)
+    coarse_dropout_size: float = field(0.15, "Largest side of a rectangle relative to the image.", ge=0.02, le=0.9)
     mosaic: float = field(0.0, "Probability of joining four images into one (Bochkovskiy et al. 2020).", ge=0, le=1)
     crop: CropConfig = CropConfig()
 

@@ -133,6 +133,10 @@ class Config(Section):
         validation = self.training.validation
         if validation.every_epochs is None and validation.every_steps is None:
             raise ValueError("training.validation: every_epochs and every_steps are both null; set one")
+        if self.training.precision == "fp16" and self.deepspeed.zero_stage == 0:
+            raise ValueError("training.precision fp16 needs deepspeed.zero_stage 1 or 2; with stage 0 use bf16 or fp32")
+        if self.model.freeze_backbone and self.training.optimizer.layer_decay != 1:
+            raise ValueError("training.optimizer.layer_decay is for the encoder's blocks, and freeze_backbone is on")
         if self.training.precision == "fp16" and self.training.ema.decay is not None:
             raise ValueError("training.ema averages fp32 weights, under fp16 the model has none; use bf16 or fp32")
         return self

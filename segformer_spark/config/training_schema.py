@@ -66,6 +66,10 @@ class LossConfig(Section):
     def _weights_make_sense(self) -> LossConfig:
         if self.type in ("ce_dice", "focal_dice") and self.ce_weight + self.dice_weight == 0:
             raise ValueError("ce_weight and dice_weight are both 0: there is nothing to minimise")
+        if self.label_smoothing and self.type not in ("ce", "ce_dice"):
+            raise ValueError(f"label_smoothing goes with ce and ce_dice, the loss is {self.type}")
+        if self.class_weights == []:
+            raise ValueError("class_weights is empty; give one weight per class, or null")
         if isinstance(self.class_weights, list) and not all(weight > 0 for weight in self.class_weights):
             raise ValueError("class_weights must all be above 0")
         return self

@@ -17,17 +17,18 @@ from __future__ import annotations
 import json
 import mmap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segformer_spark.config.schema import DataConfig
-from segformer_spark.data.dataset import Box, ClassInfo, Sample, SegmentationDataset
+from segformer_spark.data.dataset import Box, ClassInfo, Sample
 from segformer_spark.data.decode import decode_image
-from segformer_spark.data.manifest import manifest_path, read_manifest
-from segformer_spark.errors import ConfigError, DataError
+from segformer_spark.data.manifest import check_matches, manifest_path, read_manifest
+from segformer_spark.errors import DataError
+from segformer_spark.run.console import logger
 
 JPEG_QUALITY = 95
 FORMAT = 1
@@ -37,6 +38,12 @@ META = "cache.json"
 def shard_path(folder: Path, number: int, suffix: str) -> Path:
     """Where a shard's bytes (bin) or records (json) lie."""
     return folder / f"shard-{number:05d}.{suffix}"
+
+
+def decoding(config: DataConfig) -> dict[str, Any] | None:
+    """What decides how masks become class ids, where the configuration decides it."""
+    table: dict[str, Any] = json.loads(config.folder.model_dump_json())
+    return table if config.dataset == "folder" else None
 
 
 class CachedDataset:
@@ -99,10 +106,11 @@ class CachedDataset:
         box = self._images[index]["box"]
         return None if box is None else (box[0], box[1], box[2], box[3])
 
-    def verify(self) -> None:
-        """Read everything; raises DataError naming the first damaged shard."""
+    def verify(self, progress: Callable[[int], None] = lambda done: None) -> None:
+        """Read everything; raises DataError naming the first damaged shard. `progress` is called after each image."""
         for index in range(len(self)):
             self.load(index)
+            progress(1)
 
     def _map(self, number: int) -> mmap.mmap:
         if number not in self._maps:
@@ -152,6 +160,8 @@ def _find(folder: Path, config: DataConfig) -> Path:
 def _refusal(meta: dict[str, Any], config: DataConfig, digest: str | None) -> str | None:
     if (meta["dataset"], meta["split"]) != (config.dataset, config.train_split):
         return f"it is of {meta['dataset']}, split {meta['split']}"
+    if meta["decoding"] != decoding(config):
+        return "data.folder was another when it was built"
     if digest is not None and meta["digest"] != digest:
         return "the manifest no longer matches: it was built from other files"
     if meta["size"] not in (None, config.image_size):
@@ -159,10 +169,18 @@ def _refusal(meta: dict[str, Any], config: DataConfig, digest: str | None) -> st
     return None
 
 
-def check_cache_view(dataset: SegmentationDataset, crop_mode: str) -> None:
-    """Raise ConfigError when crops are to be cut from images that the cache has resized already."""
-    if isinstance(dataset, CachedDataset) and dataset.size is not None and crop_mode != "none":
-        raise ConfigError(
-            f"augmentation.crop.mode {crop_mode} cuts from native images, the cache holds {dataset.size} px; build it "
-            "with --size native"
+def check_source(dataset: CachedDataset, config: DataConfig) -> None:
+    """Compare a cache with the files it was made from, as far as they can be seen from here. For rank 0.
+
+    Raises:
+        DataError: the files were changed since.
+    """
+    if not manifest_path(config).is_file():
+        logger.warning(
+            "%s: there is no manifest at %s to compare the cache with; it is taken as it is",
+            dataset.folder,
+            manifest_path(config),
         )
+        return
+    if dataset.root.is_dir():
+        check_matches(read_manifest(config, config.train_split), dataset, dataset.root)

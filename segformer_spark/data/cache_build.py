@@ -15,8 +15,9 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from segformer_spark.config.schema import DataConfig
-from segformer_spark.data.cache import FORMAT, JPEG_QUALITY, META, shard_path
+from segformer_spark.data.cache import FORMAT, JPEG_QUALITY, META, decoding, shard_path
 from segformer_spark.data.dataset import Image, Sample, SegmentationDataset
+from segformer_spark.data.decode import remember_contents
 from segformer_spark.data.loader import check_labels, init_worker
 from segformer_spark.data.manifest import SplitManifest
 from segformer_spark.data.resize import resize_image, resize_mask
@@ -43,8 +44,9 @@ class CacheOptions:
 
 
 def cache_folder(parent: Path, config: DataConfig, split: str, options: CacheOptions, digest: str) -> Path:
-    """Where this cache lies; the name is its key."""
-    return parent / f"{config.dataset}-{split}-{options.label}-{digest[:12]}"
+    """Where this cache lies; the name is its key: of the manifest's files and of how masks are decoded."""
+    key = hashlib.sha256(f"{digest} {json.dumps(decoding(config))}".encode()).hexdigest()
+    return parent / f"{config.dataset}-{split}-{options.label}-{key[:12]}"
 
 
 def build_cache(
@@ -88,6 +90,7 @@ def build_cache(
             "size": options.size,
             "storage": options.storage,
             "jpeg_quality": JPEG_QUALITY if options.storage == "jpeg" else None,
+            "decoding": decoding(config),
             "classes": [list(dataset.classes.names), list(dataset.classes.colors), dataset.classes.background],
             "groups": list(dataset.groups),
             "images": [
@@ -142,32 +145,30 @@ class _ShardBuilder(Dataset[Any]):
 
     def _encode(self, index: int) -> tuple[bytes, bytes, tuple[int, int]]:
         entry = self.manifest.images[index]
+        with remember_contents() as contents:
+            sample = self.dataset.load(index)
         for path, kind in zip(self.dataset.files(index), ("image", "mask"), strict=True):
-            self._check_digest(path, entry[f"{kind}_sha256"])
-        sample = self.dataset.load(index)
+            _check_digest(path, contents[path], entry[f"{kind}_sha256"])
         check_labels(sample.mask, len(self.dataset.classes), str(self.dataset.files(index)[1]))
         if self.options.size is not None:
             size = (self.options.size, self.options.size)
             sample = Sample(resize_image(sample.image, size), resize_mask(sample.mask, size))
         height, width = sample.mask.shape
         mask = zlib.compress(np.ascontiguousarray(sample.mask).tobytes(), 1)
-        return self._encode_image(sample.image, index), mask, (height, width)
+        content = contents[self.dataset.files(index)[0]]
+        return self._encode_image(sample.image, content), mask, (height, width)
 
-    def _encode_image(self, image: Image, index: int) -> bytes:
+    def _encode_image(self, image: Image, content: bytes) -> bytes:
         if self.options.storage == "original":
-            return self.dataset.files(index)[0].read_bytes()
+            return content
         if self.options.storage == "raw":
             return np.ascontiguousarray(image).tobytes()
         _, encoded = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         return encoded.tobytes()
 
-    def _check_digest(self, path: Path, expected: str) -> None:
-        try:
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
-        if found != expected:
-            raise DataError(
-                f"{path}: the file is not the one of the manifest (sha256 differs); run `segformer-spark data check` "
-                "again"
-            )
+
+def _check_digest(path: Path, content: bytes, expected: str) -> None:
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise DataError(
+            f"{path}: the file is not the one of the manifest (sha256 differs); run `segformer-spark data check` again"
+        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -11,11 +12,13 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from segformer_spark.data.dataset import Image, Mask
+from segformer_spark.data.dataset import IGNORE_INDEX, Image, Mask
 from segformer_spark.errors import DataError
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
+
+Color = tuple[int, int, int]
 
 FOREIGN_DISTANCE = 200
 """A pixel further than this (Euclidean, RGB) from every class colour is foreign. Mixtures of two SPARK colours,
@@ -25,6 +28,7 @@ FOREIGN_SHARE = 0.05
 """A mask is refused when more than this share of its pixels off the first colour (the background) is foreign."""
 
 _MIN_FOREIGN_PIXELS = 16
+_NO_LABEL = 65535
 
 
 def read_image(path: Path) -> Image:
@@ -38,19 +42,40 @@ def read_image(path: Path) -> Image:
 
 def decode_image(content: bytes, path: Path) -> Image:
     """Decode the content of an image file to uint8 (H, W, 3) RGB; `path` is for the error message."""
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    except cv2.error as error:
+        raise DataError(f"{path}: this is not an image that can be decoded: {error.err}") from error
     if pixels is None:
         raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)")
     rgb: Image = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return rgb
 
 
+_remembered: dict[Path, bytes] | None = None
+
+
+@contextmanager
+def remember_contents() -> Iterator[dict[Path, bytes]]:
+    """Keep the content of the files that are decoded in the block, for who needs the bytes too. Not for threads."""
+    global _remembered
+    _remembered = {}
+    try:
+        yield _remembered
+    finally:
+        _remembered = None
+
+
 def _read_whole(path: Path) -> bytes:
-    """The content of an image file; raises DataError when it is missing, empty or cut."""
+    """The content of an image file; raises DataError when it is missing or cut."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
+    if _remembered is not None:
+        _remembered[path] = content
+    if not content:
+        raise DataError(f"{path}: the file is empty")
     tail = content.rstrip(b"\0")[-64:]
     if (content.startswith(_JPEG_START) and _JPEG_END not in tail) or (
         content.startswith(_PNG_START) and _PNG_END not in tail
@@ -74,13 +99,14 @@ def read_index_mask(path: Path, table: Mapping[int, int]) -> Mask:
     try:
         with PIL.Image.open(io.BytesIO(content)) as picture:
             mode, labels = picture.mode, np.asarray(picture)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)") from error
     if labels.ndim != 2 or mode not in ("L", "P", "1", "I", "I;16"):
         raise DataError(f"{path}: the mask is a {mode} image; class numbers need one channel (grey or palette)")
-    lookup = np.full(65536, -1, np.int16)
+    lookup = np.full(_NO_LABEL + 1, -1, np.int16)
     lookup[list(table)] = list(table.values())
-    ids = lookup[np.clip(labels.astype(np.int64), 0, 65535)]
+    wide = labels.astype(np.int64)
+    ids = lookup[np.where((wide < 0) | (wide > _NO_LABEL), _NO_LABEL, wide)]
     if (ids < 0).any():
         row, column = (int(place) for place in np.argwhere(ids < 0)[0])
         raise DataError(
@@ -91,16 +117,36 @@ def read_index_mask(path: Path, table: Mapping[int, int]) -> Mask:
     return mask
 
 
-def read_color_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> Mask:
+def color_tolerance(colors: Sequence[Color], ignored: Color | None = None) -> float:
+    """Half the smallest distance between two colours of a table: further off, a pixel may as well be another class."""
+    points = np.asarray([*colors, *([] if ignored is None else [ignored])], np.float64)
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    return float(distances[~np.eye(len(points), dtype=bool)].min() / 2)
+
+
+def read_color_mask(
+    path: Path,
+    colors: Sequence[Color],
+    *,
+    ignored: Color | None = None,
+    foreign_distance: float = FOREIGN_DISTANCE,
+) -> Mask:
     """Decode an RGB mask to class ids by nearest colour, at its stored size.
 
     JPEG changes colours (pure red decodes to (254, 0, 0), edges are mixed), so equality and thresholds mislabel.
+
+    Args:
+        ignored: colour of pixels without a label.
+        foreign_distance: see FOREIGN_DISTANCE.
 
     Raises:
         DataError: as `read_image`, or more than FOREIGN_SHARE of the pixels resemble no class colour.
     """
     pixels = read_image(path)
-    ids, foreign = nearest_color(pixels, colors)
+    table = [*colors, *([] if ignored is None else [ignored])]
+    ids, foreign = nearest_color(pixels, table, foreign_distance)
+    if ignored is not None:
+        ids[ids == len(colors)] = IGNORE_INDEX
     # Relative to what is not plain background: a spacecraft may cover less than a hundredth of the image.
     num_colored = int((pixels != np.asarray(colors[0], np.uint8)).any(-1).sum())
     share = float(foreign.sum()) / max(num_colored, _MIN_FOREIGN_PIXELS / FOREIGN_SHARE)
@@ -116,7 +162,7 @@ def read_color_mask(path: Path, colors: Sequence[tuple[int, int, int]]) -> Mask:
     return ids
 
 
-def _refuse_index_mask(path: Path, pixels: Image, colors: Sequence[tuple[int, int, int]]) -> None:
+def _refuse_index_mask(path: Path, pixels: Image, colors: Sequence[Color]) -> None:
     """A mask that stores 0, 1, 2 instead of colours would decode to nothing but background."""
     brightest = int(pixels.max())
     dimmest_class = min((max(color) for color in colors[1:]), default=0)
@@ -127,8 +173,10 @@ def _refuse_index_mask(path: Path, pixels: Image, colors: Sequence[tuple[int, in
         )
 
 
-def nearest_color(pixels: Image, colors: Sequence[tuple[int, int, int]]) -> tuple[Mask, NDArray[np.bool_]]:
-    """Return, per pixel, the id of the nearest colour and whether it is further than FOREIGN_DISTANCE.
+def nearest_color(
+    pixels: Image, colors: Sequence[Color], foreign_distance: float = FOREIGN_DISTANCE
+) -> tuple[Mask, NDArray[np.bool_]]:
+    """Return, per pixel, the id of the nearest colour and whether it is further than `foreign_distance`.
 
     |p - c|^2 = |p|^2 - 2 p.c + |c|^2; all terms are integers below 2^24, so float32 is exact. Ties go to the lower id.
     Pixels that equal the first colour, most of a SPARK mask, are settled by one comparison.
@@ -143,7 +191,7 @@ def nearest_color(pixels: Image, colors: Sequence[tuple[int, int, int]]) -> tupl
     squared_distance = scores[np.arange(len(nearest)), nearest] + (points**2).sum(1)
     ids, foreign = np.zeros(rest.shape, np.uint8), np.zeros(rest.shape, np.bool_)
     ids[rest] = nearest
-    foreign[rest] = squared_distance > FOREIGN_DISTANCE**2
+    foreign[rest] = squared_distance > foreign_distance**2
     return ids, foreign
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from segformer_spark.config.schema import DataConfig, FolderConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
-from segformer_spark.data.decode import read_color_mask
+from segformer_spark.data.decode import color_tolerance, read_color_mask
 from segformer_spark.data.pairs import PairDataset, visible_files
 from segformer_spark.errors import ConfigError, DataError
 
@@ -36,10 +36,8 @@ class FolderDataset(PairDataset):
         """
         self.root, self.split, self.table = root, split, table
         self.classes = _class_info(table)
-        rows = table.classes or []
         ignored = {} if table.ignore_id is None else {table.ignore_id: IGNORE_INDEX}
-        ids = {position if row.id is None else row.id: position for position, row in enumerate(rows)}
-        self.labels = ignored | ids
+        self.labels = ignored | {label: position for position, label in enumerate(table.ids)}
         super().__init__(_match(root, split, check_files=check_files))
 
     @classmethod
@@ -49,7 +47,10 @@ class FolderDataset(PairDataset):
 
     def read_mask(self, path: Path) -> Mask:
         """Colours or ids, as the table says."""
-        return read_color_mask(path, self.classes.colors) if self.table.masks == "color" else super().read_mask(path)
+        if self.table.masks == "index":
+            return super().read_mask(path)
+        colors, ignored = self.classes.colors, self.table.ignore_color
+        return read_color_mask(path, colors, ignored=ignored, foreign_distance=color_tolerance(colors, ignored))
 
     def sample_id(self, index: int) -> str:
         relative = self.pairs[index][0].relative_to(self.root / "images" / self.split)

@@ -36,6 +36,7 @@ class SplitManifest:
     digest: str
     pixels: list[int]
     images: list[dict[str, Any]]
+    damaged: list[str]
 
 
 def manifest_path(config: DataConfig) -> Path:
@@ -46,8 +47,11 @@ def manifest_path(config: DataConfig) -> Path:
 def write_manifest(
     path: Path, dataset: str, root: Path, classes: Sequence[str], facts: Mapping[str, Sequence[ItemFacts]]
 ) -> None:
-    """Write the manifest of all scanned splits; items that cannot be decoded are left out."""
-    splits = {}
+    """Write the manifest of all scanned splits. Items that cannot be decoded are only listed, as damaged.
+
+    Splits that were not scanned stay as they are, if the file at `path` is of the same data set and classes.
+    """
+    splits: dict[str, Any] = _other_splits(path, dataset, classes)
     for split, items in facts.items():
         images = [_entry(item, root) for item in items if item.size is not None]
         splits[split] = {
@@ -55,6 +59,7 @@ def write_manifest(
             "num_images": len(images),
             "pixels": [sum(column) for column in zip(*(image["pixels"] for image in images), strict=True)],
             "ignored": sum(image["ignored"] for image in images),
+            "damaged": [_relative(item.image, root) for item in items if item.size is None],
             "images": images,
         }
     write_json(path, {"format": _FORMAT, "dataset": dataset, "classes": list(classes), "splits": splits})
@@ -79,7 +84,9 @@ def read_manifest(config: DataConfig, split: str) -> SplitManifest:
                 f"{path}: the manifest has no split {split!r}, only {', '.join(raw['splits']) or 'none'}; {mend}"
             )
         part = raw["splits"][split]
-        found = SplitManifest(split, tuple(raw["classes"]), part["digest"], part["pixels"], part["images"])
+        found = SplitManifest(
+            split, tuple(raw["classes"]), part["digest"], part["pixels"], part["images"], part["damaged"]
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: this is not a manifest that can be read: {error}; {mend}") from error
     if not found.images:
@@ -100,6 +107,11 @@ def check_matches(manifest: SplitManifest, dataset: SegmentationDataset, root: P
             f"{where} knows the classes {', '.join(manifest.classes)}, the data set has "
             f"{', '.join(dataset.classes.names)}{mend}"
         )
+    if manifest.damaged:
+        raise DataError(
+            f"{where}: {len(manifest.damaged)} images cannot be read or have unsuitable masks, first "
+            f"{manifest.damaged[0]}; repair or remove them, then run `segformer-spark data check` again"
+        )
     if len(manifest.images) != len(dataset):
         raise DataError(f"{where} has {len(manifest.images)} images, the data set has {len(dataset)}{mend}")
     for index, entry in enumerate(manifest.images):
@@ -113,6 +125,16 @@ def check_matches(manifest: SplitManifest, dataset: SegmentationDataset, root: P
             if present != expected:
                 found = "is missing" if present is None else f"has {present} bytes"
                 raise DataError(f"{path} {found}, {where} says {expected} bytes: the files were changed since{mend}")
+
+
+def _other_splits(path: Path, dataset: str, classes: Sequence[str]) -> dict[str, Any]:
+    """The splits of an existing manifest of the same data set; a file that is something else is written over."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        same = (raw["format"], raw["dataset"], raw["classes"]) == (_FORMAT, dataset, list(classes))
+        return dict(raw["splits"]) if same else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _entry(item: ItemFacts, root: Path) -> dict[str, Any]:

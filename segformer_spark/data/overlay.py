@@ -10,12 +10,17 @@ import numpy as np
 from segformer_spark.data.dataset import ClassInfo, Image, Mask
 from segformer_spark.run.atomic import atomic_file
 
-_IGNORED_COLOR = (128, 128, 128)
+_GREY, _WHITE = (128, 128, 128), (255, 255, 255)
+
+
+def ignored_color(classes: ClassInfo) -> tuple[int, int, int]:
+    """Grey, or white where a class is grey."""
+    return _WHITE if _GREY in classes.colors else _GREY
 
 
 def color_mask(mask: Mask, classes: ClassInfo) -> Image:
-    """Class ids (H, W) -> RGB (H, W, 3); ignored pixels are grey."""
-    palette = np.full((256, 3), _IGNORED_COLOR, np.uint8)
+    """Class ids (H, W) -> RGB (H, W, 3); ignored pixels have `ignored_color`."""
+    palette = np.full((256, 3), ignored_color(classes), np.uint8)
     palette[: len(classes)] = classes.colors
     return palette[mask]
 

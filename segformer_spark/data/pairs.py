@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,11 +60,12 @@ def visible_files(folder: Path, suffixes: Sequence[str], what: str) -> list[Path
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of {what}; check data.root and the split")
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in suffixes and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = (Path(parent) / name for name in names if not name.startswith("."))
+        found += [path for path in visible if path.suffix.lower() in suffixes]
+    found.sort()
     if not found:
         raise DataError(f"{folder}: there are no {what}")
     return found

@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 
 from segformer_spark.config.schema import Config
+from segformer_spark.data.crops import check_crop
 from segformer_spark.data.dataset import ClassInfo, Image, Sample, SegmentationDataset
 from segformer_spark.data.loader import fed_sample
-from segformer_spark.data.overlay import overlay, write_png
+from segformer_spark.data.overlay import ignored_color, overlay, write_png
 from segformer_spark.data.sampler import epoch_order
 from segformer_spark.data.transforms import TrainTransform
 
@@ -24,6 +25,7 @@ def write_sheet(dataset: SegmentationDataset, config: Config, path: Path, *, num
     Raises:
         DataError: a sample cannot be read, or the crop does not fit.
     """
+    check_crop(config.augmentation.crop, dataset)
     transform = TrainTransform(config.data.image_size, config.augmentation, config.experiment.seed)
     order = epoch_order(len(dataset), config.experiment.seed, epoch)[:num_images]
     cells = [
@@ -47,8 +49,8 @@ def _cell(sample: Sample, classes: ClassInfo, name: str) -> Image:
 
 
 def _legend(classes: ClassInfo, width: int) -> Image:
-    """Class colours and names, on as many lines as they need; grey is what does not count."""
-    entries = [*zip(classes.names, classes.colors, strict=True), ("ignored", (128, 128, 128))]
+    """Class colours and names, on as many lines as they need, and what does not count."""
+    entries = [*zip(classes.names, classes.colors, strict=True), ("ignored", ignored_color(classes))]
     places, x, line = [], 4, 0
     for name, _ in entries:
         needed = 26 + 8 * len(name)

@@ -15,6 +15,7 @@ from segformer_spark.data.scan import HEAT_SIDE, ItemFacts
 from segformer_spark.errors import DataError
 from segformer_spark.run.figures import new_figure, save_figure
 
+_MOST_MAPS = 24
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -93,7 +94,7 @@ def _rgb(classes: ClassInfo) -> list[tuple[float, ...]]:
 
 def _draw_classes(classes: ClassInfo, summary: dict[str, Any], path: Path) -> None:
     names, places = list(classes.names), np.arange(len(classes))
-    figure = new_figure(max(9.0, 0.5 * len(names) + 6), 3.6)
+    figure = new_figure(min(max(9.0, 0.5 * len(names) + 6), 24.0), 3.6)
     shares, weights = figure.subplots(1, 2)
     values = [100 * summary["classes"][name]["share"] for name in names]
     shares.bar(places, values, color=_rgb(classes), edgecolor="0.3")
@@ -105,7 +106,9 @@ def _draw_classes(classes: ClassInfo, summary: dict[str, Any], path: Path) -> No
     weights.set(title="class weights proposed, mean 1", ylabel="weight")
     weights.legend(fontsize="small")
     for axis in (shares, weights):
-        axis.set_xticks(places, names, rotation=45, ha="right", fontsize=8)
+        axis.set_xticks(
+            places, names, rotation=45 if len(names) <= 40 else 90, ha="right", fontsize=8 if len(names) <= 40 else 4
+        )
         axis.grid(axis="y", alpha=0.3)
     save_figure(figure, path)
 
@@ -141,7 +144,9 @@ def heat_maps(facts: Sequence[ItemFacts], num_classes: int) -> NDArray[np.float6
 
 def _draw_places(facts: Sequence[ItemFacts], classes: ClassInfo, path: Path) -> None:
     maps = heat_maps(facts, len(classes))
-    shown = [index for index in range(len(classes)) if index != classes.background][:24]
+    foreground = [index for index in range(len(classes)) if index != classes.background]
+    largest = sorted(foreground, key=lambda index: -float(maps[index].sum()))[:_MOST_MAPS]
+    shown = [index for index in foreground if index in largest]
     columns = min(6, len(shown))
     rows = -(-len(shown) // columns)
     figure = new_figure(2.3 * columns + 0.5, 2.4 * rows)
@@ -151,4 +156,6 @@ def _draw_places(facts: Sequence[ItemFacts], classes: ClassInfo, path: Path) -> 
         axis.set_title(f"{classes.names[index]}, at most {100 * maps[index].max():.1f} %", fontsize=8)
     for axis in axes:
         axis.set_axis_off()
+    if len(shown) < len(foreground):
+        figure.suptitle(f"the {len(shown)} largest of {len(foreground)} classes")
     save_figure(figure, path)

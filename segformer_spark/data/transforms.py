@@ -18,7 +18,7 @@ from segformer_spark.config.schema import AugmentationConfig
 from segformer_spark.data.crops import TrainingView
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Sample, SegmentationDataset
 from segformer_spark.data.photometric import distort
-from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOR
+from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOR, resize_mask
 from segformer_spark.data.window import object_box
 from segformer_spark.errors import DataError
 
@@ -126,28 +126,35 @@ class TrainTransform:
         Raises:
             DataError: the crop does not fit, or the augmentation leaves no labelled pixel.
         """
-        rng = self._generator(epoch, index, 0)
+        was_labelled = any(self._would_show_labels(one.sample) for one in samples)
+        for attempt in range(_ATTEMPTS):
+            out = self._draw(samples, epoch, index, [attempt] if attempt else [])
+            if not was_labelled or (out.mask != IGNORE_INDEX).any():
+                return out
+        raise DataError(
+            f"{samples[0].name}: augmentation left no labelled pixel in {_ATTEMPTS} attempts; lower "
+            "augmentation.coarse_dropout_size, coarse_dropout_holes, shift, scale or mosaic, or set another crop.mode"
+        )
+
+    def _would_show_labels(self, sample: Sample) -> bool:
+        """Whether the whole image, resized, has a label: what resizing alone loses is not augmentation's doing."""
+        return bool((resize_mask(sample.mask, (self.side, self.side)) != IGNORE_INDEX).any())
+
+    def _draw(self, samples: Sequence[NativeSample], epoch: int, index: int, again: list[int]) -> Sample:
+        rng = self._generator(epoch, index, 0, *again)
         views = [self.view(one.sample, one.box, one.name, rng) for one in samples]
         view = views[0] if len(views) == 1 else join_mosaic(views, rng)
         if self.config.photometric and rng.random() < self.config.photometric:
             view = Sample(distort(view.image, rng), view.mask)
         if not self.augmentation.transforms:
             return view
-        was_labelled = bool((view.mask != IGNORE_INDEX).any())
-        for attempt in range(_ATTEMPTS):
-            again = [attempt] if attempt else []
-            entropy = np.random.SeedSequence([self.seed, epoch, index, *again]).generate_state(1)[0]
-            self.augmentation.set_random_seed(int(entropy))
-            out = self.augmentation(image=view.image, mask=view.mask)
-            if not was_labelled or (out["mask"] != IGNORE_INDEX).any():
-                return Sample(out["image"], out["mask"])
-        raise DataError(
-            f"{samples[0].name}: augmentation left no labelled pixel in {_ATTEMPTS} attempts; lower "
-            "augmentation.coarse_dropout_size, coarse_dropout_holes, shift or scale"
-        )
+        entropy = np.random.SeedSequence([self.seed, epoch, index, *again]).generate_state(1)[0]
+        self.augmentation.set_random_seed(int(entropy))
+        out = self.augmentation(image=view.image, mask=view.mask)
+        return Sample(out["image"], out["mask"])
 
-    def _generator(self, epoch: int, index: int, purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, epoch, index, _CHOICES + purpose])
+    def _generator(self, epoch: int, index: int, purpose: int, *again: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, index, _CHOICES + purpose, *again])
 
 
 def join_mosaic(views: Sequence[Sample], rng: np.random.Generator) -> Sample:

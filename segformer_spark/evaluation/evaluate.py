@@ -67,7 +67,7 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
             f"{options.model} knows the classes {', '.join(card.class_names)}, the data set {config.data.dataset} has "
             f"{', '.join(dataset.classes.names)}"
         )
-    view = card.view(**_changed_inference(resolved), **({"crops": options.crops} if options.crops else {}))
+    view = card.view(**{**changed_inference(resolved), **({"crops": options.crops} if options.crops else {})})
     predictor = Predictor(model.to(group.device), group.device, view, options.precision, options.tta, card.background)
     loading = EvalLoading(view, options.batch_size, config.data.num_workers)
     started = now()
@@ -110,7 +110,7 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
     return figures
 
 
-def _changed_inference(resolved: ResolvedConfig) -> dict[str, Any]:
+def changed_inference(resolved: ResolvedConfig) -> dict[str, Any]:
     """Fields of `inference` that the command line or the environment set; all else is as the model was exported."""
     values = resolved.config.inference.model_dump()
     prefix = "inference."
@@ -135,7 +135,7 @@ def write_tables(folder: Path, figures: dict[str, Any], counts: EvaluationCounts
         row: dict[str, Any] = {"image": dataset.sample_id(index)}
         if dataset.groups:
             row["group"] = dataset.groups[dataset.group(index)]
-        row |= {f"iou_{name}": f"{iou[index, c]:.6f}" for c, name in enumerate(names)}
+        row |= {f"iou_{name}": _decimal(iou[index, c]) for c, name in enumerate(names)}
         row |= {f"true_pixels_{name}": int(per_image[index, c, 1]) for c, name in enumerate(names)}
         if counted is not None:
             row["counts_for_panels"] = int(counted[index])
@@ -179,8 +179,13 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def _decimal(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6f}"
+
+
 def _per_image_iou(counts: EvaluationCounts) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return image_iou(counts.per_image.cpu().numpy())
+    """IoU (N, C); nan for a class that neither truth nor prediction has."""
+    return image_iou(counts.per_image.cpu().numpy(), empty=np.nan)
 
 
 def _draw_worst(
@@ -192,7 +197,10 @@ def _draw_worst(
 ) -> None:
     """The images with the lowest mean IoU over the foreground classes, worst first."""
     foreground = [c for c in range(len(dataset.classes)) if c != dataset.classes.background]
-    quality = _per_image_iou(counts)[:, foreground].mean(1)
+    iou = _per_image_iou(counts)[:, foreground]
+    present = ~np.isnan(iou)
+    quality = np.where(present, iou, 0).sum(1) / np.maximum(present.sum(1), 1)
+    quality[~present.any(1)] = 1.0
     worst = [int(index) for index in np.argsort(quality, kind="stable")[: options.num_worst]]
     folder = options.output / "worst"
     for old in folder.glob("*.png"):

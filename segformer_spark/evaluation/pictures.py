@@ -15,6 +15,8 @@ from segformer_spark.data.overlay import overlay
 from segformer_spark.run.figures import new_figure, save_figure
 
 _GAP = 6
+_LARGEST_INCHES = 12.0
+_MOST_NAMES, _MOST_SERIES = 40, 7
 
 
 def make_panel(image: Image, truth: Mask, prediction: Mask, classes: ClassInfo, title: str) -> Image:
@@ -51,14 +53,15 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Any:
     """The confusion matrix in percent of each true class, as a matplotlib figure."""
     rows = confusion.sum(1, keepdims=True)
     share = np.divide(confusion, rows, out=np.zeros(confusion.shape), where=rows > 0) * 100
-    side = 2.4 + 0.6 * len(names)
+    side = min(2.4 + 0.6 * len(names), _LARGEST_INCHES)
     figure = new_figure(side + 0.8, side)
     axis = figure.subplots()
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axis.set(xlabel="prediction", ylabel="truth", title="percent of the true class")
-    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axis.set_yticks(range(len(names)), names)
-    if len(names) <= 25:
+    if len(names) <= _MOST_NAMES:
+        axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axis.set_yticks(range(len(names)), names)
+    if len(names) <= 20:
         for row, column in np.ndindex(*share.shape):
             color = "white" if share[row, column] > 55 else "black"
             axis.text(column, row, f"{share[row, column]:.1f}", ha="center", va="center", fontsize=8, color=color)
@@ -67,13 +70,15 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Any:
 
 
 def draw_groups(figures: dict[str, Any], path: Path) -> None:
-    """IoU per class and, where there is one, the SPARK score, for every group and in all."""
+    """IoU per class and, where there is one, the SPARK score; for every group and in all, if there are groups."""
     groups = {**figures["groups"], "all": figures}
     names = list(figures["per_class"])
+    if len(groups) == 1 or len(names) > _MOST_SERIES:
+        _draw_classes(figures, names, path)
+        return
     series = {f"IoU {name}": [g["per_class"][name]["iou"] for g in groups.values()] for name in names}
     if "spark_score" in figures:
         series["SPARK score"] = [g["spark_score"] for g in groups.values()]
-    series = dict(list(series.items())[:8])
     figure = new_figure(max(6, 1.1 * len(groups) + 2), 3.8)
     axis = figure.subplots()
     width = 0.8 / len(series)
@@ -84,4 +89,20 @@ def draw_groups(figures: dict[str, Any], path: Path) -> None:
     axis.set(ylim=(0, 1), ylabel="score")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize="small", ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    save_figure(figure, path)
+
+
+def _draw_classes(figures: dict[str, Any], names: Sequence[str], path: Path) -> None:
+    """One bar per class, the best first, and the mean as a line."""
+    ordered = sorted(names, key=lambda name: -(figures["per_class"][name]["iou"] or 0))
+    figure = new_figure(min(max(6.0, 0.45 * len(names) + 2), _LARGEST_INCHES + 6), 3.8)
+    axis = figure.subplots()
+    axis.bar(range(len(ordered)), [figures["per_class"][name]["iou"] or 0 for name in ordered])
+    if figures["miou"] is not None:
+        axis.axhline(figures["miou"], color="tab:orange", linestyle="--", label=f"mean {figures['miou']:.3f}")
+        axis.legend(fontsize="small")
+    size = 8 if len(names) <= _MOST_NAMES else 4
+    axis.set_xticks(range(len(ordered)), ordered, rotation=90 if len(names) > 12 else 35, ha="right", fontsize=size)
+    axis.set(ylim=(0, 1), ylabel="IoU")
+    axis.grid(axis="y", alpha=0.3)
     save_figure(figure, path)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from segformer_spark.config.precision import refuse_fp16_on_cpu
+from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Mask, SegmentationDataset
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader
@@ -156,12 +157,21 @@ def main_box(ids: Mask, background: int | None) -> Box | None:
     return int(left.min()), int(top.min()), int(right.max()), int(bottom.max())
 
 
+def check_view(config: InferenceConfig, dataset: SegmentationDataset) -> None:
+    """Raise ConfigError when a labelled data set cannot be shown in this way."""
+    if config.crops == "box" and any(dataset.box(index) is None for index in range(len(dataset))):
+        raise ConfigError("inference.crops box: this data set has no labelled boxes; use two_pass")
+    if config.crops != "none" and dataset.classes.background is None:
+        raise ConfigError(
+            f"inference.crops {config.crops}: outside of a crop is background, and this data set has no such class"
+        )
+
+
 def count(
     predictor: Predictor, dataset: SegmentationDataset, loading: EvalLoading, group: Group, label: str
 ) -> EvaluationCounts:
     """Counts of the whole data set, every image once over all ranks. Collective."""
-    if loading.view.config.crops == "box" and len(dataset) > 0 and dataset.box(0) is None:
-        raise ConfigError("inference.crops box: this data set has no labelled boxes; use two_pass")
+    check_view(loading.view.config, dataset)
     counts = EvaluationCounts.zeros(len(dataset), len(dataset.classes), len(dataset.groups), group.device)
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     items = predictor.predict(eval_loader(dataset, indices, loading))

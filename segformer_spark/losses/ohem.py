@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class OhemLoss(GlobalBatchLoss):
         hard = valid & (probability < self.threshold)
         for image, (own, labelled) in enumerate(zip(probability, valid, strict=True)):
             candidates = own[labelled]
-            number = int(self.min_share * len(candidates))
+            number = math.ceil(self.min_share * len(candidates))
             if number > 0:
                 hard[image] |= labelled & (own <= candidates.kthvalue(number).values)
         return hard

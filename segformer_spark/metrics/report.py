@@ -61,23 +61,29 @@ def report(
 def by_object_size(per_image: Counts, class_names: Sequence[str], background: int) -> dict[str, Any]:
     """Figures of the images whose foreground takes a share of the image within each of the ranges SIZE_EDGES makes.
 
-    Per range: number of images, mean over its images of each foreground class's IoU, SPARK score where there is one.
+    Per range: number of images, mean of each foreground class's IoU over the images where truth or prediction has it,
+    SPARK score where there is one. Images without an object have a range of their own.
     """
     truth = per_image[..., TRUTH]
     total = truth.sum(1)
     share = (total - truth[:, background]) / np.maximum(total, 1)
-    iou = image_iou(per_image)
-    out = {}
+    iou = image_iou(per_image, empty=np.nan)
+    ranges = {"no object": share == 0}
     for low, high in itertools.pairwise(SIZE_EDGES):
-        own = (share >= low) & (share < high)
+        ranges[f"{100 * low:g}-{100 * min(high, 1):g} %"] = (share > 0) & (share >= low) & (share < high)
+    out = {}
+    for label, own in ranges.items():
         if not own.any():
             continue
         row: dict[str, Any] = {"num_images": int(own.sum())}
-        row |= {f"iou_{n}": float(iou[own, c].mean()) for c, n in enumerate(class_names) if c != background}
+        for c, name in enumerate(class_names):
+            if c != background:
+                values = iou[own, c][~np.isnan(iou[own, c])]
+                row[f"iou_{name}"] = float(values.mean()) if len(values) else None
         if _is_spark(class_names):
             body, panels = class_names.index("body"), class_names.index("panels")
             row["spark_score"] = spark_score(per_image[own][:, body], per_image[own][:, panels]).score
-        out[f"{100 * low:g}-{100 * min(high, 1):g} %"] = row
+        out[label] = row
     return out
 
 

@@ -35,15 +35,16 @@ class SparkScore:
     num_panel_images: int
 
 
-def image_iou(counts: Counts) -> NDArray[np.float64]:
+def image_iou(counts: Counts, empty: float = _EMPTY_IOU) -> NDArray[np.float64]:
     """IoU per image of one class.
 
     Args:
         counts: int64 (..., 3): predicted, true and overlapping pixels.
+        empty: the value where neither truth nor prediction has a pixel; the default is that of the score.
     """
     overlap = counts[..., OVERLAP].astype(np.float64)
     union = counts[..., PREDICTED] + counts[..., TRUTH] - counts[..., OVERLAP]
-    iou: NDArray[np.float64] = np.divide(overlap, union, out=np.full_like(overlap, _EMPTY_IOU), where=union > 0)
+    iou: NDArray[np.float64] = np.divide(overlap, union, out=np.full_like(overlap, empty), where=union > 0)
     return iou
 
 

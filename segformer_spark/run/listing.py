@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from segformer_spark.errors import UserError
-from segformer_spark.run.console import duration
+from segformer_spark.run.console import duration, logger
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.metrics_log import MetricsLog, Row
 
@@ -55,7 +55,11 @@ def summarize(run: RunDirectory, now: float | None = None) -> RunSummary:
     """Read what a run says about itself; safe while it trains."""
     record = _read_record(run)
     rows = MetricsLog(run.metrics).rows()
-    metric = run.load_config().config.training.selection_metric
+    try:
+        metric = run.load_config().config.training.selection_metric
+    except UserError as error:
+        logger.warning("%s", error)  # a damaged file, or another version's
+        metric = "unreadable configuration"
     train = [row for row in rows if row["kind"] == "train"]
     scores = [
         row[metric] for row in rows if row["kind"] == "validation" and row["step"] and row.get(metric) is not None
@@ -114,7 +118,10 @@ def table(summaries: Sequence[RunSummary]) -> list[str]:
 def details(run: RunDirectory) -> list[str]:
     """What there is to know about one run, from its own files."""
     summary, record = summarize(run), _read_record(run)
-    lines = [f"{key:<12} {value}" for key, value in asdict(summary).items() if key not in ("seconds", "updated")]
+    steps = f"{summary.step} of {summary.total_steps}" if summary.total_steps else str(summary.step)
+    best = "-" if summary.score is None else f"{summary.metric} {summary.score:.4f}"
+    facts = {"name": summary.name, "state": summary.state, "steps": steps, "best": best}
+    lines = [f"{key:<12} {value}" for key, value in facts.items()]
     lines.append(f"{'time':<12} {duration(summary.seconds)}, last written {duration(summary.updated)} ago")
     runtime = record.get("runtime", {})
     hosts = sorted({str(host.get("host")) for host in record.get("hardware", [])})

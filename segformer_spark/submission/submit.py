@@ -126,6 +126,8 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
 def _boxes(options: SubmitOptions, view: InferenceView, images: list[Path]) -> dict[str, Box]:
     """Boxes by file name; empty unless they are asked for."""
     if view.config.crops != "box":
+        if options.boxes is not None:
+            raise UserError(f"--boxes goes with --crops box; the model is shown crops: {view.config.crops}")
         return {}
     if options.boxes is None:
         raise UserError(

@@ -38,11 +38,11 @@ class Board:
         pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
         self._writer.add_image("validation/confusion", pixels, step, dataformats="HWC")
 
-    def hparams(self, values: Mapping[str, Any], score: tuple[str, float | None]) -> None:
+    def hparams(self, values: Mapping[str, Any], score: tuple[str, float]) -> None:
         """The settings of the run beside its best score."""
         name, best = score
         plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
-        self._writer.add_hparams(plain, {f"best/{name}": best or 0.0}, run_name=".")
+        self._writer.add_hparams(plain, {f"best/{name}": best}, run_name=".")
 
     def close(self) -> None:
         """Flush everything."""

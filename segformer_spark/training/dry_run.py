@@ -12,9 +12,10 @@ from segformer_spark.config.fields import flatten
 from segformer_spark.config.load import ResolvedConfig, run_path
 from segformer_spark.config.precision import refuse_fp16_on_cpu
 from segformer_spark.config.schema import Config
-from segformer_spark.data.cache import check_cache_view
+from segformer_spark.data.crops import check_crop
 from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset
 from segformer_spark.data.registry import open_dataset, open_training_set
+from segformer_spark.evaluation.predict import check_view
 from segformer_spark.losses.build import build_loss
 from segformer_spark.models.segformer import build_segformer
 from segformer_spark.run.console import duration
@@ -42,9 +43,10 @@ def describe(resolved: ResolvedConfig, world_size: int, *, device: torch.device 
     yield f"batch: {plan}"
     yield f"deepspeed: {deepspeed_file(config).name}"
     train_set = open_training_set(config.data)
-    check_cache_view(train_set, config.augmentation.crop.mode)
+    check_crop(config.augmentation.crop, train_set)
     val_set = open_dataset(config.data, config.data.val_split)
-    check_dataset(config, val_set)
+    check_dataset(config, train_set, val_set)
+    check_view(config.inference, val_set)
     per_epoch = plan.steps_per_epoch(len(train_set))
     total = plan_steps(config, per_epoch)
     peak = peak_lr(config, plan)
@@ -54,9 +56,11 @@ def describe(resolved: ResolvedConfig, world_size: int, *, device: torch.device 
     yield f"steps per epoch: {per_epoch} ({left_out} images left out of each epoch)"
     yield f"steps in all: {total}, of which {schedule.warmup_steps} warm-up"
     yield f"peak learning rate: {peak:g} (lr_scaling {config.training.optimizer.lr_scaling})"
-    weights = resolve_loss(config, train_set).class_weights
+    loss = resolve_loss(config, train_set)
+    build_loss(loss, len(train_set.classes), IGNORE_INDEX)
+    weights = loss.class_weights
     if weights is not None:
-        shown = ", ".join(f"{n} {w:.3g}" for n, w in zip(train_set.classes.names, weights, strict=False))
+        shown = ", ".join(f"{n} {w:.3g}" for n, w in zip(train_set.classes.names, weights, strict=True))
         yield f"class weights: {shown}"
     warning = lr_warning(config, plan)
     if warning is not None:
@@ -105,6 +109,7 @@ def _costs(
         "optimizer": memory.optimizer,
         "averaged weights": memory.average,
         "activations": memory.activations,
+        "head's activations of the other micro-batches": memory.joined_head,
     }
     listed = ", ".join(f"{name} {value / _MIB:.0f}" for name, value in parts.items() if value)
     yield f"memory per device in MiB: {listed}; {memory.total / _MIB:.0f} in all, workspace not included"

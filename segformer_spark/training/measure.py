@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +25,16 @@ class PassCost:
     Attributes:
         num_images: images in it.
         seconds, encoder_seconds: median of the whole pass, and of the encoder's forward pass alone.
-        activation_bytes: tensors kept for the backward pass, without parameters.
+        encoder_bytes, head_bytes: tensors kept for the backward pass by the encoder, and by head and loss, without
+            parameters.
         peak_bytes: highest memory that torch held on a GPU; None on a CPU.
     """
 
     num_images: int
     seconds: float
     encoder_seconds: float
-    activation_bytes: int
+    encoder_bytes: int
+    head_bytes: int
     peak_bytes: int | None
 
 
@@ -41,9 +45,12 @@ def measure_pass(
     image_size: int,
     device: torch.device,
     precision: str = "fp32",
-    repeats: int = 2,
+    repeats: int = 3,
 ) -> PassCost:
-    """Run passes on random images of this size, after one that is not counted. Leaves no gradients behind."""
+    """Run passes on random images of this size, after one that is not counted. Leaves no gradients behind.
+
+    torch.compile is not part of it.
+    """
     model.to(device).train()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_images, 3, image_size, image_size, generator=generator).to(device)
@@ -51,23 +58,38 @@ def measure_pass(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
-    def forward() -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(images)
+    def encode() -> Sequence[Tensor]:
+        with _autocast(device, precision):
+            return model.encode(images)
+
+    def finish(features: Sequence[Tensor]) -> Tensor:
+        with _autocast(device, precision):
+            logits = model.decode(features)
         value: Tensor = loss(resize_logits(logits, (image_size, image_size)), labels)
         return value
 
-    kept = _KeptTensors(model)
-    with kept:
-        value = forward()
-    activation_bytes = kept.num_bytes
+    in_encoder, in_head = _KeptTensors(model), _KeptTensors(model)
+    with in_encoder:
+        features = encode()
+    with in_head:
+        value = finish(features)
     value.backward()  # type: ignore[no-untyped-call]
-    seconds = [_timed(lambda: forward().backward(), device) for _ in range(repeats)]  # type: ignore[no-untyped-call]
+    del features, value
+
+    def whole_pass() -> None:
+        finish(encode()).backward()  # type: ignore[no-untyped-call]
+
+    seconds = statistics.median(_timed(whole_pass, device) for _ in range(repeats))
     with torch.no_grad():
-        encoder = [_timed(lambda: model.encode(images), device) for _ in range(repeats)]
+        encoder = statistics.median(_timed(encode, device) for _ in range(repeats))
     model.zero_grad(set_to_none=True)
     peak = int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
-    return PassCost(num_images, sorted(seconds)[repeats // 2], sorted(encoder)[repeats // 2], activation_bytes, peak)
+    return PassCost(num_images, seconds, encoder, in_encoder.num_bytes, in_head.num_bytes, peak)
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, dtype=kinds.get(precision, torch.bfloat16), enabled=precision in kinds)
 
 
 class _KeptTensors(torch.autograd.graph.saved_tensors_hooks):
@@ -104,7 +126,9 @@ class _KeptTensors(torch.autograd.graph.saved_tensors_hooks):
         return tensor
 
 
-def _timed(action: Any, device: torch.device) -> float:
+def _timed(action: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     started = time.perf_counter()
     action()
     if device.type == "cuda":
@@ -114,17 +138,21 @@ def _timed(action: Any, device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device during a step, by what they are for."""
+    """Bytes on one device during a step, by what they are for.
+
+    `joined_head`: under exact accumulation the head holds all micro-batches at once; this is what comes on top of one.
+    """
 
     parameters: int
     gradients: int
     optimizer: int
     average: int
     activations: int
+    joined_head: int
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.average + self.activations
+        return self.parameters + self.gradients + self.optimizer + self.average + self.activations + self.joined_head
 
 
 def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: PassCost) -> MemoryEstimate:
@@ -138,12 +166,14 @@ def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: Pas
     stage, world = config.deepspeed.zero_stage, plan.world_size
     copies = 2 if stage == 0 else 3
     half = config.training.precision == "fp16"
+    others = plan.accumulation_steps - 1 if config.training.accumulation == "exact" else 0
     return MemoryEstimate(
         parameters=weights // 2 if half else weights,
         gradients=(trained // 2 if half else trained) // (world if stage == 2 else 1),
         optimizer=copies * trained // (world if stage else 1),
         average=weights if config.training.ema.decay is not None else 0,
-        activations=cost.activation_bytes * plan.micro_batch // cost.num_images,
+        activations=(cost.encoder_bytes + cost.head_bytes) * plan.micro_batch // cost.num_images,
+        joined_head=cost.head_bytes * plan.micro_batch * others // cost.num_images,
     )
 
 

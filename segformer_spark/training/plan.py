@@ -20,8 +20,13 @@ def plan_steps(config: Config, steps_per_epoch: int) -> int:
     return total if config.training.max_steps is None else min(total, config.training.max_steps)
 
 
-def check_dataset(config: Config, dataset: SegmentationDataset) -> None:
-    """Raise ConfigError when model.num_classes or the selection metric do not go with the data set."""
+def check_dataset(config: Config, train_set: SegmentationDataset, dataset: SegmentationDataset) -> None:
+    """Raise ConfigError when class tables, model.num_classes and selection metric do not go together."""
+    if train_set.classes.names != dataset.classes.names:
+        raise ConfigError(
+            f"training images have the classes {', '.join(train_set.classes.names)}, validation images "
+            f"{', '.join(dataset.classes.names)}"
+        )
     if config.model.num_classes not in (None, len(dataset.classes)):
         raise ConfigError(
             f"model.num_classes is {config.model.num_classes}, the data set {config.data.dataset} has "

@@ -130,7 +130,7 @@ class Reporter:
                 self._board.pictures(panels, step)
                 self._board.confusion(confusion, class_names, step)
 
-    def hparams(self, values: Mapping[str, Any], metric: str, best: float | None) -> None:
+    def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
         """Put the settings beside the best score in TensorBoard."""
         if self._board is not None:
             with self._holding_failures():

@@ -13,7 +13,8 @@ from segformer_spark.checkpoint.compatibility import configuration_state
 from segformer_spark.config.batch import BatchPlan, plan_batches
 from segformer_spark.config.deepspeed import deepspeed_config
 from segformer_spark.config.schema import Config
-from segformer_spark.data.cache import CachedDataset, check_cache_view
+from segformer_spark.data.cache import CachedDataset, check_source
+from segformer_spark.data.crops import check_crop
 from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset, fixed_subset
 from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.data.sampler import TrainBatchSampler
@@ -49,12 +50,15 @@ def prepare(config: Config, group: Group) -> Setup:
     check_precision(config, group.device)
     _use_determinism(config.hardware.deterministic)
     train_set = open_training_set(config.data)
-    check_cache_view(train_set, config.augmentation.crop.mode)
+    check_crop(config.augmentation.crop, train_set)
+    if isinstance(train_set, CachedDataset):
+        cached = train_set
+        group.main_only(lambda: check_source(cached, config.data))
     val_set = fixed_subset(
         open_dataset(config.data, config.data.val_split), config.data.val_subset, config.experiment.seed
     )
     plan = plan_batches(config.training, group.world_size)
-    check_dataset(config, val_set)
+    check_dataset(config, train_set, val_set)
     sampler = TrainBatchSampler(len(train_set), plan, group.rank, config.experiment.seed)
     schedule = build_schedule(
         config.training.scheduler,

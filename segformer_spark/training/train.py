@@ -105,7 +105,9 @@ def run_training(
             outcome = loop.run()
             if outcome is not Outcome.STOPPED:
                 export(run.final, {})
-            reporter.hparams(flatten(config.model_dump()), config.training.selection_metric, best.score)
+                if best.score is not None:
+                    reporter.hparams(flatten(config.model_dump()), config.training.selection_metric, best.score)
+                group.raise_common(reporter.failure)
             group.main_only(reporter.close)
         except BaseException as error:
             _close_after_failure(record, reporter, progress, best, error)

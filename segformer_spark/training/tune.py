@@ -89,6 +89,8 @@ def find_lr(config: Config, group: Group, *, low: float, high: float, num_steps:
     engine = Engine(setup.model, setup.loss, config, setup.plan, group)
     rates = geometric(low, high, num_steps)
     result = range_test(rates, _losses(engine, setup, config, group, rates))
+    if not result.rates:
+        raise UserError(f"tune lr: the loss is not finite at the first rate already, {low:g}; lower --low or use fp32")
     group.main_only(lambda: _write_range(result, config, setup, output))
     return result
 
@@ -170,18 +172,18 @@ def find_batch_size(
     """Measure micro-batches of 1, 2, 4 ... until memory runs out, on this rank's device.
 
     Args:
-        limit_gib: memory that may be used; None takes the GPU's own, or 80 % of what the machine has free.
+        limit_gib: memory that may be used; None takes the GPU's whole memory, or 80 % of what the machine has free.
     """
     equal = config.training.loss.model_copy(update={"class_weights": None})
     loss = build_loss(equal, model.num_classes, IGNORE_INDEX)
     if config.training.activation_checkpointing:
         model.checkpoint_activations()
-    if limit_gib is None and group.device.type == "cpu":
-        limit_gib = 0.8 * psutil.virtual_memory().available / 2**30
+    if limit_gib is None:
+        limit_gib = _available(group.device) / 2**30
     trials: list[BatchTrial] = []
     micro = 1
     while micro <= largest:
-        if limit_gib is not None and trials and trials[-1].memory_of_twice > limit_gib:
+        if trials and trials[-1].memory_of_twice > limit_gib:
             expected = trials[-1].memory_of_twice
             logger.info("%d images would take about %.1f GiB, %.1f are allowed", micro, expected, limit_gib)
             break
@@ -202,10 +204,18 @@ def find_batch_size(
     return trials
 
 
+def _available(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    return 0.8 * float(psutil.virtual_memory().available)
+
+
 def _trial(cost: PassCost, memory: MemoryEstimate) -> BatchTrial:
-    """Memory by the estimate, and never below what a GPU was seen to hold."""
+    """Memory by the estimate; on a GPU what a pass was seen to hold, and the states that it did not have."""
     states = memory.total - memory.activations
-    whole = max(memory.total, cost.peak_bytes or 0)
+    whole = memory.total
+    if cost.peak_bytes is not None:
+        whole = max(whole, cost.peak_bytes + memory.optimizer + memory.average)
     gib = 2**30
     return BatchTrial(
         cost.num_images, cost.seconds, cost.num_images / cost.seconds, whole / gib, (whole - states) / gib

@@ -13,7 +13,7 @@ from segformer_spark.data.loader import EvalLoading, eval_loader
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.evaluation.pictures import make_panel
-from segformer_spark.evaluation.predict import Predictor, count
+from segformer_spark.evaluation.predict import Predictor, check_view, count
 from segformer_spark.metrics.report import report
 from segformer_spark.training.reporter import Reporter
 
@@ -24,13 +24,15 @@ class Validation:
     def __init__(self, engine: Engine, dataset: SegmentationDataset, config: Config, group: Group) -> None:
         self.engine, self.dataset, self.group = engine, dataset, group
         batch_size = config.training.validation.batch_size or config.training.batch_size
+        check_view(config.inference, dataset)
         view = InferenceView(config.data.image_size, config.inference)
         self.loading = EvalLoading(view, batch_size, config.data.num_workers)
         self.predictor = Predictor(
             engine.model, group.device, view, config.training.precision, background=dataset.classes.background
         )
         self._membership = [dataset.group(index) for index in range(len(dataset))]
-        number = min(config.output.tensorboard_images, len(dataset)) if config.output.tensorboard else 0
+        self.draws = config.output.tensorboard
+        number = min(config.output.tensorboard_images, len(dataset))
         self.fixed_images = [int(i) for i in np.linspace(0, len(dataset) - 1, number).round()] if number else []
 
     def evaluate(self) -> dict[str, Any]:
@@ -48,9 +50,13 @@ class Validation:
 
     def draw(self, figures: dict[str, Any], reporter: Reporter, step: int) -> None:
         """Predictions of the fixed images and the confusion matrix, for TensorBoard. Collective."""
-        if self.fixed_images:
-            panels = self.group.main_only(self._panels)
+
+        def on_main() -> None:
+            panels = self._panels() if self.fixed_images else []
             reporter.pictures(step, panels, figures["confusion"], self.dataset.classes.names)
+
+        if self.draws:
+            self.group.main_only(on_main)
 
     def _panels(self) -> list[tuple[str, Image]]:
         loading = EvalLoading(self.loading.view, self.loading.batch_size, 0)

@@ -65,6 +65,14 @@ def not_negative(text: str) -> int:
     return value
 
 
+def image_size(text: str) -> int:
+    """A side in pixels of at least 32, the encoder's stride."""
+    value = int(text)
+    if value < 32:
+        raise argparse.ArgumentTypeError(f"{value} is below 32, the stride of the encoder")
+    return value
+
+
 def positive(text: str) -> int:
     """An integer of at least 1."""
     value = int(text)

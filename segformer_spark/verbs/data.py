@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segformer_spark.errors import UserError
 from segformer_spark.verbs.arguments import (
     Subparsers,
     add_actions,
@@ -122,11 +124,11 @@ def _config(arguments: argparse.Namespace) -> Config:
     return load_config(arguments.config, overrides=[*named, *arguments.overrides]).config
 
 
-def _scan(dataset: SegmentationDataset, config: Config, label: str) -> list[ItemFacts]:
+def _scan(dataset: SegmentationDataset, config: Config, label: str, *, places: bool = False) -> list[ItemFacts]:
     from segformer_spark.data.scan import scan
     from segformer_spark.run.console import progress
 
-    return list(progress(scan(dataset, config.data.num_workers), total=len(dataset), label=label))
+    return list(progress(scan(dataset, config.data.num_workers, places=places), total=len(dataset), label=label))
 
 
 def make_demo(arguments: argparse.Namespace) -> int:
@@ -160,6 +162,7 @@ def check(arguments: argparse.Namespace) -> int:
     from segformer_spark.run.console import logger
 
     config = _config(arguments)
+    _refuse_unwritable(manifest_path(config.data))
     facts: dict[str, list[ItemFacts]] = {}
     names: Sequence[str] = ()
     for split in arguments.splits or [config.data.train_split, config.data.val_split]:
@@ -177,6 +180,15 @@ def check(arguments: argparse.Namespace) -> int:
     logger.info("manifest: %s", path)
     logger.info("%s", f"{len(problems)} problems" if problems else "no problems found")
     return 1 if problems else 0
+
+
+def _refuse_unwritable(manifest: Path) -> None:
+    """Say so before hours of reading, not after."""
+    if manifest.parent.is_dir() and not os.access(manifest.parent, os.W_OK):
+        raise UserError(
+            f"{manifest}: the manifest cannot be written there; put it elsewhere with --set data.manifest=FILE, and "
+            "give training the same setting"
+        )
 
 
 def _say_split(split: str, items: Sequence[ItemFacts], names: Sequence[str]) -> None:
@@ -198,7 +210,7 @@ def stats(arguments: argparse.Namespace) -> int:
 
     config = _config(arguments)
     dataset = open_dataset(config.data, arguments.split or config.data.train_split)
-    facts = _scan(dataset, config, "reading")
+    facts = _scan(dataset, config, "reading", places=True)
     summary = summarize_split(facts, dataset.classes)
     write_json(arguments.output / "stats.json", summary)
     for name, one in summary["classes"].items():
@@ -249,7 +261,8 @@ def cache(arguments: argparse.Namespace) -> int:
         own = config.data.model_copy(
             update={"train_split": split, "image_size": options.size or config.data.image_size}
         )
-        CachedDataset(folder, own).verify()
+        with progress_bar(len(dataset), "verifying") as advance:
+            CachedDataset(folder, own).verify(advance)
         logger.info("verified: every image and mask has its checksum")
     logger.info("train from it with: --set data.cache=%s", folder)
     return 0

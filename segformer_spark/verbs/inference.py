@@ -111,14 +111,18 @@ def evaluate(arguments: argparse.Namespace) -> int:
     split = arguments.split or variables.get("SPLIT") or resolved.config.data.val_split
     tta, crops = _choice(arguments, variables, "tta", TTA) or "none", _choice(arguments, variables, "crops", CROPS)
     output = arguments.output or variables.get("OUTPUT")
+    hardware, precision, batch_size = _inference_settings(arguments)
     if output is None and (own_run is None or run is None or own_run.resolve() != run.resolve()):
         raise UserError(f"{model} is not a model of the run: give --output, so that results of two models do not mix")
     if output is None:
-        # Another model, augmentation or view has a folder of its own.
+        # Another model, augmentation, view or precision has a folder of its own.
         parts = [split, "" if model.name == "best" else model.name, "" if tta == "none" else tta]
         parts.append("" if crops is None else f"crops_{crops}")
+        shown = resolved.config.inference.model_dump()
+        changed = sorted(key for key in resolved.overrides if key.startswith("inference."))
+        parts += [f"{key.removeprefix('inference.')}_{shown[key.removeprefix('inference.')]}" for key in changed]
+        parts.append("" if precision == "fp32" else precision)
         output = Path(str(run)) / "evaluation" / "-".join(part for part in parts if part)
-    hardware, precision, batch_size = _inference_settings(arguments)
     with joined(hardware) as group:
         from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 

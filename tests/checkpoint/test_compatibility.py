@@ -64,3 +64,10 @@ def test_weights_from_a_manifest_and_cached_images_are_part_of_the_configuration
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         check_compatible(state(), load_config().config, BatchPlan(8, 1, 4), present)
+
+
+def test_a_checkpoint_of_another_version() -> None:
+    old = state()
+    del old["config"]["training"]["accumulation"]  # type: ignore[index]
+    with pytest.raises(CheckpointError, match="made by another version .* lacks 'accumulation'"):
+        check_compatible(old, load_config().config, BatchPlan(8, 1, 4), state())

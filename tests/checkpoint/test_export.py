@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from segformer_spark.checkpoint.export import ModelCard, export_model, load_mode
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading, file_loader
 from segformer_spark.data.transforms import normalize_images
-from segformer_spark.errors import CheckpointError
+from segformer_spark.errors import CheckpointError, ConfigError
 from segformer_spark.models.segformer import SegFormer, build_segformer, portable_names
 
 CARD = ModelCard(
@@ -101,3 +102,22 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "segformer_spark.json").write_text(json.dumps({"dataset": "x"}))
     with pytest.raises(CheckpointError, match="not a model exported by"):
         read_card(tmp_path)
+
+
+def test_the_view_is_part_of_the_model() -> None:
+    view = CARD.view()
+    assert (view.side, view.config.crops, view.config.crop_margin) == (64, "two_pass", 0.5)
+    assert CARD.view(crops="none").config.crops == "none"
+    with pytest.raises(ConfigError, match="run x cannot be shown images in this way: inference.crops goes with"):
+        CARD.view(resize="native")
+
+
+@pytest.mark.parametrize(("resize", "resizes"), [("square", True), ("native", False)])
+def test_the_processor_resizes_as_the_model_was_scored(
+    exported: tuple[SegFormer, Path], tmp_path: Path, resize: str, resizes: bool
+) -> None:
+    model, _ = exported
+    names = portable_names(model)
+    weights = {names[live]: value for live, value in model.state_dict().items()}
+    export_model(model, weights, names, tmp_path / "m", replace(CARD, inference={"resize": resize}))
+    assert json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())["do_resize"] is resizes

@@ -115,3 +115,19 @@ def test_spark_configurations_keep_the_seed_defaults() -> None:
         assert (training.loss.type, training.loss.ce_weight, training.loss.dice_weight) == ("ce_dice", 0.5, 0.5)
         assert (training.early_stopping.patience, config.experiment.seed) == (30, 42)
         assert config.deepspeed.zero_stage == (2 if number >= 4 else 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.precision=fp16", "deepspeed.zero_stage=0"], "fp16 needs deepspeed.zero_stage 1 or 2"),
+        (["model.freeze_backbone=true", "training.optimizer.layer_decay=0.9"], "freeze_backbone is on"),
+        (["training.loss.type=lovasz", "training.loss.label_smoothing=0.1"], "label_smoothing goes with ce"),
+        (["training.loss.class_weights=[]"], "class_weights is empty"),
+        (["inference.crops=box", "inference.resize=native"], "inference.crops goes with resize: square"),
+        (["inference.crops=two_pass", "inference.window=512"], "inference.crops goes with resize: square"),
+    ],
+)
+def test_settings_that_contradict_each_other(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=overrides)

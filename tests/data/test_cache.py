@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.load import load_config
-from segformer_spark.config.schema import Config
+from segformer_spark.config.schema import Config, CropConfig
 from segformer_spark.data import cache_build
-from segformer_spark.data.cache import META, CachedDataset, check_cache_view
+from segformer_spark.data.cache import META, CachedDataset, check_source
 from segformer_spark.data.cache_build import CacheOptions, build_cache, cache_folder
+from segformer_spark.data.crops import check_crop
 from segformer_spark.data.loader import TrainLoader
 from segformer_spark.data.manifest import manifest_path, read_manifest, write_manifest
 from segformer_spark.data.registry import open_dataset, open_training_set
@@ -161,7 +164,7 @@ def test_a_cache_that_does_not_fit_says_why(own_spark_root: Path, tmp_path: Path
         CachedDataset(tmp_path, config.data)
     (folder / META).write_text(json.dumps(meta))
     with pytest.raises(ConfigError, match="crop.mode box cuts from native images, the cache holds 48 px"):
-        check_cache_view(CachedDataset(tmp_path, config.data), "box")
+        check_crop(CropConfig(mode="box"), CachedDataset(tmp_path, config.data))
     with pytest.raises(ConfigError, match="original bytes have the original size"):
         CacheOptions(64, "original")
 
@@ -174,3 +177,42 @@ def test_losses_are_bit_equal(own_spark_root: Path, tmp_path: Path) -> None:
         for name, settings in {"files": (), "cache": (f"data.cache={tmp_path / 'packed'}",)}.items()
     ]
     assert runs[0] == runs[1]
+
+
+def test_a_cache_of_other_files_is_refused_before_training(
+    own_spark_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configuration(own_spark_root)
+    cached = CachedDataset(build(config, tmp_path, 48, "raw"), config.data)
+    check_source(cached, config.data)
+    path = cached.files(0)[0]
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(DataError, match="the files were changed since"):
+        check_source(cached, config.data)
+    manifest_path(config.data).unlink()
+    with caplog.at_level("WARNING", logger="segformer_spark"):
+        logging.getLogger("segformer_spark").propagate = True
+        check_source(CachedDataset(tmp_path, config.data), config.data)
+    assert "there is no manifest" in caplog.text
+
+
+def test_another_class_table_needs_another_cache(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for kind, value in (("images", 90), ("masks", 1)):
+        (root / kind / "train").mkdir(parents=True)
+        cv2.imwrite(str(root / kind / "train" / "x.png"), np.full((8, 8), value, np.uint8))
+
+    def table(*ids: int) -> Config:
+        rows = ", ".join(f"{{name: c{i}, color: [{i}, 0, 0], id: {i}}}" for i in ids)
+        folder = f"data.folder={{masks: index, classes: [{rows}]}}"
+        return configuration(root, "data.dataset=folder", folder)
+
+    first, second = table(0, 1), table(1, 0)
+    one = build(first, tmp_path / "caches", None, "original")
+    assert (CachedDataset(one, first.data).load(0).mask == 1).all()
+    with pytest.raises(DataError, match="data.folder was another when it was built"):
+        CachedDataset(one, second.data)
+    manifest_path(second.data).unlink()
+    two = build(second, tmp_path / "caches", None, "original")
+    assert two != one
+    assert (CachedDataset(tmp_path / "caches", second.data).load(0).mask == 0).all()

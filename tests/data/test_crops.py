@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from segformer_spark.config.schema import CropConfig
-from segformer_spark.data.crops import TrainingView
-from segformer_spark.data.dataset import IGNORE_INDEX, Sample
-from segformer_spark.errors import DataError
+from segformer_spark.data.crops import TrainingView, check_crop
+from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Sample
+from segformer_spark.errors import ConfigError, DataError
 
 SIDE, HEIGHT, WIDTH = 64, 120, 160
 BOX = (100, 50, 119, 61)
@@ -146,3 +146,21 @@ def test_a_crop_always_shows_something_labelled() -> None:
     mask[0, 0] = 1
     for seed in range(20):
         assert (view(seed, Sample(sample().image, mask), mode="random").mask == 1).any()
+
+
+def test_modes_that_cannot_work_are_refused() -> None:
+    class NoObjects:
+        classes = ClassInfo(("a", "b"), ((0, 0, 0), (1, 1, 1)), None)
+
+        def box(self, index: int) -> None:
+            return None
+
+    with pytest.raises(ConfigError, match="neither labelled boxes nor a background class"):
+        check_crop(CropConfig(mode="box"), NoObjects())  # type: ignore[arg-type]
+    for settings, message in (
+        ({"mode": "box", "max_class_share": 0.5}, "max_class_share goes with random crops"),
+        ({"mode": "random", "share": 0.5}, "share goes with mode box"),
+        ({"mode": "fixed", "scale": (2.0, 1.0)}, "scale must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CropConfig(**settings)  # type: ignore[arg-type]

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from segformer_spark.data.decode import check_sizes, nearest_color, read_color_mask, read_image
+from segformer_spark.data.decode import check_sizes, nearest_color, read_color_mask, read_image, read_index_mask
 from segformer_spark.data.spark import SPARK_CLASSES
 from segformer_spark.errors import DataError
 
@@ -117,3 +120,25 @@ def test_a_mask_without_an_object_is_background(tmp_path: Path) -> None:
 def test_sizes_must_agree() -> None:
     with pytest.raises(DataError, match="is 4x2, its mask m is 2x2"):
         check_sizes(np.zeros((2, 4, 3), np.uint8), np.zeros((2, 2), np.uint8), Path("i"), Path("m"))
+
+
+def test_files_that_no_decoder_takes(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path = tmp_path / "huge.png"
+    path.write_bytes(png + struct.pack(">I", 0) + b"IEND\xaeB`\x82")
+    with pytest.raises(DataError, match=r"huge\.png: this is not an image that can be decoded"):
+        read_image(path)
+    with pytest.raises(DataError, match=r"huge\.png: this is not an image that can be decoded"):
+        read_index_mask(path, {0: 0})
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"empty\.png: the file is empty"):
+        read_image(tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("label", [-1, 70000])
+def test_labels_beyond_bytes_are_not_wrapped(tmp_path: Path, label: int) -> None:
+    PIL.Image.fromarray(np.full((3, 3), label, np.int32)).save(tmp_path / "m.tiff")
+    with pytest.raises(DataError, match=f"label {label} at x 0, y 0 is not in the class table"):
+        read_index_mask(tmp_path / "m.tiff", {0: 0, 1: 1})

@@ -8,8 +8,9 @@ import PIL.Image
 import pytest
 
 from segformer_spark.config.load import load_config
-from segformer_spark.config.schema import DataConfig
+from segformer_spark.config.schema import DataConfig, FolderConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset
+from segformer_spark.data.folder import FolderDataset
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.errors import ConfigError, DataError
 
@@ -131,3 +132,49 @@ def test_no_such_split(tmp_path: Path) -> None:
     write(tmp_path, "color")
     with pytest.raises(DataError, match="images/val: there is no such folder"):
         open_dataset(config(tmp_path, "color"), "val")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            "{ignore_id: 0, masks: index, classes: [{name: a, color: [0, 0, 0]}, {name: b, color: [9, 0, 0]}]}",
+            "ignore_id 0",
+        ),
+        ("{classes: [{name: a, color: [0, 0, 0]}, {name: b, color: [9, 0, 0], id: 0}]}", "the class table repeats ids"),
+        (
+            "{ignore_color: [9, 0, 0], classes: [{name: a, color: [0, 0, 0]}, {name: b, color: [9, 0, 0]}]}",
+            "repeats colours",
+        ),
+    ],
+)
+def test_labels_that_would_collide(tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"data: {{folder: {table}}}")
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_ignored_colour_and_foreign_colours_near_a_class(tmp_path: Path) -> None:
+    """Black is 90 away from (64, 64, 0): with SPARK's tolerance it would become that class."""
+    mask = np.zeros((20, 30, 3), np.uint8)
+    mask[:10] = (192, 192, 128)
+    image_path, mask_path = tmp_path / "images/train/x.png", tmp_path / "masks/train/x.png"
+    for path, pixels in ((image_path, mask), (mask_path, mask[..., ::-1])):
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), pixels)
+    rows = [{"name": "pole", "color": (192, 192, 128)}, {"name": "person", "color": (64, 64, 0)}]
+    table = FolderConfig.model_validate({"classes": rows})
+    with pytest.raises(DataError, match="resemble no class colour"):
+        FolderDataset(tmp_path, "train", table).load(0)
+    table = FolderConfig.model_validate({"classes": rows, "ignore_color": (0, 0, 0)})
+    ids = FolderDataset(tmp_path, "train", table).load(0).mask
+    assert (ids[:10] == 0).all()
+    assert (ids[10:] == IGNORE_INDEX).all()
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    write(tmp_path / "real", "color")
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind / "train").mkdir(parents=True)
+        (tmp_path / "set" / kind / "train" / "linked").symlink_to(tmp_path / "real" / kind / "train")
+    assert len(open_train(tmp_path / "set", "color")) == 3

@@ -77,3 +77,24 @@ def test_no_empty_or_damaged_manifest_is_used(own_spark_root: Path) -> None:
     path.write_text(path.read_text()[:100])
     with pytest.raises(DataError, match="not a manifest that can be read"):
         read_manifest(config, "train")
+
+
+def test_damaged_items_are_listed_and_named(own_spark_root: Path) -> None:
+    path = SparkDataset(own_spark_root, "train").files(3)[0]
+    path.write_bytes(path.read_bytes()[:300])
+    manifest = read_manifest(make(own_spark_root), "train")
+    assert manifest.damaged == [path.relative_to(own_spark_root).as_posix()]
+    with pytest.raises(DataError, match=rf"1 images cannot be read .* first .*{path.name}; repair or remove them"):
+        check_matches(manifest, SparkDataset(own_spark_root, "train"), own_spark_root)
+
+
+def test_other_splits_stay(own_spark_root: Path) -> None:
+    config = make(own_spark_root)
+    dataset = SparkDataset(own_spark_root, "val")
+    facts = {"val": list(scan(dataset, 0))}
+    write_manifest(manifest_path(config), "spark", own_spark_root, dataset.classes.names, facts)
+    assert len(read_manifest(config, "train").images) == 12
+    assert len(read_manifest(config, "val").images) == 7
+    write_manifest(manifest_path(config), "spark", own_spark_root, ("other", "classes"), facts)
+    with pytest.raises(DataError, match="no split 'train', only val"):
+        read_manifest(config, "train")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def problems(root: Path, split: str = "train") -> list[str]:
 
 def test_facts_of_a_healthy_item(spark_root: Path) -> None:
     dataset: SegmentationDataset = SparkDataset(spark_root, "train")
-    facts, sample = inspect(dataset, 3), dataset.load(3)
+    facts, sample = inspect(dataset, 3, places=True), dataset.load(3)
     assert facts.problems == []
     assert facts.size == sample.mask.shape
     assert facts.pixels == [int((sample.mask == c).sum()) for c in range(3)]
@@ -72,3 +73,15 @@ def test_duplicates_within_and_across_splits(own_spark_root: Path) -> None:
         f"{train.files(1)[0]} (train): the same bytes as {train.files(0)[0]} (train)",
         f"{val.files(0)[0]} (val): the same bytes as {train.files(2)[0]} (train)",
     ]
+
+
+def test_boxes_that_do_not_fit_are_named(own_spark_root: Path) -> None:
+    table = own_spark_root / "train.csv"
+    header, first, second, *rows = table.read_text().splitlines()
+    first = re.sub(r'"\(.*\)"', '"(0, 0, 3, 3)"', first)
+    second = re.sub(r'"\(.*\)"', '"(40, 40, 120, 90)"', second)
+    table.write_text("\n".join([header, first, second, *rows]) + "\n")
+    found = problems(own_spark_root)
+    assert len(found) == 2
+    assert "the labelled box (0, 0, 3, 3) does not fit the object in the mask, which lies in" in found[0]
+    assert "the labelled box (40, 40, 120, 90) reaches out of the image, which is 96x96" in found[1]

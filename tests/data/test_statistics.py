@@ -18,7 +18,7 @@ from tests.data.camvid_fixture import write_camvid
 
 def test_shares_sizes_and_places(spark_root: Path) -> None:
     dataset = SparkDataset(spark_root, "train")
-    facts = list(scan(dataset, 0))
+    facts = list(scan(dataset, 0, places=True))
     summary = summarize_split(facts, dataset.classes)
     masks = np.stack([dataset.load(i).mask for i in range(len(dataset))])
     for index, name in enumerate(dataset.classes.names):
@@ -39,7 +39,7 @@ def test_figures_with_and_without_background(spark_root: Path, tmp_path: Path) -
         "spark": SparkDataset(spark_root, "val"),
         "camvid": CamVidDataset(tmp_path / "camvid", "train"),
     }.items():
-        facts = list(scan(dataset, 0))
+        facts = list(scan(dataset, 0, places=True))
         summary = summarize_split(facts, dataset.classes)
         for path in draw_statistics(facts, dataset.classes, summary, tmp_path / type(dataset).__name__):
             picture = cv2.imread(str(path))

@@ -221,3 +221,22 @@ def test_mosaic_partners_are_a_function_of_seed_epoch_and_index() -> None:
     assert 70 < len(joined) < 130
     assert all(len(partners) == 3 and all(0 <= p < 50 for p in partners) for partners in joined)
     assert TrainTransform(SIDE, AugmentationConfig(), 3).partners(0, 0, 50) == []
+
+
+def sparse(number: int) -> NativeSample:
+    """An image with one labelled block, so that many crops of it show none."""
+    mask = np.full((SIDE, SIDE), IGNORE_INDEX, np.uint8)
+    mask[4 * number : 4 * number + 4, :4] = 1
+    return NativeSample(Sample(sample().image, mask), None, f"sparse{number}")
+
+
+def test_mosaic_and_crops_that_lost_all_labels_are_drawn_anew() -> None:
+    joined = TrainTransform(SIDE, AugmentationConfig(**OFF, mosaic=1.0), 0)  # type: ignore[arg-type]
+    one = TrainTransform(SIDE, AugmentationConfig(**OFF), 0)  # type: ignore[arg-type]
+    for index in range(40):
+        assert (joined([sparse(n) for n in range(4)], 0, index).mask == 1).any()
+    void = NativeSample(Sample(sample().image, np.full((SIDE, SIDE), IGNORE_INDEX, np.uint8)), None, "void")
+    assert (one([void], 0, 0).mask == IGNORE_INDEX).all()
+    with pytest.raises(DataError, match="left no labelled pixel"):
+        for index in range(40):
+            joined([sparse(15), void, void, void], 0, index)

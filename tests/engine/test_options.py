@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from segformer_spark.engine.optimizer import parameter_groups
 from segformer_spark.models.segformer import VARIANTS, blocks_from_head, build_segformer, portable_names
 from tests.engine.test_parity import make_engine, own_batches
 from tests.ranks import Group, run_on_ranks
+from tests.training.short_run import short_run
 
 
 @pytest.mark.parametrize("variant", ["b0", "b3"])
@@ -88,9 +90,13 @@ def test_the_compiled_encoder_has_no_graph_break_and_agrees() -> None:
     expected.square().sum().backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    explanation = dynamo.explain(model.encoder)(images, output_hidden_states=True, return_dict=True)
-    assert explanation.graph_break_count == 0, explanation.break_reasons
+    for training in (False, True):  # stochastic depth is in the graph of training
+        dynamo.reset()
+        model.train(training)
+        explanation = dynamo.explain(model.encoder)(images, output_hidden_states=True, return_dict=True)
+        assert explanation.graph_break_count == 0, explanation.break_reasons
     dynamo.reset()
+    model.eval()
     model.compile_encoder()
     found = model(images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -99,3 +105,26 @@ def test_the_compiled_encoder_has_no_graph_break_and_agrees() -> None:
         if name in gradients:
             np.testing.assert_allclose(parameter.grad, gradients[name], rtol=2e-3, atol=1e-4, err_msg=name)
     assert portable_names(model) == portable_names(build_segformer("b0", ["a", "b", "c"], seed=0)), "names stay"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_encoder_trains_with_exact_accumulation() -> None:
+    plain = run_on_ranks(1, steps_of_two, ())[0]
+    compiled = run_on_ranks(1, steps_of_two, ("hardware.compile=true",), timeout=400)[0]
+    np.testing.assert_allclose(compiled, plain, rtol=1e-4)
+
+
+def steps_of_two(group: Group, overrides: tuple[str, ...]) -> list[float]:
+    engine = make_engine(group, 1, micro=2, overrides=overrides)
+    return [engine.train_step(own_batches(s, engine.plan, group.rank), s).loss for s in range(2)]
+
+
+def deterministic(group: Group, root: str, path: str) -> tuple[list[float], bool]:
+    losses = short_run(group, root, path, ("hardware.deterministic=true", "training.epochs=1"))
+    return losses, torch.are_deterministic_algorithms_enabled()
+
+
+def test_deterministic_mode_repeats_itself(spark_root: Path, tmp_path: Path) -> None:
+    runs = [run_on_ranks(2, deterministic, str(spark_root), str(tmp_path / name))[0] for name in ("a", "b")]
+    assert runs[0] == runs[1]
+    assert runs[0][1], "the switch is set"

@@ -15,6 +15,7 @@ from segformer_spark.data.overlay import color_mask, overlay
 from segformer_spark.data.spark import SPARK_CLASSES
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
+from segformer_spark.evaluation.pictures import draw_confusion, draw_groups
 from tests.conftest import NUM_VAL, SIDE
 from tests.ranks import Group, run_on_ranks
 
@@ -98,3 +99,36 @@ def test_pictures() -> None:
     np.testing.assert_array_equal(color_mask(mask, SPARK_CLASSES)[1], [(0, 0, 255), (128, 128, 128)])
     laid = overlay(np.full((2, 2, 3), 100, np.uint8), mask, SPARK_CLASSES)
     np.testing.assert_array_equal(laid[0], [(100, 100, 100), (177, 50, 50)])
+
+
+def evaluate_crops(
+    group: Group, run: str, output: str, crops: str | None, overrides: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    options = EvaluateOptions(Path(run) / "best", "val", Path(output), num_worst=1, batch_size=2, crops=crops)
+    return run_evaluation(load_config(Path(run) / "config.yaml", overrides=overrides), options, group)
+
+
+@pytest.mark.parametrize("crops", ["box", "two_pass"])
+def test_crops_are_the_same_on_any_number_of_ranks(trained_run: Path, tmp_path: Path, crops: str) -> None:
+    one, *_ = run_on_ranks(1, evaluate_crops, str(trained_run), str(tmp_path / "one"), crops)
+    for figures in run_on_ranks(2, evaluate_crops, str(trained_run), str(tmp_path / "two"), crops):
+        assert figures == one
+    record = json.loads((tmp_path / "one" / "results.json").read_text())["record"]
+    assert record["inference"]["crops"] == crops
+    assert sum(size["num_images"] for size in one["object_sizes"].values()) == NUM_VAL
+
+
+def test_set_changes_what_is_shown_and_the_option_wins(trained_run: Path, tmp_path: Path) -> None:
+    settings = ("inference.crops=two_pass", "inference.crop_margin=0.5")
+    run_on_ranks(1, evaluate_crops, str(trained_run), str(tmp_path / "a"), "box", settings)
+    shown = json.loads((tmp_path / "a" / "results.json").read_text())["record"]["inference"]
+    assert (shown["crops"], shown["crop_margin"]) == ("box", 0.5)
+
+
+def test_figures_of_many_classes_stay_small(tmp_path: Path) -> None:
+    names = [f"class {i}" for i in range(150)]
+    draw_confusion(np.eye(150, dtype=np.int64), names, tmp_path / "c.png")
+    per_class = {name: {"iou": 0.5} for name in names}
+    draw_groups({"groups": {}, "per_class": per_class, "miou": 0.5}, tmp_path / "g.png")
+    for name in ("c.png", "g.png"):
+        assert max(cv2.imread(str(tmp_path / name)).shape) < 2500

@@ -28,7 +28,7 @@ def oracle(
         y = truth[truth != IGNORE]
         p = image[:, truth != IGNORE][y, np.arange(len(y))]
         order = np.argsort(p)
-        number = max((p < threshold).sum(), int(min_share * len(p)))
+        number = next(n for n in range(len(p) + 1) if n >= (p < threshold).sum() and n / len(p) >= min_share)
         kept = order[:number]
         top += (weights[y[kept]] * -np.log(p[kept])).sum()
         bottom += weights[y[kept]].sum()

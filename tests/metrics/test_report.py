@@ -24,6 +24,15 @@ def test_images_fall_into_ranges_of_their_objects_share() -> None:
     assert sizes["1-3 %"]["spark_score"] == pytest.approx((0.0 + 1.0) / 2), "an IoU of 0.5 is above no threshold"
 
 
+def test_what_is_absent_does_not_count_as_found() -> None:
+    no_object = [[1000, 1000, 1000], [0, 0, 0], [0, 0, 0]]
+    no_panels = image(90, 0, 45)
+    sizes = by_object_size(np.array([no_object, no_panels]), NAMES, 0)
+    assert sizes["no object"] == {"num_images": 1, "iou_body": None, "iou_panels": None, "spark_score": 1.0}
+    assert sizes["3-10 %"]["iou_body"] == pytest.approx(0.5)
+    assert sizes["3-10 %"]["iou_panels"] is None
+
+
 def test_other_classes_have_no_spark_score() -> None:
     sizes = by_object_size(np.array([image(90, 10, 90)]), ("sea", "ship", "sail"), 0)
     assert sizes == {"10-100 %": {"num_images": 1, "iou_ship": 1.0, "iou_sail": 1.0}}

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from segformer_spark.data.window import square_around
 from segformer_spark.errors import UserError
 from segformer_spark.submission.submit import SubmitOptions, run_submission
 from tests.conftest import NUM_TEST, SIDE
@@ -120,3 +123,76 @@ def test_a_damaged_image_is_named(trained_run: Path, own_spark_root: Path, tmp_p
     for message in run_on_ranks(2, submit, *paths(trained_run, own_spark_root, tmp_path / "o")):
         assert "test_00002_img.jpg: the file is truncated" in message, "on the rank that met it and on the other"
     assert not (tmp_path / "o" / "submission.zip").exists()
+
+
+def write_boxes(images: Path, table: Path, number: int = NUM_TEST) -> dict[str, tuple[int, int, int, int]]:
+    boxes = {path.name: (10 + i, 20, 40 + i, 45) for i, path in enumerate(sorted(images.iterdir())[:number])}
+    lines = ["Image name,Bounding box", *(f'{name},"{box}"' for name, box in boxes.items())]
+    table.write_text("\n".join(lines) + "\n")
+    return boxes
+
+
+def submit_crops(group: Group, model: str, images: str, output: str, crops: str, table: str | None) -> str:
+    boxes = Path(table) if table is not None else None
+    options = SubmitOptions(Path(model), Path(images), Path(output), num_workers=0, crops=crops, boxes=boxes)
+    try:
+        return str(run_submission(options, group))
+    except UserError as error:
+        return f"error: {error}"
+
+
+@pytest.fixture(scope="module")
+def everything_is_body(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that calls every pixel it is shown body."""
+    folder = Path(shutil.copytree(trained_run / "best", tmp_path_factory.mktemp("body") / "best"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["decode_head.classifier.weight"].zero_()
+    tensors["decode_head.classifier.bias"].copy_(torch.tensor([0.0, 5.0, 0.0]))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_crops_around_the_boxes_of_a_csv(
+    everything_is_body: Path, spark_root: Path, tmp_path: Path, world: int
+) -> None:
+    images, table = spark_root / "stream-1-test", tmp_path / "boxes.csv"
+    boxes = write_boxes(images, table)
+    arguments = (str(everything_is_body), str(images), str(tmp_path / "out"), "box", str(table))
+    assert run_on_ranks(world, submit_crops, *arguments)[0].endswith("submission.zip")
+    for name, box in boxes.items():
+        window = square_around(box, 0.25, (SIDE, SIDE))
+        expected = np.zeros((SIDE, SIDE), bool)
+        expected[window.top : window.top + window.height, window.left : window.left + window.width] = True
+        data = np.load(tmp_path / "out" / name.replace("_img.jpg", "_layer.npz"))["data"]
+        np.testing.assert_array_equal(data[..., 0], expected)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["inference"]["crops"] == "box"
+    write_boxes(images, table, NUM_TEST)
+    table.write_text(table.read_text().replace("(10, ", "(11, "))
+    assert "other settings" in run_on_ranks(1, submit_crops, *arguments)[0], "other boxes, other predictions"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_two_passes(everything_is_body: Path, spark_root: Path, tmp_path: Path, world: int) -> None:
+    images = spark_root / "stream-1-test"
+    arguments = (str(everything_is_body), str(images), str(tmp_path / "out"), "two_pass", None)
+    assert run_on_ranks(world, submit_crops, *arguments)[0].endswith("submission.zip")
+    assert all(np.load(path)["data"][..., 0].all() for path in (tmp_path / "out").glob("*.npz"))
+
+
+def test_boxes_that_are_missing_or_not_wanted(everything_is_body: Path, spark_root: Path, tmp_path: Path) -> None:
+    images, table = spark_root / "stream-1-test", tmp_path / "boxes.csv"
+    write_boxes(images, table, NUM_TEST - 2)
+
+    def error(crops: str, boxes: Path | None) -> str:
+        output = str(tmp_path / "out")
+        path = None if boxes is None else str(boxes)
+        return run_on_ranks(1, submit_crops, str(everything_is_body), str(images), output, crops, path)[0]
+
+    assert "no box for 2 test images, first test_00003_img.jpg" in error("box", table)
+    assert "give --boxes FILE.csv, or --crops two_pass" in error("box", None)
+    assert "--boxes goes with --crops box" in error("two_pass", table)
+    table.write_text("Image name,Bounding box\nx.jpg,nowhere\n")
+    assert "boxes.csv:2: the bounding box 'nowhere' is not" in error("box", table)
+    assert "cannot be read" in error("box", tmp_path / "none.csv") or "CSV" in error("box", tmp_path / "none.csv")
