@@ -16,11 +16,10 @@ from __future__ import annotations
 import numpy as np
 
 from segformer_spark.config.schema import CropConfig
-from segformer_spark.data.cache import CachedDataset
-from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Mask, Sample, SegmentationDataset
+from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Mask, Sample
 from segformer_spark.data.resize import MEAN_COLOR, resize_image, resize_mask
 from segformer_spark.data.window import Window, cut_image, cut_mask, square_around
-from segformer_spark.errors import ConfigError, DataError
+from segformer_spark.errors import DataError
 
 _ATTEMPTS = 10
 
@@ -115,18 +114,3 @@ class TrainingView:
         down, right, grow = rng.uniform(-config.jitter, config.jitter, 3)
         margin = max(0.0, config.margin + float(grow) / 2)
         return square_around(box, margin, (size[0], size[1]), shift=(float(down) / 2, float(right) / 2))
-
-
-def check_crop(config: CropConfig, dataset: SegmentationDataset) -> None:
-    """Raise ConfigError when crops of this mode cannot be cut from this data set."""
-    size = dataset.size if isinstance(dataset, CachedDataset) else None
-    if size is not None and config.mode != "none":
-        raise ConfigError(
-            f"augmentation.crop.mode {config.mode} cuts from native images, the cache holds {size} px; build it with "
-            "--size native"
-        )
-    if config.mode == "box" and dataset.box(0) is None and dataset.classes.background is None:
-        raise ConfigError(
-            "augmentation.crop.mode box: this data set has neither labelled boxes nor a background class that objects "
-            "stand out from"
-        )

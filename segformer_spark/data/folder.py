@@ -17,6 +17,7 @@ from segformer_spark.data.decode import color_tolerance, read_color_mask
 from segformer_spark.data.pairs import PairDataset, visible_files
 from segformer_spark.errors import ConfigError, DataError
 
+_LOSSLESS_DISTANCE = 8.0
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -50,7 +51,9 @@ class FolderDataset(PairDataset):
         if self.table.masks == "index":
             return super().read_mask(path)
         colors, ignored = self.classes.colors, self.table.ignore_color
-        return read_color_mask(path, colors, ignored=ignored, foreign_distance=color_tolerance(colors, ignored))
+        lossy = path.suffix.lower() in (".jpg", ".jpeg", ".webp")
+        distance = color_tolerance(colors, ignored) if lossy else _LOSSLESS_DISTANCE
+        return read_color_mask(path, colors, ignored=ignored, foreign_distance=distance)
 
     def sample_id(self, index: int) -> str:
         relative = self.pairs[index][0].relative_to(self.root / "images" / self.split)

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 
 from segformer_spark.config.schema import Config
-from segformer_spark.data.crops import check_crop
 from segformer_spark.data.dataset import ClassInfo, Image, Sample, SegmentationDataset
 from segformer_spark.data.loader import fed_sample
 from segformer_spark.data.overlay import ignored_color, overlay, write_png
@@ -25,7 +24,6 @@ def write_sheet(dataset: SegmentationDataset, config: Config, path: Path, *, num
     Raises:
         DataError: a sample cannot be read, or the crop does not fit.
     """
-    check_crop(config.augmentation.crop, dataset)
     transform = TrainTransform(config.data.image_size, config.augmentation, config.experiment.seed)
     order = epoch_order(len(dataset), config.experiment.seed, epoch)[:num_images]
     cells = [

@@ -6,7 +6,7 @@ import difflib
 import importlib
 from pathlib import Path
 
-from segformer_spark.config.schema import DataConfig
+from segformer_spark.config.schema import CropConfig, DataConfig
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.errors import ConfigError
 
@@ -40,14 +40,26 @@ def open_dataset(config: DataConfig, split: str, *, check_files: bool = True) ->
     return dataset
 
 
-def open_training_set(config: DataConfig) -> SegmentationDataset:
+def open_training_set(config: DataConfig, crop: CropConfig) -> SegmentationDataset:
     """The training split, from `data.cache` where one is given.
 
     Raises:
-        UserError: as `open_dataset`, or a cache that does not go with the configuration.
+        UserError: as `open_dataset`, a cache that does not go with the configuration, or one of these with the crops.
     """
-    if config.cache is None:
-        return open_dataset(config, config.train_split)
     from segformer_spark.data.cache import CachedDataset
 
-    return CachedDataset(Path(config.cache), config)
+    if config.cache is None:
+        dataset = open_dataset(config, config.train_split)
+    else:
+        dataset = CachedDataset(Path(config.cache), config)
+        if dataset.size is not None and crop.mode != "none":
+            raise ConfigError(
+                f"augmentation.crop.mode {crop.mode} cuts from native images, the cache holds {dataset.size} px; build "
+                "it with --size native"
+            )
+    if crop.mode == "box" and dataset.box(0) is None and dataset.classes.background is None:
+        raise ConfigError(
+            f"augmentation.crop.mode box: {config.dataset} has neither labelled boxes nor a background class that "
+            "objects stand out from"
+        )
+    return dataset

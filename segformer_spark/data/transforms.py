@@ -128,12 +128,14 @@ class TrainTransform:
         """
         was_labelled = any(self._would_show_labels(one.sample) for one in samples)
         for attempt in range(_ATTEMPTS):
-            out = self._draw(samples, epoch, index, [attempt] if attempt else [])
+            # The second half of the attempts leaves a mosaic's partners out.
+            drawn = samples if attempt < _ATTEMPTS // 2 else samples[:1]
+            out = self._draw(drawn, epoch, index, [attempt] if attempt else [])
             if not was_labelled or (out.mask != IGNORE_INDEX).any():
                 return out
         raise DataError(
             f"{samples[0].name}: augmentation left no labelled pixel in {_ATTEMPTS} attempts; lower "
-            "augmentation.coarse_dropout_size, coarse_dropout_holes, shift, scale or mosaic, or set another crop.mode"
+            "augmentation.coarse_dropout_size, coarse_dropout_holes, shift or scale, or set another crop.mode"
         )
 
     def _would_show_labels(self, sample: Sample) -> bool:

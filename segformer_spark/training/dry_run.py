@@ -12,7 +12,6 @@ from segformer_spark.config.fields import flatten
 from segformer_spark.config.load import ResolvedConfig, run_path
 from segformer_spark.config.precision import refuse_fp16_on_cpu
 from segformer_spark.config.schema import Config
-from segformer_spark.data.crops import check_crop
 from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset
 from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.evaluation.predict import check_view
@@ -42,8 +41,7 @@ def describe(resolved: ResolvedConfig, world_size: int, *, device: torch.device 
     deepspeed_config(config, plan)
     yield f"batch: {plan}"
     yield f"deepspeed: {deepspeed_file(config).name}"
-    train_set = open_training_set(config.data)
-    check_crop(config.augmentation.crop, train_set)
+    train_set = open_training_set(config.data, config.augmentation.crop)
     val_set = open_dataset(config.data, config.data.val_split)
     check_dataset(config, train_set, val_set)
     check_view(config.inference, val_set)

@@ -14,7 +14,6 @@ from segformer_spark.config.batch import BatchPlan, plan_batches
 from segformer_spark.config.deepspeed import deepspeed_config
 from segformer_spark.config.schema import Config
 from segformer_spark.data.cache import CachedDataset, check_source
-from segformer_spark.data.crops import check_crop
 from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset, fixed_subset
 from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.data.sampler import TrainBatchSampler
@@ -49,8 +48,7 @@ def prepare(config: Config, group: Group) -> Setup:
     """
     check_precision(config, group.device)
     _use_determinism(config.hardware.deterministic)
-    train_set = open_training_set(config.data)
-    check_crop(config.augmentation.crop, train_set)
+    train_set = open_training_set(config.data, config.augmentation.crop)
     if isinstance(train_set, CachedDataset):
         cached = train_set
         group.main_only(lambda: check_source(cached, config.data))

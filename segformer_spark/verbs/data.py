@@ -229,9 +229,8 @@ def preview(arguments: argparse.Namespace) -> int:
     from segformer_spark.run.console import logger
 
     config = _config(arguments)
-    write_sheet(
-        open_training_set(config.data), config, arguments.out, num_images=arguments.num_images, epoch=arguments.epoch
-    )
+    dataset = open_training_set(config.data, config.augmentation.crop)
+    write_sheet(dataset, config, arguments.out, num_images=arguments.num_images, epoch=arguments.epoch)
     logger.info("contact sheet: %s", arguments.out)
     return 0
 

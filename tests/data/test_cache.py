@@ -15,7 +15,6 @@ from segformer_spark.config.schema import Config, CropConfig
 from segformer_spark.data import cache_build
 from segformer_spark.data.cache import META, CachedDataset, check_source
 from segformer_spark.data.cache_build import CacheOptions, build_cache, cache_folder
-from segformer_spark.data.crops import check_crop
 from segformer_spark.data.loader import TrainLoader
 from segformer_spark.data.manifest import manifest_path, read_manifest, write_manifest
 from segformer_spark.data.registry import open_dataset, open_training_set
@@ -51,7 +50,7 @@ def build(config: Config, parent: Path, size: int | None, storage: str) -> Path:
 
 def fed(config: Config) -> list[tuple[bytes, bytes]]:
     """Every training batch of two epochs."""
-    dataset = open_training_set(config.data)
+    dataset = open_training_set(config.data, config.augmentation.crop)
     sampler = TrainBatchSampler(len(dataset), BatchPlan(3, 1, 1), 0, 1)
     out = []
     for epoch in range(2):
@@ -71,7 +70,7 @@ def test_training_sees_the_same_bytes_as_from_the_files(
     config = configuration(own_spark_root, *settings)
     build(config, tmp_path, size, storage)
     from_cache = configuration(own_spark_root, *settings, f"data.cache={tmp_path}")
-    assert isinstance(open_training_set(from_cache.data), CachedDataset)
+    assert isinstance(open_training_set(from_cache.data, from_cache.augmentation.crop), CachedDataset)
     assert fed(from_cache) == fed(config)
 
 
@@ -164,7 +163,7 @@ def test_a_cache_that_does_not_fit_says_why(own_spark_root: Path, tmp_path: Path
         CachedDataset(tmp_path, config.data)
     (folder / META).write_text(json.dumps(meta))
     with pytest.raises(ConfigError, match="crop.mode box cuts from native images, the cache holds 48 px"):
-        check_crop(CropConfig(mode="box"), CachedDataset(tmp_path, config.data))
+        open_training_set(configuration(own_spark_root, f"data.cache={tmp_path}").data, CropConfig(mode="box"))
     with pytest.raises(ConfigError, match="original bytes have the original size"):
         CacheOptions(64, "original")
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from segformer_spark.config.schema import CropConfig
-from segformer_spark.data.crops import TrainingView, check_crop
-from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Sample
+from segformer_spark.config.schema import CropConfig, DataConfig
+from segformer_spark.data.crops import TrainingView
+from segformer_spark.data.dataset import IGNORE_INDEX, Sample
+from segformer_spark.data.registry import open_training_set
 from segformer_spark.errors import ConfigError, DataError
+from tests.data.camvid_fixture import write_camvid
 
 SIDE, HEIGHT, WIDTH = 64, 120, 160
 BOX = (100, 50, 119, 61)
@@ -148,15 +151,10 @@ def test_a_crop_always_shows_something_labelled() -> None:
         assert (view(seed, Sample(sample().image, mask), mode="random").mask == 1).any()
 
 
-def test_modes_that_cannot_work_are_refused() -> None:
-    class NoObjects:
-        classes = ClassInfo(("a", "b"), ((0, 0, 0), (1, 1, 1)), None)
-
-        def box(self, index: int) -> None:
-            return None
-
-    with pytest.raises(ConfigError, match="neither labelled boxes nor a background class"):
-        check_crop(CropConfig(mode="box"), NoObjects())  # type: ignore[arg-type]
+def test_modes_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    write_camvid(tmp_path)
+    with pytest.raises(ConfigError, match="camvid has neither labelled boxes nor a background class"):
+        open_training_set(DataConfig(dataset="camvid", root=str(tmp_path)), CropConfig(mode="box"))
     for settings, message in (
         ({"mode": "box", "max_class_share": 0.5}, "max_class_share goes with random crops"),
         ({"mode": "random", "share": 0.5}, "share goes with mode box"),

@@ -70,7 +70,8 @@ def test_per_image_table_and_worst_panels(results: tuple[dict[str, Any], Path]) 
     with (output / "per_image.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len({row["image"] for row in rows}) == NUM_VAL
-    quality = {row["image"]: (float(row["iou_body"]) + float(row["iou_panels"])) / 2 for row in rows}
+    defined = {row["image"]: [float(row[k]) for k in ("iou_body", "iou_panels") if row[k]] for row in rows}
+    quality = {image: np.mean(values) if values else 1.0 for image, values in defined.items()}
     worst = sorted((output / "worst").iterdir())
     assert [path.stem[3:] for path in worst] == sorted(quality, key=lambda name: quality[name])[:3]
     panel = cv2.imread(str(worst[0]))

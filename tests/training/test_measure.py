@@ -30,7 +30,7 @@ def test_activations_grow_with_images_and_pixels() -> None:
         kept = [getattr(c, part) for c in (one, two, four, large)]
         per_image = kept[1] - kept[0]
         assert per_image > 0.6 * kept[0], "what does not grow, such as merged weights, is little"
-        assert kept[2] - kept[1] == pytest.approx(2 * per_image, rel=0.01)
+        assert kept[2] - kept[1] == pytest.approx(2 * per_image, rel=0.05)
         assert kept[3] == pytest.approx(4 * kept[0], rel=0.5)
     assert one.seconds > one.encoder_seconds > 0
 
