@@ -13,7 +13,7 @@ from pathlib import Path
 
 from segformer_spark.config.load import PROJECT_ROOT, load_config, run_path
 from segformer_spark.data.demo.write import write_demo_set
-from segformer_spark.data.spark import TEST_FOLDER
+from segformer_spark.data.readers.spark import TEST_FOLDER
 from segformer_spark.errors import UserError
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segformer_spark.cli import main
-from segformer_spark.data.spark import SparkDataset
+from segformer_spark.data.readers.spark import SparkDataset
 
 
 def leave(*arguments: str) -> int:

@@ -11,11 +11,11 @@ from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.errors import ConfigError
 
 DATASETS: dict[str, str] = {
-    "spark": "segformer_spark.data.spark:SparkDataset",
-    "camvid": "segformer_spark.data.camvid:CamVidDataset",
-    "ade20k": "segformer_spark.data.ade20k:Ade20kDataset",
-    "cityscapes": "segformer_spark.data.cityscapes:CityscapesDataset",
-    "folder": "segformer_spark.data.folder:FolderDataset",
+    "spark": "segformer_spark.data.readers.spark:SparkDataset",
+    "camvid": "segformer_spark.data.readers.camvid:CamVidDataset",
+    "ade20k": "segformer_spark.data.readers.ade20k:Ade20kDataset",
+    "cityscapes": "segformer_spark.data.readers.cityscapes:CityscapesDataset",
+    "folder": "segformer_spark.data.readers.folder:FolderDataset",
 }
 
 

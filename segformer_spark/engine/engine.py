@@ -26,6 +26,7 @@ from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.engine.state import EngineState
 from segformer_spark.errors import ConfigError, TrainingDiverged
 from segformer_spark.models.segformer import SegFormer, portable_names, resize_logits
+from segformer_spark.run.console import logger
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Engine:
         self.group, self.plan, self.seed = group, plan, config.experiment.seed
         self.precision = config.training.precision
         self._own_norm: float | None = None
+        self._compiles = config.hardware.compile
         self.loss = loss.to(group.device)
         optimizer = build_optimizer(model, config.training.optimizer, group.device)
         settings = deepspeed_config(config, plan)
@@ -115,6 +117,9 @@ class Engine:
             )
         if applied and self.average is not None:
             self.average.update(self.model)
+        if self._compiles:
+            self._compiles = False
+            logger.info("torch.compile: %d graph breaks in the encoder", graph_breaks())
         return StepResult(value, norm if applied else None, applied)
 
     def _backward_each(self, batches: Sequence[TrainBatch], step: int) -> float:
@@ -248,6 +253,13 @@ def _skip_shared_memory_op(deepspeed: Any) -> None:
     compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
     if isinstance(compatible, dict):
         compatible["deepspeed_shm_comm"] = False
+
+
+def graph_breaks() -> int:
+    """Graph breaks that torch.compile met in this process."""
+    from torch._dynamo.utils import counters
+
+    return sum(counters["graph_break"].values())
 
 
 def _refuse_infinite(loss: Tensor, step: int) -> None:

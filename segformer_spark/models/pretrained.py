@@ -18,6 +18,7 @@ from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.segformer import SegFormer, build_segformer, segformer_config
 from segformer_spark.run.atomic import atomic_folder, write_json
+from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
 
 SOURCES = ("ade20k", "cityscapes", "imagenet")
@@ -150,6 +151,12 @@ def load_network(folder: Path, *, config: Any = None, encoder_only: bool = False
         raise CheckpointError(
             f"{folder}: the weights do not fit this model: {len(wrong)} tensors are missing, left over or "
             f"of another shape, first {', '.join(sorted(wrong)[:3])}. Check model.variant."
+        )
+    if any(name in _CLASSIFIER for name in mismatched):
+        logger.info(
+            "%s: its classifier is of another number of classes and starts at random, with %d",
+            folder,
+            network.num_labels,
         )
     return network
 

@@ -12,8 +12,8 @@ from segformer_spark.checkpoint.export import load_model
 from segformer_spark.data.dataset import Box
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading, file_loader
+from segformer_spark.data.readers.spark import read_boxes
 from segformer_spark.data.sampler import rank_indices
-from segformer_spark.data.spark import read_boxes
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import Predictor

@@ -16,9 +16,8 @@ from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset
 from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.evaluation.predict import check_view
 from segformer_spark.losses.build import build_loss
-from segformer_spark.models.segformer import build_segformer
 from segformer_spark.run.console import duration
-from segformer_spark.training.measure import estimate_memory, measure_pass, step_seconds
+from segformer_spark.training.measure import estimate_memory, measure_pass, measured_parts, step_seconds
 from segformer_spark.training.plan import check_dataset, lr_warning, peak_lr, plan_steps, resolve_loss
 from segformer_spark.training.schedule import build_schedule
 
@@ -85,18 +84,7 @@ def _costs(
     config: Config, plan: BatchPlan, dataset: SegmentationDataset, total_steps: int, device: torch.device
 ) -> Iterator[str]:
     """Memory and time from one measured pass, of a whole micro-batch on a GPU and of one image on a CPU."""
-    model = build_segformer(
-        config.model.variant,
-        dataset.classes.names,
-        dropout=config.model.dropout,
-        drop_path=config.model.drop_path,
-        freeze_backbone=config.model.freeze_backbone,
-        seed=0,
-    )
-    if config.training.activation_checkpointing:
-        model.checkpoint_activations()
-    equal = config.training.loss.model_copy(update={"class_weights": None})
-    loss = build_loss(equal, len(dataset.classes), IGNORE_INDEX)
+    model, loss = measured_parts(config, dataset.classes.names)
     num_images = plan.micro_batch if device.type == "cuda" else 1
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine's CPU"
     cost = measure_pass(model, loss, num_images, config.data.image_size, device, config.training.precision)

@@ -13,9 +13,27 @@ from torch import Tensor, nn
 
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.schema import Config
-from segformer_spark.models.segformer import SegFormer, resize_logits
+from segformer_spark.data.dataset import IGNORE_INDEX
+from segformer_spark.losses.build import build_loss
+from segformer_spark.models.segformer import SegFormer, build_segformer, resize_logits
 
 _BYTES = 4
+
+
+def measured_parts(config: Config, class_names: Sequence[str]) -> tuple[SegFormer, nn.Module]:
+    """The configured model with random weights, and its loss with equal class weights: as dear as the real ones."""
+    model = build_segformer(
+        config.model.variant,
+        class_names,
+        dropout=config.model.dropout,
+        drop_path=config.model.drop_path,
+        freeze_backbone=config.model.freeze_backbone,
+        seed=0,
+    )
+    if config.training.activation_checkpointing:
+        model.checkpoint_activations()
+    equal = config.training.loss.model_copy(update={"class_weights": None})
+    return model, build_loss(equal, len(class_names), IGNORE_INDEX)
 
 
 @dataclass(frozen=True)

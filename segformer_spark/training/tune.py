@@ -13,18 +13,15 @@ import torch
 
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.schema import Config
-from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.data.loader import TrainBatch, TrainLoader
 from segformer_spark.data.sampler import Position
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import TrainingDiverged, UserError
-from segformer_spark.losses.build import build_loss
-from segformer_spark.models.segformer import SegFormer
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.figures import new_figure, save_figure
-from segformer_spark.training.measure import MemoryEstimate, PassCost, estimate_memory, measure_pass
+from segformer_spark.training.measure import MemoryEstimate, PassCost, estimate_memory, measure_pass, measured_parts
 from segformer_spark.training.setup import Setup, prepare
 
 _SMOOTHING = 0.9
@@ -167,17 +164,14 @@ class BatchTrial:
 
 
 def find_batch_size(
-    config: Config, model: SegFormer, group: Group, *, limit_gib: float | None, largest: int
+    config: Config, class_names: Sequence[str], group: Group, *, limit_gib: float | None, largest: int
 ) -> list[BatchTrial]:
     """Measure micro-batches of 1, 2, 4 ... until memory runs out, on this rank's device.
 
     Args:
         limit_gib: memory that may be used; None takes the GPU's whole memory, or 80 % of what the machine has free.
     """
-    equal = config.training.loss.model_copy(update={"class_weights": None})
-    loss = build_loss(equal, model.num_classes, IGNORE_INDEX)
-    if config.training.activation_checkpointing:
-        model.checkpoint_activations()
+    model, loss = measured_parts(config, class_names)
     if limit_gib is None:
         limit_gib = _available(group.device) / 2**30
     trials: list[BatchTrial] = []

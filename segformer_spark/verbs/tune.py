@@ -70,21 +70,14 @@ def find_batch_size(arguments: argparse.Namespace) -> int:
     resolved = resolve(arguments)
     with joined(resolved.config.hardware) as group:
         from segformer_spark.data.registry import open_dataset
-        from segformer_spark.models.segformer import build_segformer
         from segformer_spark.run.console import logger
         from segformer_spark.training import tune
 
         config = resolved.config
         dataset = open_dataset(config.data, config.data.train_split, check_files=False)
-        model = build_segformer(
-            config.model.variant,
-            dataset.classes.names,
-            dropout=config.model.dropout,
-            drop_path=config.model.drop_path,
-            freeze_backbone=config.model.freeze_backbone,
-            seed=0,
+        trials = tune.find_batch_size(
+            config, dataset.classes.names, group, limit_gib=arguments.limit_gib, largest=arguments.largest
         )
-        trials = tune.find_batch_size(config, model, group, limit_gib=arguments.limit_gib, largest=arguments.largest)
         best = tune.recommend(trials)
         if group.is_main:
             tune.write_batch_sizes(trials, arguments.output)

@@ -11,7 +11,7 @@ from segformer_spark.data.crops import TrainingView
 from segformer_spark.data.dataset import IGNORE_INDEX, Sample
 from segformer_spark.data.registry import open_training_set
 from segformer_spark.errors import ConfigError, DataError
-from tests.data.camvid_fixture import write_camvid
+from tests.data.readers.camvid_fixture import write_camvid
 
 SIDE, HEIGHT, WIDTH = 64, 120, 160
 BOX = (100, 50, 119, 61)

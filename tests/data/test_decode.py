@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from segformer_spark.data.decode import check_sizes, nearest_color, read_color_mask, read_image, read_index_mask
-from segformer_spark.data.spark import SPARK_CLASSES
+from segformer_spark.data.readers.spark import SPARK_CLASSES
 from segformer_spark.errors import DataError
 
 PALETTE = SPARK_CLASSES.colors

@@ -9,7 +9,7 @@ import pytest
 from segformer_spark.data.demo.render import render
 from segformer_spark.data.demo.shapes import SHAPES
 from segformer_spark.data.demo.write import write_demo_set
-from segformer_spark.data.spark import SPACECRAFT, SparkDataset
+from segformer_spark.data.readers.spark import SPACECRAFT, SparkDataset
 from segformer_spark.errors import DataError, UserError
 
 

@@ -13,8 +13,8 @@ from segformer_spark.config.load import load_config
 from segformer_spark.data.dataset import IGNORE_INDEX, fixed_subset
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading, TrainLoader, check_labels, eval_loader, file_loader
+from segformer_spark.data.readers.spark import SparkDataset
 from segformer_spark.data.sampler import Position, TrainBatchSampler
-from segformer_spark.data.spark import SparkDataset
 from segformer_spark.errors import DataError
 from tests.conftest import NUM_VAL, SIDE
 

@@ -8,8 +8,8 @@ import pytest
 
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.manifest import check_matches, manifest_path, read_manifest, write_manifest
+from segformer_spark.data.readers.spark import SparkDataset
 from segformer_spark.data.scan import scan
-from segformer_spark.data.spark import SparkDataset
 from segformer_spark.errors import DataError
 
 

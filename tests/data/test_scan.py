@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.readers.spark import SparkDataset
 from segformer_spark.data.scan import HEAT_SIDE, find_duplicates, inspect, scan
-from segformer_spark.data.spark import SparkDataset
 
 
 def problems(root: Path, split: str = "train") -> list[str]:

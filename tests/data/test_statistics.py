@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from segformer_spark.config.load import load_config
-from segformer_spark.data.camvid import CamVidDataset
 from segformer_spark.data.preview import write_sheet
+from segformer_spark.data.readers.camvid import CamVidDataset
+from segformer_spark.data.readers.spark import SparkDataset
 from segformer_spark.data.scan import scan
-from segformer_spark.data.spark import SparkDataset
 from segformer_spark.data.statistics import draw_statistics, heat_maps, object_share, summarize_split
 from segformer_spark.errors import DataError
-from tests.data.camvid_fixture import write_camvid
+from tests.data.readers.camvid_fixture import write_camvid
 
 
 def test_shares_sizes_and_places(spark_root: Path) -> None:

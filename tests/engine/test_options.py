@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from segformer_spark.config.load import load_config
+from segformer_spark.engine.engine import graph_breaks
 from segformer_spark.engine.optimizer import parameter_groups
 from segformer_spark.models.segformer import VARIANTS, blocks_from_head, build_segformer, portable_names
 from tests.engine.test_parity import make_engine, own_batches
@@ -116,7 +117,9 @@ def test_a_compiled_encoder_trains_with_exact_accumulation() -> None:
 
 def steps_of_two(group: Group, overrides: tuple[str, ...]) -> list[float]:
     engine = make_engine(group, 1, micro=2, overrides=overrides)
-    return [engine.train_step(own_batches(s, engine.plan, group.rank), s).loss for s in range(2)]
+    losses = [engine.train_step(own_batches(s, engine.plan, group.rank), s).loss for s in range(2)]
+    assert graph_breaks() == 0
+    return losses
 
 
 def deterministic(group: Group, root: str, path: str) -> tuple[list[float], bool]:

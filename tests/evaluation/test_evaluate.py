@@ -12,7 +12,7 @@ import pytest
 
 from segformer_spark.config.load import load_config
 from segformer_spark.data.overlay import color_mask, overlay
-from segformer_spark.data.spark import SPARK_CLASSES
+from segformer_spark.data.readers.spark import SPARK_CLASSES
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 from segformer_spark.evaluation.pictures import draw_confusion, draw_groups

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from segformer_spark.data.spark import SparkDataset
+from segformer_spark.data.readers.spark import SparkDataset
 from tests.conftest import SIDE
 from tests.ranks import run_on_ranks
 from tests.training.short_run import short_run

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.camvid_fixture import write_camvid
+from tests.data.readers.camvid_fixture import write_camvid
 from tests.ranks import run_on_ranks
 from tests.training.short_run import short_run
 

@@ -8,7 +8,6 @@ import pytest
 
 from segformer_spark.config.load import load_config
 from segformer_spark.errors import UserError
-from segformer_spark.models.segformer import build_segformer
 from segformer_spark.training.tune import (
     BatchTrial,
     find_batch_size,
@@ -79,8 +78,7 @@ def test_rates_that_do_not_rise() -> None:
 
 def trials(group: Group, limit: float) -> list[BatchTrial]:
     config = load_config(overrides=["data.image_size=64", "model.variant=b0"]).config
-    model = build_segformer("b0", ["a", "b"], seed=0)
-    return find_batch_size(config, model, group, limit_gib=limit, largest=4)
+    return find_batch_size(config, ["a", "b"], group, limit_gib=limit, largest=4)
 
 
 def test_batch_sizes_double_until_memory_or_the_limit_ends() -> None:

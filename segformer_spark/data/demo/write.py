@@ -1,4 +1,4 @@
-"""Writes a rendered set exactly as SPARK lies on disk (data/spark.py), with an unlabelled test folder."""
+"""Writes a rendered set exactly as SPARK lies on disk (data/readers/spark.py), with an unlabelled test folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from segformer_spark.data.dataset import Image
 from segformer_spark.data.demo.render import RenderedImage, render
-from segformer_spark.data.spark import CSV_COLUMNS, SPACECRAFT, SPARK_CLASSES, TEST_FOLDER
+from segformer_spark.data.readers.spark import CSV_COLUMNS, SPACECRAFT, SPARK_CLASSES, TEST_FOLDER
 from segformer_spark.errors import DataError
 from segformer_spark.run.atomic import atomic_folder, write_csv
 

@@ -10,7 +10,7 @@ import pytest
 from segformer_spark.config.load import load_config
 from segformer_spark.config.schema import DataConfig, FolderConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset
-from segformer_spark.data.folder import FolderDataset
+from segformer_spark.data.readers.folder import FolderDataset
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.errors import ConfigError, DataError
 

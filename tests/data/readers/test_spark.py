@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segformer_spark.config.schema import DataConfig
+from segformer_spark.data.readers.spark import SPACECRAFT, SparkDataset, parse_box
 from segformer_spark.data.registry import open_dataset
-from segformer_spark.data.spark import SPACECRAFT, SparkDataset, parse_box
 from segformer_spark.errors import ConfigError, DataError, UserError
 from tests.conftest import NUM_TRAIN, SIDE
 

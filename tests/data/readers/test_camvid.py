@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from segformer_spark.config.schema import DataConfig
-from segformer_spark.data.camvid import CAMVID_CLASSES, CamVidDataset
 from segformer_spark.data.dataset import IGNORE_INDEX
+from segformer_spark.data.readers.camvid import CAMVID_CLASSES, CamVidDataset
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.data.scan import scan
 from segformer_spark.errors import DataError
-from tests.data.camvid_fixture import HEIGHT, WIDTH, write_camvid
+from tests.data.readers.camvid_fixture import HEIGHT, WIDTH, write_camvid
 
 REAL = os.environ.get("CAMVID_ROOT")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
-from segformer_spark.data.pairs import PairDataset, refuse_missing_masks, visible_files
+from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_masks, visible_files
 
 # The first name of each class in the benchmark's objectInfo150.txt.
 _NAMES = """

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from segformer_spark.config.schema import DataConfig
-from segformer_spark.data.ade20k import ADE20K_CLASSES
 from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset
+from segformer_spark.data.readers.ade20k import ADE20K_CLASSES
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.errors import DataError
 

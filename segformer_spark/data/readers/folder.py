@@ -14,7 +14,7 @@ from pathlib import Path
 from segformer_spark.config.schema import DataConfig, FolderConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import color_tolerance, read_color_mask
-from segformer_spark.data.pairs import PairDataset, visible_files
+from segformer_spark.data.readers.pairs import PairDataset, visible_files
 from segformer_spark.errors import ConfigError, DataError
 
 _LOSSLESS_DISTANCE = 8.0

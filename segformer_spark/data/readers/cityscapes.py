@@ -12,7 +12,7 @@ from pathlib import Path
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import read_index_mask
-from segformer_spark.data.pairs import PairDataset, refuse_missing_masks, visible_files
+from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_masks, visible_files
 
 _TABLE: tuple[tuple[int, str, tuple[int, int, int]], ...] = (
     (7, "road", (128, 64, 128)),

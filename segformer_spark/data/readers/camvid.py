@@ -13,7 +13,7 @@ from pathlib import Path
 
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
-from segformer_spark.data.pairs import PairDataset
+from segformer_spark.data.readers.pairs import PairDataset
 from segformer_spark.errors import DataError
 
 CAMVID_CLASSES = ClassInfo(
