@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.ndimage import distance_transform_cdt
 from torch.nn import functional
 
 from segformer_spark.losses.boundary import BoundaryCrossEntropyLoss, near_boundary
@@ -16,21 +15,13 @@ labels = hnp.arrays(np.uint8, (7, 9), elements=st.sampled_from([0, 0, 0, 1, 2, I
 
 
 @given(labels, st.integers(1, 4))
-def test_the_band_is_what_chessboard_distance_says(mask: np.ndarray, radius: int) -> None:
-    expected = np.zeros(mask.shape, bool)
-    for label in np.unique(mask[mask != IGNORE]):
-        others = (mask != label) & (mask != IGNORE)
-        if others.any():
-            distance = distance_transform_cdt(~others, metric="chessboard")
-            expected |= (mask == label) & (distance <= radius)
+def test_the_band_holds_what_has_two_labels_around_it(mask: np.ndarray, radius: int) -> None:
     found = near_boundary(torch.from_numpy(mask.astype(np.int64))[None], radius, IGNORE)[0].numpy()
-    # A pixel whose square holds two other labels, or an unlike one, is near a boundary; an ignored one never.
     square = np.zeros(mask.shape, bool)
     for row, column in np.ndindex(*mask.shape):
         part = mask[max(0, row - radius) : row + radius + 1, max(0, column - radius) : column + radius + 1]
         square[row, column] = mask[row, column] != IGNORE and len(np.unique(part[part != IGNORE])) > 1
     np.testing.assert_array_equal(found, square)
-    assert (expected <= found).all()
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
