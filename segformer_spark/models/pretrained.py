@@ -156,7 +156,7 @@ def load_network(folder: Path, *, config: Any = None, encoder_only: bool = False
         logger.info(
             "%s: its classifier is of another number of classes and starts at random, with %d",
             folder,
-            network.num_labels,
+            network.config.num_labels,
         )
     return network
 

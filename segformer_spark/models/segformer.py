@@ -121,7 +121,16 @@ class SegFormer(nn.Module):
         return list(self._recomputed_blocks)
 
     def compile_encoder(self) -> None:
-        """Let torch.compile build the encoder at its first use, for one input size at a time."""
+        """Let torch.compile build the encoder at its first use, for one input size at a time.
+
+        transformers hooks into the encoder when it is first asked for its features: that must not happen while the
+        graph is traced, or it breaks there.
+        """
+        was_training = self.training
+        device = next(self.parameters()).device
+        with torch.no_grad():
+            self.eval().encode(torch.zeros(1, 3, 64, 64, device=device))
+        self.train(was_training)
         self.encoder.compile(dynamic=False)
 
     def train(self, mode: bool = True) -> SegFormer:

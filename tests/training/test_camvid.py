@@ -51,9 +51,9 @@ def test_camvid_trains_with_crops_and_weights_from_its_manifest(tmp_path: Path) 
 
 @pytest.mark.skipif(ROOT is None, reason="CAMVID_ROOT is not set")
 def test_a_few_steps_on_real_images_learn(tmp_path: Path) -> None:
-    settings = (*CAMVID, "data.image_size=96", "training.max_steps=24", "data.val_subset=4", "training.epochs=1")
+    settings = (*CAMVID, "data.image_size=96", "training.max_steps=40", "data.val_subset=4", "training.epochs=1")
     settings += ("training.scheduler.warmup_epochs=0.0",)
     losses = run_on_ranks(2, short_run, str(ROOT), str(tmp_path / "run"), settings)[0]
-    assert len(losses) == 24
+    assert len(losses) == 40
     assert np.isfinite(losses).all()
-    assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:3])
+    assert np.mean(losses[-8:]) < 0.85 * np.mean(losses[:4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,10 @@ def fails_and_leaves(group: Group, *arguments: Any) -> tuple[str, int]:
     import multiprocessing
 
     _, text = fails(group, *arguments)
+    # On a busy machine a loader process may still be ending its last image.
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.1)
     return text, len(multiprocessing.active_children())
 
 
