@@ -55,3 +55,12 @@ def test_cutting_is_padding_and_slicing(top: int, left: int, height: int, width:
     np.testing.assert_array_equal(cut_image(image, window, (7, 8, 9)), padded[rows, columns])
     labels = np.pad(mask, room, constant_values=IGNORE_INDEX)
     np.testing.assert_array_equal(cut_mask(mask, window), labels[rows, columns])
+
+
+def test_the_side_is_the_longer_side_with_room_on_both() -> None:
+    assert square_around((40, 40, 59, 49), 0.25, (100, 100)) == Window(30, 35, 30, 30)
+    assert square_around((40, 40, 59, 49), 0.25, (100, 100), shift=(0.1, -0.2)) == Window(33, 29, 30, 30)
+
+
+def test_what_does_not_fit_reaches_out_evenly() -> None:
+    assert square_around((0, 0, 39, 9), 0.0, (10, 40)) == Window(-15, 0, 40, 40)

@@ -41,10 +41,10 @@ def oracle(logits: torch.Tensor, labels: torch.Tensor, weights: list[float] | No
     return float(np.mean(images))
 
 
-@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0, 3.0]])
 def test_the_loss_is_the_extension_of_the_jaccard_loss(weights: list[float] | None) -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 3, 4, 5, generator=generator, dtype=torch.float64)
+    logits = torch.randn(3, 4, 4, 5, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 3, (3, 4, 5), generator=generator)
     labels[0, :2] = IGNORE
     labels[1] = IGNORE

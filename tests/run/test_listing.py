@@ -59,6 +59,10 @@ def test_a_run_that_went_silent(under_way: RunDirectory) -> None:
     summary = summarize(under_way)
     assert summary.state == "silent"
     assert summary.updated == pytest.approx(3600, abs=30)
+    record = json.loads(under_way.params_json.read_text())
+    under_way.params_json.write_text(json.dumps(record | {"status": "completed"}))
+    os.utime(under_way.params_json, (old, old))
+    assert summarize(under_way).state == "completed", "a finished run may rest"
 
 
 def test_a_run_that_is_only_being_set_up(under_way: RunDirectory) -> None:
