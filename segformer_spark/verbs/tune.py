@@ -82,7 +82,7 @@ def find_batch_size(arguments: argparse.Namespace) -> int:
         if group.is_main:
             tune.write_batch_sizes(trials, arguments.output)
             logger.info(
-                "training.batch_size=%d: the smallest within 2 %% of the best throughput; the largest that fits is %d",
+                "training.batch_size=%d: the smallest within 2 %% of the best throughput; %d was the largest measured",
                 best.micro_batch,
                 trials[-1].micro_batch,
             )
