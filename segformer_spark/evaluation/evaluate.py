@@ -21,7 +21,7 @@ from segformer_spark.errors import UserError
 from segformer_spark.evaluation.pictures import draw_confusion, draw_groups, make_panel
 from segformer_spark.evaluation.predict import Predictor, count
 from segformer_spark.metrics.confusion import EvaluationCounts
-from segformer_spark.metrics.report import report
+from segformer_spark.metrics.report import NO_OBJECT, report
 from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger
@@ -161,7 +161,8 @@ def table(figures: dict[str, Any]) -> list[str]:
             lines.append(f"{name:<18}{g['num_images']:>9}{_number(g['miou']):>9}{_number(g.get('spark_score')):>11}")
     for name, one in figures.get("object_sizes", {}).items():
         values = "  ".join(f"{key} {_number(value)}" for key, value in one.items() if key != "num_images")
-        lines.append(f"objects of {name} of the image: {one['num_images']} images  {values}")
+        what = "without an object" if name == NO_OBJECT else f"objects of {name} of the image"
+        lines.append(f"{what}: {one['num_images']} images  {values}")
     keys = (
         "miou",
         "miou_void_as_error",

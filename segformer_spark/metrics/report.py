@@ -17,6 +17,7 @@ from segformer_spark.metrics.spark_score import Counts, image_iou, spark_score
 
 SIZE_EDGES = (0.0, 0.01, 0.03, 0.1, 1.01)
 """Borders of the shares of the image that objects take, for figures by object size."""
+NO_OBJECT = "no object"
 
 
 def report(
@@ -68,7 +69,7 @@ def by_object_size(per_image: Counts, class_names: Sequence[str], background: in
     total = truth.sum(1)
     share = (total - truth[:, background]) / np.maximum(total, 1)
     iou = image_iou(per_image, empty=np.nan)
-    ranges = {"no object": share == 0}
+    ranges = {NO_OBJECT: share == 0}
     for low, high in itertools.pairwise(SIZE_EDGES):
         ranges[f"{100 * low:g}-{100 * min(high, 1):g} %"] = (share > 0) & (share >= low) & (share < high)
     out = {}
