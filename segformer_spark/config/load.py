@@ -35,6 +35,11 @@ class ResolvedConfig:
         """Fields that the environment or the command line set."""
         return {k: v for k, v in self.provenance.items() if v.startswith(("environment", "--set"))}
 
+    def overridden_inference(self) -> dict[str, Any]:
+        """Fields of `inference` that the environment or the command line set, with their values."""
+        values = self.config.inference.model_dump()
+        return {name: value for name, value in values.items() if f"inference.{name}" in self.overrides}
+
 
 def load_config(
     path: Path | str | None = None,

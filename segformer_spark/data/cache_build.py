@@ -18,9 +18,10 @@ from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.cache import FORMAT, JPEG_QUALITY, META, decoding, shard_path
 from segformer_spark.data.dataset import Image, Sample, SegmentationDataset
 from segformer_spark.data.decode import remember_contents
-from segformer_spark.data.loader import check_labels, init_worker
+from segformer_spark.data.loader import check_labels
 from segformer_spark.data.manifest import SplitManifest
 from segformer_spark.data.resize import resize_image, resize_mask
+from segformer_spark.data.workers import iterate, worker_options
 from segformer_spark.errors import ConfigError, DataError, UserError
 from segformer_spark.run.atomic import atomic_file, write_json
 
@@ -72,8 +73,8 @@ def build_cache(
         progress(len(dataset))
         return folder
     builder = _ShardBuilder(dataset, manifest, folder, options)
-    loader: DataLoader[Any] = DataLoader(builder, batch_size=None, num_workers=num_workers, worker_init_fn=init_worker)
-    for outcome in loader:
+    loader: DataLoader[Any] = DataLoader(builder, batch_size=None, **worker_options(num_workers))
+    for outcome in iterate(loader):
         if isinstance(outcome, UserError):
             raise outcome
         progress(outcome)

@@ -46,8 +46,7 @@ class TrainingView:
         if config.mode == "box":
             assert box is not None
             window = self._around(box, sample.mask.shape, rng)
-            image, mask = cut_image(sample.image, window, MEAN_COLOR), cut_mask(sample.mask, window)
-            return Sample(resize_image(image, target), resize_mask(mask, target))
+            return self._shown(sample.image, sample.mask, window)
         image, mask, side = self._scaled(sample, rng)
         if config.mode == "random" and side > min(mask.shape):
             height, width = mask.shape
@@ -58,6 +57,11 @@ class TrainingView:
         if config.mode in ("variable", "seed"):
             side = min(side, *mask.shape)
         window = self._choose(mask, side, rng)
+        return self._shown(image, mask, window)
+
+    def _shown(self, image: Image, mask: Mask, window: Window) -> Sample:
+        """The window's pixels at the model's input size."""
+        target = (self.side, self.side)
         image, mask = cut_image(image, window, MEAN_COLOR), cut_mask(mask, window)
         return Sample(resize_image(image, target), resize_mask(mask, target))
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Generic, TypeVar
 
-import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,11 +17,10 @@ from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.sampler import SampleKey, TrainBatchSampler
 from segformer_spark.data.transforms import TrainTransform, image_to_tensor, load_native
 from segformer_spark.data.window import Window
+from segformer_spark.data.workers import end_workers, iterate, worker_options
 from segformer_spark.errors import DataError
 
 T = TypeVar("T")
-
-_GRACE_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -137,15 +133,20 @@ class TrainLoader:
         self._loader: DataLoader[Any] = DataLoader(
             _TrainView(dataset, transform),
             batch_sampler=sampler,
-            num_workers=workers,
             collate_fn=_collate_train,
-            worker_init_fn=init_worker,
             persistent_workers=workers > 0,
             pin_memory=pin,
+            **worker_options(workers),
         )
+        self._running: Iterator[Any] | None = None
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        return map(_raise_if_error, self._loader)
+        self._running = iter(self._loader)
+        return map(_raise_if_error, self._running)
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        end_workers(self._running)
 
 
 def eval_loader(dataset: SegmentationDataset, indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:
@@ -174,11 +175,10 @@ def _iterate(view: _View[EvalItem], indices: Sequence[int], config: EvalLoading)
         view,
         batch_size=config.batch_size,
         sampler=indices,
-        num_workers=config.num_workers,
         collate_fn=_collate_list,
-        worker_init_fn=init_worker,
+        **worker_options(config.num_workers),
     )
-    return map(_raise_if_error, loader)
+    return map(_raise_if_error, iterate(loader))
 
 
 def _collate_train(items: list[Any]) -> TrainBatch | DataError:
@@ -200,20 +200,3 @@ def _raise_if_error(batch: T | DataError) -> T:
     if isinstance(batch, DataError):
         raise batch
     return batch
-
-
-def init_worker(worker: int) -> None:
-    """One thread per worker: OpenCV would start one per core in each of them.
-
-    Ctrl-C and SLURM's signals reach workers too; they serve until the main process, which decides, lets them go.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_after_grace)
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
-def _leave_after_grace(number: int, frame: FrameType | None) -> None:
-    """SIGTERM is also how the main process ends its workers when it fails: it is put off, not ignored."""
-    signal.alarm(_GRACE_SECONDS)

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Mask, Sample, SegmentationDataset
 from segformer_spark.data.decode import remember_contents
-from segformer_spark.data.loader import check_labels, init_worker
+from segformer_spark.data.loader import check_labels
 from segformer_spark.data.window import object_box
+from segformer_spark.data.workers import iterate, worker_options
 from segformer_spark.errors import DataError
 
 HEAT_SIDE = 32
@@ -65,11 +66,10 @@ def scan(dataset: SegmentationDataset, num_workers: int, *, places: bool = False
     loader: DataLoader[Any] = DataLoader(
         _FactsView(dataset, places),
         batch_size=_BATCH,
-        num_workers=num_workers,
         collate_fn=list,
-        worker_init_fn=init_worker,
+        **worker_options(num_workers),
     )
-    for batch in loader:
+    for batch in iterate(loader):
         yield from batch
 
 

@@ -31,7 +31,7 @@ def summarize_split(facts: Sequence[ItemFacts], classes: ClassInfo) -> dict[str,
     pixels = np.asarray([item.pixels for item in items], np.int64)
     ignored = sum(item.ignored for item in items)
     every_pixel = int(pixels.sum()) + ignored
-    sizes = [share for item in items if (share := object_share(item, classes)) is not None]
+    sizes = _object_shares(items, classes)
     return {
         "num_images": len(items),
         "num_unreadable": len(facts) - len(items),
@@ -57,6 +57,10 @@ def object_share(item: ItemFacts, classes: ClassInfo) -> float | None:
         return None
     x_min, y_min, x_max, y_max = item.box
     return (x_max - x_min + 1) * (y_max - y_min + 1) / (item.size[0] * item.size[1])
+
+
+def _object_shares(items: Sequence[ItemFacts], classes: ClassInfo) -> list[float]:
+    return [share for item in items if (share := object_share(item, classes)) is not None]
 
 
 def draw_statistics(
@@ -114,7 +118,7 @@ def _draw_classes(classes: ClassInfo, summary: dict[str, Any], path: Path) -> No
 
 
 def _draw_images(items: Sequence[ItemFacts], classes: ClassInfo, path: Path) -> None:
-    sizes = [share for item in items if (share := object_share(item, classes)) is not None]
+    sizes = _object_shares(items, classes)
     figure = new_figure(9, 3.2)
     left, right = figure.subplots(1, 2)
     if sizes:

@@ -16,7 +16,7 @@ import torch
 
 from segformer_spark.config.schema import AugmentationConfig
 from segformer_spark.data.crops import TrainingView
-from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Sample, SegmentationDataset
+from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Mask, Sample, SegmentationDataset
 from segformer_spark.data.photometric import distort
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOR, resize_mask
 from segformer_spark.data.window import object_box
@@ -126,12 +126,14 @@ class TrainTransform:
         Raises:
             DataError: the crop does not fit, or the augmentation leaves no labelled pixel.
         """
-        was_labelled = any(self._would_show_labels(one.sample) for one in samples)
-        for attempt in range(_ATTEMPTS):
+        out = self._draw(samples, epoch, index, [])
+        if _is_labelled(out.mask) or not any(self._would_show_labels(one.sample) for one in samples):
+            return out
+        for attempt in range(1, _ATTEMPTS):
             # The second half of the attempts leaves a mosaic's partners out.
             drawn = samples if attempt < _ATTEMPTS // 2 else samples[:1]
-            out = self._draw(drawn, epoch, index, [attempt] if attempt else [])
-            if not was_labelled or (out.mask != IGNORE_INDEX).any():
+            out = self._draw(drawn, epoch, index, [attempt])
+            if _is_labelled(out.mask):
                 return out
         raise DataError(
             f"{samples[0].name}: augmentation left no labelled pixel in {_ATTEMPTS} attempts; lower "
@@ -140,7 +142,7 @@ class TrainTransform:
 
     def _would_show_labels(self, sample: Sample) -> bool:
         """Whether the whole image, resized, has a label: what resizing alone loses is not augmentation's doing."""
-        return bool((resize_mask(sample.mask, (self.side, self.side)) != IGNORE_INDEX).any())
+        return _is_labelled(resize_mask(sample.mask, (self.side, self.side)))
 
     def _draw(self, samples: Sequence[NativeSample], epoch: int, index: int, again: list[int]) -> Sample:
         rng = self._generator(epoch, index, 0, *again)
@@ -157,6 +159,10 @@ class TrainTransform:
 
     def _generator(self, epoch: int, index: int, purpose: int, *again: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, index, _CHOICES + purpose, *again])
+
+
+def _is_labelled(mask: Mask) -> bool:
+    return bool((mask != IGNORE_INDEX).any())
 
 
 def join_mosaic(views: Sequence[Sample], rng: np.random.Generator) -> Sample:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from segformer_spark.checkpoint.export import load_model
 from segformer_spark.config.load import ResolvedConfig
-from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.dataset import Image, SegmentationDataset
 from segformer_spark.data.loader import EvalLoading, eval_loader
 from segformer_spark.data.overlay import write_png
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.pictures import draw_confusion, draw_groups, make_panel
-from segformer_spark.evaluation.predict import Predictor, count
+from segformer_spark.evaluation.predict import Predictor, check_view, count
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.metrics.report import NO_OBJECT, report
 from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
@@ -67,7 +67,8 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
             f"{options.model} knows the classes {', '.join(card.class_names)}, the data set {config.data.dataset} has "
             f"{', '.join(dataset.classes.names)}"
         )
-    view = card.view(**{**changed_inference(resolved), **({"crops": options.crops} if options.crops else {})})
+    view = card.view(**{**resolved.overridden_inference(), **({"crops": options.crops} if options.crops else {})})
+    check_view(view.config, dataset)
     predictor = Predictor(model.to(group.device), group.device, view, options.precision, options.tta, card.background)
     loading = EvalLoading(view, options.batch_size, config.data.num_workers)
     started = now()
@@ -108,17 +109,6 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
             logger.info("%s", line)
         logger.info("results: %s", options.output)
     return figures
-
-
-def changed_inference(resolved: ResolvedConfig) -> dict[str, Any]:
-    """Fields of `inference` that the command line or the environment set; all else is as the model was exported."""
-    values = resolved.config.inference.model_dump()
-    prefix = "inference."
-    return {
-        dotted.removeprefix(prefix): values[dotted.removeprefix(prefix)]
-        for dotted in resolved.overrides
-        if dotted.startswith(prefix)
-    }
 
 
 def write_tables(folder: Path, figures: dict[str, Any], counts: EvaluationCounts, dataset: SegmentationDataset) -> None:
@@ -206,9 +196,16 @@ def _draw_worst(
     folder = options.output / "worst"
     for old in folder.glob("*.png"):
         old.unlink()
-    with torch.inference_mode():
-        for rank, (item, prediction) in enumerate(predictor.predict(eval_loader(dataset, worst, loading))):
-            sample, name = dataset.load(item.index), dataset.sample_id(item.index)
-            title = f"{name}  mean IoU {quality[item.index]:.3f}"
-            panel = make_panel(sample.image, sample.mask, prediction.cpu().numpy(), dataset.classes, title)
-            write_png(folder / f"{rank + 1:02d}_{name}.png", panel)
+    titles = {index: f"{dataset.sample_id(index)}  mean IoU {quality[index]:.3f}" for index in worst}
+    for rank, (name, panel) in enumerate(predicted_panels(predictor, dataset, loading, titles)):
+        write_png(folder / f"{rank + 1:02d}_{name}.png", panel)
+
+
+def predicted_panels(
+    predictor: Predictor, dataset: SegmentationDataset, loading: EvalLoading, titles: Mapping[int, str]
+) -> Iterator[tuple[str, Image]]:
+    """Name and Input | Truth | Prediction of the images whose indices `titles` has, in its order."""
+    for item, ids in predictor.predict(eval_loader(dataset, list(titles), loading)):
+        sample = dataset.load(item.index)
+        panel = make_panel(sample.image, sample.mask, ids.cpu().numpy(), dataset.classes, titles[item.index])
+        yield dataset.sample_id(item.index), panel

@@ -56,10 +56,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         refuse_fp16_on_cpu(self.precision, self.device.type)
-        if self.view.config.crops != "none" and self.background is None:
-            raise ConfigError(
-                f"inference.crops {self.view.config.crops}: outside of a crop is background; these classes have none"
-            )
+        _refuse_crops_without_background(self.view.config, self.background)
 
     def predict(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
         """Yield each item with its class ids, uint8 (H, W) at native size on the device.
@@ -106,7 +103,7 @@ class Predictor:
     def _logits(self, images: Tensor, axes: tuple[int, ...]) -> Tensor:
         config = self.view.config
         images = images.flip(axes) if axes else images
-        with self._autocast():
+        with autocast(self.device, self.precision):
             if config.window is None:
                 logits: Tensor = self.model(images)
                 return logits
@@ -135,10 +132,10 @@ class Predictor:
         whole[top:bottom, left:right] = part
         return whole
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=_AUTOCAST[self.precision])
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Forward passes in bf16 or fp16 arithmetic; nothing for fp32."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=_AUTOCAST[precision])
 
 
 def main_box(ids: Mask, background: int | None) -> Box | None:
@@ -161,17 +158,21 @@ def check_view(config: InferenceConfig, dataset: SegmentationDataset) -> None:
     """Raise ConfigError when a labelled data set cannot be shown in this way."""
     if config.crops == "box" and any(dataset.box(index) is None for index in range(len(dataset))):
         raise ConfigError("inference.crops box: this data set has no labelled boxes; use two_pass")
-    if config.crops != "none" and dataset.classes.background is None:
-        raise ConfigError(
-            f"inference.crops {config.crops}: outside of a crop is background, and this data set has no such class"
-        )
+    _refuse_crops_without_background(config, dataset.classes.background)
+
+
+def _refuse_crops_without_background(config: InferenceConfig, background: int | None) -> None:
+    if config.crops != "none" and background is None:
+        raise ConfigError(f"inference.crops {config.crops}: outside of a crop is background; these classes have none")
 
 
 def count(
     predictor: Predictor, dataset: SegmentationDataset, loading: EvalLoading, group: Group, label: str
 ) -> EvaluationCounts:
-    """Counts of the whole data set, every image once over all ranks. Collective."""
-    check_view(loading.view.config, dataset)
+    """Counts of the whole data set, every image once over all ranks. Collective.
+
+    Who calls it has asked `check_view` before.
+    """
     counts = EvaluationCounts.zeros(len(dataset), len(dataset.classes), len(dataset.groups), group.device)
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     items = predictor.predict(eval_loader(dataset, indices, loading))
@@ -182,7 +183,7 @@ def count(
             truth = torch.from_numpy(item.mask).to(group.device)
             counts.add(item.index, dataset.group(item.index), prediction, truth, IGNORE_INDEX)
     except UserError as error:
-        failure = error.with_traceback(None)  # its frames hold the loader
+        failure = error
     # A damaged image on one rank must not leave the others waiting for its counts.
     group.raise_common(failure)
     return counts.reduce(group.sum)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -35,3 +37,18 @@ class GlobalBatchLoss(nn.Module):
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.ignore_index, self.reduce = ignore_index, reduce
+
+    def true_class(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which pixels are labelled, their class (0 elsewhere) and its log-probability, each (B, H, W)."""
+        valid = labels != self.ignore_index
+        target = labels.where(valid, torch.zeros_like(labels))
+        return valid, target, functional.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)
+
+    def weighted(self, value: Tensor, target: Tensor) -> Tensor:
+        """`value` (B, H, W) times the weight of each pixel's class."""
+        return value if self.class_weights is None else value * self.class_weights.to(value.dtype)[target]
+
+    def divide(self, total: Tensor, weight: Tensor) -> Tensor:
+        """The quotient of two sums over all ranks; 0 where there is nothing to divide by."""
+        sums = self.reduce(torch.stack([total, weight]))
+        return sums[0] / sums[1].detach().clamp_min(torch.finfo(sums.dtype).tiny)

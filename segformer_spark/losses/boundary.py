@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from segformer_spark.losses.base import GlobalBatchLoss
-from segformer_spark.losses.cross_entropy import divide
 
 
 class BoundaryCrossEntropyLoss(GlobalBatchLoss):
@@ -28,14 +27,10 @@ class BoundaryCrossEntropyLoss(GlobalBatchLoss):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""
-        valid = labels != self.ignore_index
-        target = labels.where(valid, torch.zeros_like(labels))
-        log_p = functional.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)
+        valid, target, log_p = self.true_class(logits, labels)
         weight = (1 + self.weight * near_boundary(labels, self.radius, self.ignore_index)) * valid
-        weight = weight.to(log_p.dtype)
-        if self.class_weights is not None:
-            weight = weight * self.class_weights.to(log_p.dtype)[target]
-        return divide(-(weight * log_p).sum(), weight.sum(), self.reduce)
+        weight = self.weighted(weight.to(log_p.dtype), target)
+        return self.divide(-(weight * log_p).sum(), weight.sum())
 
 
 def near_boundary(labels: Tensor, radius: int, ignore_index: int) -> Tensor:

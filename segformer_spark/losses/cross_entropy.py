@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.losses.base import GlobalBatchLoss, Reduce
+from segformer_spark.losses.base import GlobalBatchLoss
 
 
 class CrossEntropyLoss(GlobalBatchLoss):
@@ -32,7 +32,7 @@ class CrossEntropyLoss(GlobalBatchLoss):
             reduction="none",  # "sum" has no deterministic version on GPUs
             label_smoothing=self.label_smoothing,
         ).sum()
-        return divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits), self.reduce)
+        return self.divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits))
 
 
 class FocalLoss(GlobalBatchLoss):
@@ -44,18 +44,14 @@ class FocalLoss(GlobalBatchLoss):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""
-        valid = labels != self.ignore_index
-        target = labels.where(valid, torch.zeros_like(labels))
-        log_p = functional.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)
+        valid, target, log_p = self.true_class(logits, labels)
         # 1 - exp(log p) without cancellation where p is close to 1.
         miss = -torch.expm1(log_p)
         # The gradient of 0^gamma is infinite for gamma < 1.
         modulation = miss.clamp_min(torch.finfo(miss.dtype).tiny) ** self.gamma if self.gamma else torch.ones_like(miss)
-        value = -modulation * log_p
-        if self.class_weights is not None:
-            value = value * self.class_weights.to(value.dtype)[target]
+        value = self.weighted(-modulation * log_p, target)
         total = (value * valid).sum()
-        return divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits), self.reduce)
+        return self.divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits))
 
 
 def pixel_weight(labels: Tensor, class_weights: Tensor | None, ignore_index: int, like: Tensor) -> Tensor:
@@ -64,9 +60,3 @@ def pixel_weight(labels: Tensor, class_weights: Tensor | None, ignore_index: int
     if class_weights is None:
         return valid.sum().to(like.dtype)
     return class_weights.to(like.dtype)[labels[valid]].sum()
-
-
-def divide(total: Tensor, weight: Tensor, reduce: Reduce) -> Tensor:
-    """The quotient of two sums over all ranks; 0 where there is nothing to divide by."""
-    sums = reduce(torch.stack([total, weight]))
-    return sums[0] / sums[1].detach().clamp_min(torch.finfo(sums.dtype).tiny)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from segformer_spark.losses.base import GlobalBatchLoss
-from segformer_spark.losses.cross_entropy import divide
 
 
 class LovaszSoftmaxLoss(GlobalBatchLoss):
@@ -24,7 +23,7 @@ class LovaszSoftmaxLoss(GlobalBatchLoss):
             valid = truth != self.ignore_index
             values.append(self._image_loss(image[:, valid], truth[valid]))
             counted.append(valid.any())
-        return divide(torch.stack(values).sum(), torch.stack(counted).sum().to(logits.dtype), self.reduce)
+        return self.divide(torch.stack(values).sum(), torch.stack(counted).sum().to(logits.dtype))
 
     def _image_loss(self, probabilities: Tensor, truth: Tensor) -> Tensor:
         """Probabilities (C, P) and labels (P,) -> scalar."""

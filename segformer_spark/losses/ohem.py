@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from segformer_spark.losses.base import GlobalBatchLoss
-from segformer_spark.losses.cross_entropy import divide
 
 
 class OhemLoss(GlobalBatchLoss):
@@ -26,14 +23,10 @@ class OhemLoss(GlobalBatchLoss):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""
-        valid = labels != self.ignore_index
-        target = labels.where(valid, torch.zeros_like(labels))
-        log_p = functional.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)
+        valid, target, log_p = self.true_class(logits, labels)
         kept = self._hard_pixels(log_p.detach(), valid)
-        weight = kept.to(log_p.dtype)
-        if self.class_weights is not None:
-            weight = weight * self.class_weights.to(log_p.dtype)[target]
-        return divide(-(weight * log_p).sum(), weight.sum(), self.reduce)
+        weight = self.weighted(kept.to(log_p.dtype), target)
+        return self.divide(-(weight * log_p).sum(), weight.sum())
 
     def _hard_pixels(self, log_p: Tensor, valid: Tensor) -> Tensor:
         """Which pixels (B, H, W) count."""

@@ -90,7 +90,7 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
         for item, ids in bar:
             write_prediction(options.output / submission_name(images[item.index]), ids.cpu().numpy())
     except UserError as error:
-        failure = error.with_traceback(None)  # its frames hold the loader
+        failure = error
     group.raise_common(failure)
     hosts = group.gather(host_record(group.device))
 

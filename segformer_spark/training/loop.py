@@ -135,7 +135,7 @@ class Loop:
         try:
             found = next(batches)
         except UserError as error:
-            failure = error.with_traceback(None)  # its frames hold the loader
+            failure = error
         status = self.group.worst(2 if failure is not None else int(self.stop.reason is not None))
         if status == 2:
             self.group.raise_common(failure)

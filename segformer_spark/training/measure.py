@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import IGNORE_INDEX
+from segformer_spark.evaluation.predict import autocast
 from segformer_spark.losses.build import build_loss
 from segformer_spark.models.segformer import SegFormer, build_segformer, resize_logits
 
@@ -77,11 +78,11 @@ def measure_pass(
         torch.cuda.reset_peak_memory_stats(device)
 
     def encode() -> Sequence[Tensor]:
-        with _autocast(device, precision):
+        with autocast(device, precision):
             return model.encode(images)
 
     def finish(features: Sequence[Tensor]) -> Tensor:
-        with _autocast(device, precision):
+        with autocast(device, precision):
             logits = model.decode(features)
         value: Tensor = loss(resize_logits(logits, (image_size, image_size)), labels)
         return value
@@ -103,11 +104,6 @@ def measure_pass(
     model.zero_grad(set_to_none=True)
     peak = int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
     return PassCost(num_images, seconds, encoder, in_encoder.num_bytes, in_head.num_bytes, peak)
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(device.type, dtype=kinds.get(precision, torch.bfloat16), enabled=precision in kinds)
 
 
 class _KeptTensors(torch.autograd.graph.saved_tensors_hooks):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from segformer_spark.config.schema import Config
 from segformer_spark.data.loader import TrainBatch, TrainLoader
-from segformer_spark.data.sampler import Position
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import ConfigError, UserError
@@ -110,7 +109,6 @@ def _train(config: Config, group: Group, num_steps: int) -> _Trace:
         )
     engine = Engine(setup.model, setup.loss, config, setup.plan, group)
     trace = _Trace([], [], _trained(engine), {})
-    setup.sampler.start_at(Position())
     batches = iter(TrainLoader(setup.train_set, config, setup.sampler, pin=False))
     for step in range(num_steps):
         engine.set_lr(setup.schedule.peak)  # warm-up would hide what the optimizer does

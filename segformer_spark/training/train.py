@@ -72,6 +72,7 @@ def run_training(
         if warning is not None and group.is_main:
             logger.warning("%s", warning)
         reporter = _reporter(run, config, setup, group)
+        loader = TrainLoader(setup.train_set, config, setup.sampler, pin=group.device.type == "cuda")
         try:
             engine = Engine(setup.model, setup.loss, config, setup.plan, group)
             if stored is not None:
@@ -87,7 +88,7 @@ def run_training(
             validation = Validation(engine, setup.val_set, config, group)
             loop = Loop(
                 engine=engine,
-                loader=TrainLoader(setup.train_set, config, setup.sampler, pin=group.device.type == "cuda"),
+                loader=loader,
                 schedule=setup.schedule,
                 store=store,
                 reporter=reporter,
@@ -112,6 +113,8 @@ def run_training(
         except BaseException as error:
             _close_after_failure(record, reporter, progress, best, error)
             raise
+        finally:
+            loader.close()
         group.main_only(lambda: record.finish(outcome.value, progress, best, None))
         _say_how_it_ended(run, outcome, progress, best, config)
     return run, outcome

@@ -9,10 +9,10 @@ import numpy as np
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import Image, SegmentationDataset
 from segformer_spark.data.inference_view import InferenceView
-from segformer_spark.data.loader import EvalLoading, eval_loader
+from segformer_spark.data.loader import EvalLoading
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
-from segformer_spark.evaluation.pictures import make_panel
+from segformer_spark.evaluation.evaluate import predicted_panels
 from segformer_spark.evaluation.predict import Predictor, check_view, count
 from segformer_spark.metrics.report import report
 from segformer_spark.training.reporter import Reporter
@@ -60,11 +60,6 @@ class Validation:
 
     def _panels(self) -> list[tuple[str, Image]]:
         loading = EvalLoading(self.loading.view, self.loading.batch_size, 0)
-        panels = []
+        titles = {index: self.dataset.sample_id(index) for index in self.fixed_images}
         with self.engine.averaged():
-            for item, ids in self.predictor.predict(eval_loader(self.dataset, self.fixed_images, loading)):
-                name = self.dataset.sample_id(item.index)
-                sample = self.dataset.load(item.index)
-                panel = make_panel(sample.image, sample.mask, ids.cpu().numpy(), self.dataset.classes, name)
-                panels.append((name, panel))
-        return panels
+            return list(predicted_panels(self.predictor, self.dataset, loading, titles))

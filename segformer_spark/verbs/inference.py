@@ -118,9 +118,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         # Another model, augmentation, view or precision has a folder of its own.
         parts = [split, "" if model.name == "best" else model.name, "" if tta == "none" else tta]
         parts.append("" if crops is None else f"crops_{crops}")
-        shown = resolved.config.inference.model_dump()
-        changed = sorted(key for key in resolved.overrides if key.startswith("inference."))
-        parts += [f"{key.removeprefix('inference.')}_{shown[key.removeprefix('inference.')]}" for key in changed]
+        parts += [f"{name}_{value}" for name, value in sorted(resolved.overridden_inference().items())]
         parts.append("" if precision == "fp32" else precision)
         output = Path(str(run)) / "evaluation" / "-".join(part for part in parts if part)
     with joined(hardware) as group:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from segformer_spark.verbs.arguments import Subparsers, add_verb, image_size, positive
-
-_VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
+from segformer_spark.verbs.arguments import VARIANTS, Subparsers, add_verb, image_size, positive
 
 
 def add(subparsers: Subparsers) -> None:
@@ -19,7 +17,7 @@ def add(subparsers: Subparsers) -> None:
         "segformer-spark params --num-classes 150 --image-size 512 --json params.json --figure params.png",
         params,
     )
-    parser.add_argument("--variants", nargs="+", choices=_VARIANTS, default=_VARIANTS, help="(default: all)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="(default: all)")
     parser.add_argument("--num-classes", type=positive, default=3, help="(default: %(default)s, as SPARK has)")
     parser.add_argument("--image-size", type=image_size, default=512, help="side in pixels (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=None, help="write the table as JSON, too")

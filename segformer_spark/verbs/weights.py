@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from segformer_spark.verbs.arguments import Subparsers, add_actions, add_verb
+from segformer_spark.verbs.arguments import VARIANTS, Subparsers, add_actions, add_verb
 
-_VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 _SOURCES = ("ade20k", "cityscapes", "imagenet")
 
 
@@ -20,7 +19,7 @@ def add(subparsers: Subparsers) -> None:
         "segformer-spark weights fetch --variant b2 --source ade20k",
         fetch,
     )
-    parser.add_argument("--variant", choices=_VARIANTS, default="b2", help="(default: %(default)s)")
+    parser.add_argument("--variant", choices=VARIANTS, default="b2", help="(default: %(default)s)")
     parser.add_argument("--source", choices=_SOURCES, default="ade20k", help="(default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="every variant and source (about 3.5 GB)")
     parser.add_argument(
@@ -31,7 +30,6 @@ def add(subparsers: Subparsers) -> None:
 def fetch(arguments: argparse.Namespace) -> int:
     """Download pretrained weights."""
     from segformer_spark.models.pretrained import SOURCES, fetch_weights
-    from segformer_spark.models.segformer import VARIANTS
 
     wanted = [(v, s) for s in SOURCES for v in VARIANTS] if arguments.all else [(arguments.variant, arguments.source)]
     for variant, source in wanted:

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -84,34 +82,3 @@ def test_fixed_subset(spark_root: Path) -> None:
     assert ids != [other.sample_id(i) for i in range(5)]
     np.testing.assert_array_equal(first.load(2).mask, again.load(2).mask)
     assert fixed_subset(dataset, None, 1) is dataset
-
-
-def test_loader_processes_outlive_the_signals_that_reach_all_processes_of_a_job(spark_root: Path) -> None:
-    """SLURM's SIGTERM and a terminal's Ctrl-C: the main process saves first and needs its batches for that."""
-    dataset = SparkDataset(spark_root, "train")
-    others = set(psutil.Process().children())
-    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(InferenceView(32), 1, 1))
-    next(batches)
-    workers = set(psutil.Process().children()) - others
-    assert workers
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        for worker in workers:
-            worker.send_signal(number)
-    assert len(list(batches)) == len(dataset) - 1
-
-
-def test_a_loader_process_ends_some_time_after_it_was_told_to(
-    spark_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or a main process that fails would wait for it for ever."""
-    monkeypatch.setattr("segformer_spark.data.loader._GRACE_SECONDS", 1)
-    dataset = SparkDataset(spark_root, "train")
-    others = set(psutil.Process().children())
-    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(InferenceView(32), 1, 1))
-    next(batches)
-    workers = set(psutil.Process().children()) - others
-    for worker in workers:
-        worker.terminate()
-    with pytest.raises(RuntimeError, match="killed by signal"):  # torch notices
-        psutil.wait_procs(workers, timeout=20)
-    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)

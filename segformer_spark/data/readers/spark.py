@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segformer_spark.config.schema import DataConfig
-from segformer_spark.data.dataset import Box, ClassInfo, Sample
-from segformer_spark.data.decode import check_sizes, read_color_mask, read_image
+from segformer_spark.data.dataset import Box, ClassInfo, Mask
+from segformer_spark.data.decode import read_color_mask
+from segformer_spark.data.readers.pairs import PairDataset
 from segformer_spark.errors import DataError
 
 SPARK_CLASSES = ClassInfo(
@@ -54,11 +55,11 @@ class SparkRow:
     line: int
 
 
-class SparkDataset:
+class SparkDataset(PairDataset):
     """A split of SPARK, in the order of its CSV."""
 
-    classes: ClassInfo = SPARK_CLASSES
-    groups: Sequence[str] = SPACECRAFT
+    classes = SPARK_CLASSES
+    groups = SPACECRAFT
 
     def __init__(self, root: Path, split: str, *, check_files: bool = True) -> None:
         """Read and check the CSV.
@@ -71,20 +72,16 @@ class SparkDataset:
         """
         self.root, self.split = root, split
         self.rows = read_rows(root, split, check_files=check_files)
+        super().__init__([(row.image, row.mask) for row in self.rows])
 
     @classmethod
     def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> SparkDataset:
         """The split that a configuration names."""
         return cls(Path(config.root), split, check_files=check_files)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def load(self, index: int) -> Sample:
-        row = self.rows[index]
-        image, mask = read_image(row.image), read_color_mask(row.mask, self.classes.colors)
-        check_sizes(image, mask, row.image, row.mask)
-        return Sample(image, mask)
+    def read_mask(self, path: Path) -> Mask:
+        """Nearest of the three colours."""
+        return read_color_mask(path, self.classes.colors)
 
     def sample_id(self, index: int) -> str:
         row = self.rows[index]
@@ -92,9 +89,6 @@ class SparkDataset:
 
     def group(self, index: int) -> int:
         return self.rows[index].spacecraft
-
-    def files(self, index: int) -> tuple[Path, Path]:
-        return self.rows[index].image, self.rows[index].mask
 
     def box(self, index: int) -> Box | None:
         return self.rows[index].box
