@@ -1,6 +1,12 @@
-"""Errors that are meant for the user: what is wrong, where, and how to mend it."""
+"""Errors that are meant for the user (what is wrong, where, how to mend it), and exit statuses for batch scripts."""
 
 from __future__ import annotations
+
+EXIT_STOPPED = 85
+"""Exit status of a run that was asked to stop, saved its state and can be resumed."""
+
+EXIT_PEER_LOST = 87
+"""Exit status of a rank that has not heard from another one: a node or the network between them is gone."""
 
 
 class UserError(Exception):
@@ -24,3 +30,7 @@ class CheckpointError(UserError):
 
 class TrainingDiverged(UserError):
     """Loss or gradients are no longer finite, or updates were skipped too often in a row."""
+
+
+class RunTakenOver(UserError):
+    """A later attempt holds the run directory; this one must not write into it."""

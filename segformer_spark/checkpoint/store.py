@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from segformer_spark.errors import CheckpointError
-from segformer_spark.run.atomic import atomic_folder, recover_folder, write_json
+from segformer_spark.run.atomic import ask_guard, atomic_folder, recover_folder, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
 
@@ -154,6 +154,7 @@ def _step_of(path: Path) -> int:
 
 def _remove(path: Path) -> None:
     """Rename first: a kill while files are deleted must not leave half a checkpoint under its name."""
+    ask_guard(path)
     doomed = path.with_name(f".{path.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)

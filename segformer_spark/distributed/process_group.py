@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from segformer_spark.distributed.environment import Launch
+from segformer_spark.distributed.peer_watch import watch_peers
 from segformer_spark.errors import UserError
 
 T = TypeVar("T")
@@ -153,8 +154,15 @@ def choose_device(requested: str, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def process_group(launch: Launch, device: torch.device, timeout_minutes: float = 30.0) -> Iterator[Group]:
-    """Join the ranks for the duration of the block."""
+def process_group(
+    launch: Launch, device: torch.device, timeout_minutes: float = 30.0, peer_timeout: float | None = None
+) -> Iterator[Group]:
+    """Join the ranks for the duration of the block.
+
+    Args:
+        timeout_minutes: a collective that waits longer raises.
+        peer_timeout: end this process when a rank gives no sign of life for so many seconds; None: never.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -173,7 +181,10 @@ def process_group(launch: Launch, device: torch.device, timeout_minutes: float =
         raise UserError(f"the {launch.world_size} ranks did not find each other at {launch.master}: {error}") from error
     try:
         control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=options["timeout"])
-        yield Group(launch, device, control)
+        group = Group(launch, device, control)
+        hosts = group.gather(socket.gethostname())
+        with watch_peers(launch.master or ("", 0), launch.rank, hosts, peer_timeout):
+            yield group
     finally:
         dist.destroy_process_group()
 

@@ -1,6 +1,7 @@
 """Files that are complete or absent: written beside their place, fsynced, then renamed (os.replace).
 
-A kill or a full disk leaves the old file, never half of a new one.
+A kill or a full disk leaves the old file, never half of a new one. A folder can be guarded: then its guard is asked
+before each rename, and may refuse by raising.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,29 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 
 from segformer_spark.errors import UserError
+
+_guards: dict[Path, Callable[[], None]] = {}
+
+
+@contextmanager
+def guarded(folder: Path, guard: Callable[[], None]) -> Iterator[None]:
+    """Ask `guard` before anything in `folder` is written, for the duration of the block."""
+    key = folder.resolve()
+    _guards[key] = guard
+    try:
+        yield
+    finally:
+        del _guards[key]
+
+
+def ask_guard(path: Path) -> None:
+    """Raise what the guard of a folder above `path` raises; for writes that are not renames."""
+    if not _guards:
+        return
+    whole = path.resolve()
+    for folder in (whole, *whole.parents):
+        if folder in _guards:
+            _guards[folder]()
 
 
 @contextmanager
@@ -34,6 +58,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        ask_guard(path)
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -81,6 +106,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
         sync_folder(temporary)
+        ask_guard(path)
         _replace_folder(temporary, path)
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:

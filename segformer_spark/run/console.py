@@ -12,6 +12,9 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from segformer_spark.errors import UserError
+from segformer_spark.run.atomic import ask_guard
+
 T = TypeVar("T")
 
 logger = logging.getLogger("segformer_spark")
@@ -43,6 +46,7 @@ def log_file(path: Path | None) -> Iterator[None]:
         yield
         return
     handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+    handler.addFilter(lambda record: _may_write(path))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(handler)
     try:
@@ -50,6 +54,14 @@ def log_file(path: Path | None) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
+
+
+def _may_write(path: Path) -> bool:
+    try:
+        ask_guard(path)
+    except UserError:
+        return False  # the run belongs to a later attempt: this process still speaks, in its own output
+    return True
 
 
 def progress(items: Iterable[T], *, total: int, label: str, initial: int = 0, visible: bool = True) -> Iterable[T]:

@@ -24,6 +24,7 @@ log.txt                   what the job printed
 checkpoints/step-*/       complete states for --resume
 best/, final/             models: load with transformers, or give them to `evaluate`, `submit`
 evaluation/, submission/  what `evaluate` and `submit` wrote
+attempts/                 who wrote here and when: one job or process at a time
 """
 
 
@@ -144,10 +145,16 @@ def open_for_training(path: Path, *, resume: bool, overwrite: bool) -> RunDirect
     run = RunDirectory(path)
     for folder in (run.best, run.final):
         recover_folder(folder)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())) or (run.is_run() and resume):
+    if not path.exists() or (path.is_dir() and not _contents(path)) or (run.is_run() and resume):
         return run
     if run.is_run() and overwrite:
-        shutil.rmtree(path)
+        for old in _contents(path):
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
+        if not any(path.iterdir()):
+            path.rmdir()
         return run
     if run.is_run():
         raise CheckpointError(
@@ -155,6 +162,11 @@ def open_for_training(path: Path, *, resume: bool, overwrite: bool) -> RunDirect
             "or choose another name: --set experiment.name=NAME"
         )
     raise CheckpointError(f"{path}: the folder is not empty and is not a run; choose another output.save_path")
+
+
+def _contents(path: Path) -> list[Path]:
+    """What a run consists of. Its attempts are counted on also when it is replaced: an old one may still live."""
+    return [child for child in path.iterdir() if child.name != "attempts"]
 
 
 def locate_model(path: Path) -> tuple[Path, Path | None]:

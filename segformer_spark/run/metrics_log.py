@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.run.atomic import write_csv, write_error, write_text
+from segformer_spark.run.atomic import ask_guard, write_csv, write_error, write_text
 
 Row = dict[str, Any]
 
@@ -21,6 +21,7 @@ class MetricsLog:
     def append(self, row: Row) -> None:
         """Add one row; a value that is not finite becomes null."""
         clean = {key: _finite(value) for key, value in row.items()}
+        ask_guard(self.path)
         try:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(clean, allow_nan=False) + "\n")

@@ -16,6 +16,7 @@ from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine, StepResult
 from segformer_spark.errors import TrainingDiverged, UserError
 from segformer_spark.metrics.report import scalar_metrics, selection_value
+from segformer_spark.run.claim import Claim
 from segformer_spark.run.console import logger, progress
 from segformer_spark.training.progress import Progress, to_stored
 from segformer_spark.training.reporter import Reporter
@@ -40,6 +41,7 @@ class Loop:
         draw: shows a validation in pictures; called on all ranks.
         save_best: exports the best model; called on all ranks.
         checkpoint_every: optimizer steps between checkpoints; None for the end of each epoch.
+        claim: rank 0's hold on the run directory.
         configuration: what a checkpoint remembers of the configuration.
     """
 
@@ -58,6 +60,7 @@ class Loop:
     progress: Progress
     best: BestTracker
     stop: StopRequest
+    claim: Claim | None
     skipped_in_a_row: int = 0
     saved_step: int | None = None
 
@@ -133,6 +136,8 @@ class Loop:
         found: list[TrainBatch] = []
         failure: UserError | None = self.reporter.failure
         try:
+            if self.claim is not None and self.claim.lost:
+                self.claim.check()
             found = next(batches)
         except UserError as error:
             failure = error

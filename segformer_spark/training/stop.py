@@ -8,9 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-EXIT_STOPPED = 85
-"""Exit status of a run that was asked to stop, saved its state and can be resumed."""
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _IMPATIENCE = 3
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.loader import TrainLoader
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
-from segformer_spark.errors import CheckpointError, UserError
+from segformer_spark.errors import CheckpointError, RunTakenOver, UserError
+from segformer_spark.run.claim import Claim, Holder, hold_run, refuse_if_held
 from segformer_spark.run.console import duration, log_file, logger
 from segformer_spark.run.directory import RunDirectory, open_for_training
 from segformer_spark.training.loop import Loop, Outcome
@@ -64,8 +67,8 @@ def run_training(
             restore_best(stored, best)
         else:
             logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
-    group.main_only(lambda: _begin(run, store, resolved, progress))
-    with log_file(run.log if group.is_main else None):
+    with _held(run, progress.step, group) as claim, log_file(run.log if group.is_main else None):
+        group.main_only(lambda: _begin(run, store, resolved, progress))
         record = TrainingRecord(run, resolved, group, setup.plan, setup.schedule.total_steps, progress)
         record.announce(setup.train_set, setup.val_set)
         warning = lr_warning(config, setup.plan)
@@ -102,6 +105,7 @@ def run_training(
                 progress=progress,
                 best=best,
                 stop=stop,
+                claim=claim,
             )
             outcome = loop.run()
             if outcome is not Outcome.STOPPED:
@@ -149,8 +153,20 @@ def _card(config: Config, dataset: SegmentationDataset, progress: Progress, metr
     )
 
 
+@contextmanager
+def _held(run: RunDirectory, from_step: int, group: Group) -> Iterator[Claim | None]:
+    """Rank 0, which alone writes, holds the run for the duration of the block."""
+    with ExitStack() as stack:
+        claims: list[Claim] = []
+        group.main_only(
+            lambda: claims.append(stack.enter_context(hold_run(run.path, from_step, Holder.here(os.environ))))
+        )
+        yield claims[0] if claims else None
+
+
 def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> tuple[RunDirectory, Path | None]:
     """The run directory and the checkpoint to continue from; writes nothing yet."""
+    refuse_if_held(run_path(resolved.config), Holder.here(os.environ))
     run = open_for_training(run_path(resolved.config), resume=options.resume is not None, overwrite=options.overwrite)
     store = CheckpointStore(run.checkpoints, resolved.config.output.keep_checkpoints)
     store.clean()
@@ -189,6 +205,8 @@ def _close_after_failure(
     record: TrainingRecord, reporter: Reporter, progress: Progress, best: BestTracker, error: BaseException
 ) -> None:
     """Leave the record behind if possible; a second failure (the disk is still full) must not hide the first."""
+    if isinstance(error, RunTakenOver):
+        return
     actions: list[Callable[[], None]] = [lambda: record.finish("failed", progress, best, error), reporter.close]
     for action in actions:
         try:

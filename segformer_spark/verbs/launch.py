@@ -25,7 +25,7 @@ def joined(hardware: HardwareConfig) -> Iterator[Group]:
     setup_logging(launch.rank, launch.world_size)
     device = choose_device(hardware.device, launch.local_rank)
     set_threads(hardware.threads, launch.local_world_size)
-    with process_group(launch, device, hardware.timeout_minutes) as group:
+    with process_group(launch, device, hardware.timeout_minutes, hardware.peer_timeout) as group:
         yield group
 
 

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from segformer_spark.errors import UserError
+from segformer_spark.errors import EXIT_STOPPED, UserError
 from segformer_spark.verbs.arguments import Subparsers, add_config, add_from_env, add_verb, positive
 from segformer_spark.verbs.launch import joined, resolve
 
@@ -54,7 +54,7 @@ def train(arguments: argparse.Namespace) -> int:
         raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
     if arguments.dry_run:
         return _dry_run(resolved, arguments)
-    from segformer_spark.training.stop import EXIT_STOPPED, catch_signals
+    from segformer_spark.training.stop import catch_signals
 
     with catch_signals() as stop, joined(resolved.config.hardware) as group:
         from segformer_spark.training.loop import Outcome

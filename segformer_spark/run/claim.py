@@ -1,0 +1,238 @@
+"""The right to write into a run directory: one attempt holds it at a time.
+
+    attempts/0003.json    who holds it (job, restart, host, process), from which step; "ended" once it let go
+    attempts/0003.alive   a counter that the holder moves on every few seconds
+    attempts/latest       the number of the newest attempt
+
+A job that was requeued takes the run over from its own earlier attempt, which may still live on a node that SLURM lost
+sight of. From then on the earlier attempt's writes are refused (fencing: Kleppmann 2016, "How to do distributed
+locking"). Any other job, or a second process, is refused while the holder gives signs of life. Counters are watched and
+clocks are not compared, so that nodes whose clocks differ agree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from segformer_spark.errors import RunTakenOver, UserError
+from segformer_spark.run.atomic import guarded, write_json, write_text
+from segformer_spark.run.console import logger
+
+_BEAT_SECONDS = 3.0
+_WATCH_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds or wants a run.
+
+    Attributes:
+        job, restart: SLURM's job id and restart count; None and 0 outside of SLURM.
+        host, pid, pid_started: the process; `pid_namespace` tells containers on one host apart.
+    """
+
+    job: str | None
+    restart: int
+    host: str
+    pid: int
+    pid_started: float
+    pid_namespace: str
+
+    @classmethod
+    def here(cls, environment: Mapping[str, str]) -> Holder:
+        """This process."""
+        job = environment.get("SLURM_JOB_ID")
+        return cls(
+            job=job,
+            restart=int(environment.get("SLURM_RESTART_COUNT") or 0) if job else 0,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            pid_started=psutil.Process().create_time(),
+            pid_namespace=_pid_namespace(),
+        )
+
+    def describe(self) -> str:
+        """For messages."""
+        job = f"job {self.job}" if self.job else f"process {self.pid}"
+        return f"{job} on {self.host}"
+
+    def supersedes(self, other: Holder) -> bool:
+        """Whether this is a later attempt of the same job."""
+        return self.job is not None and self.job == other.job and self.restart > other.restart
+
+
+class Claim:
+    """An attempt's hold on a run.
+
+    Attributes:
+        number: of the attempt, from 1 on.
+        lost: set when a later attempt has taken the run over; noticed within seconds.
+    """
+
+    def __init__(self, run: Path, number: int, facts: Mapping[str, Any]) -> None:
+        self.run, self.number, self.lost = run, number, False
+        self._facts = dict(facts)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
+
+    def check(self) -> None:
+        """Raise RunTakenOver if a later attempt holds the run."""
+        latest = _read_latest(self.run)
+        if latest > self.number:
+            self.lost = True
+            raise RunTakenOver(
+                f"{self.run}: attempt {latest} has taken this run over; attempt {self.number} "
+                f"({socket.gethostname()}) ends and writes nothing more"
+            )
+
+    def begin(self) -> None:
+        """Show signs of life from now on."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Let go."""
+        self._done.set()
+        self._thread.join()
+        try:
+            write_json(_facts_path(self.run, self.number), {**self._facts, "ended": _now()})
+        except UserError as error:
+            logger.warning("%s", error)  # the next attempt finds out by itself
+
+    def _beat(self) -> None:
+        path, count, warned = _alive_path(self.run, self.number), 0, False
+        while True:
+            try:
+                path.write_text(str(count), encoding="ascii")
+                self.check()
+            except RunTakenOver:
+                return
+            except (OSError, UserError) as error:
+                if not warned:
+                    logger.warning("the sign of life of this run cannot be written: %s", error)
+                warned = True
+            count += 1
+            if self._done.wait(_BEAT_SECONDS):
+                return
+
+
+@contextmanager
+def hold_run(run: Path, from_step: int, holder: Holder) -> Iterator[Claim]:
+    """Hold a run for the duration of the block; every atomic write below it is refused once it is taken over.
+
+    Raises:
+        UserError: the run is held by another job or process that is alive.
+    """
+    refuse_if_held(run, holder)
+    folder = run / "attempts"
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {**asdict(holder), "from_step": from_step, "started": _now()}
+    number = _newest(run) + 1
+    try:
+        # Exclusive: of two that start at once, one gets the number.
+        with _facts_path(run, number).open("x", encoding="utf-8") as stream:
+            json.dump(facts, stream, indent=2)
+        write_text(folder / "latest", str(number))
+    except FileExistsError as error:
+        raise UserError(f"{run}: another process has begun this run at the same moment; start one of them") from error
+    claim = Claim(run, number, facts)
+    claim.check()
+    claim.begin()
+    try:
+        with guarded(run, claim.check):
+            yield claim
+    finally:
+        claim.end()
+
+
+def refuse_if_held(run: Path, holder: Holder) -> None:
+    """Raise UserError if another job or process holds the run and is alive."""
+    attempts = read_attempts(run)
+    if not attempts or "ended" in attempts[-1]:
+        return
+    before = Holder(**{name: attempts[-1][name] for name in Holder.__dataclass_fields__})
+    if holder.supersedes(before):
+        return
+    if _is_alive(run, len(attempts), before, holder):
+        raise UserError(
+            f"{run}: this run is being trained at this moment by {before.describe()} (attempt {len(attempts)}). "
+            "Wait for it or cancel it, or choose another name: experiment.name"
+        )
+
+
+def read_attempts(run: Path) -> list[dict[str, Any]]:
+    """What is known of each attempt, oldest first; one whose file a kill cut off is left out."""
+    attempts = []
+    for path in sorted((run / "attempts").glob("[0-9]*.json")):
+        try:
+            attempts.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError:
+            continue
+    return attempts
+
+
+def _is_alive(run: Path, number: int, before: Holder, holder: Holder) -> bool:
+    if (before.host, before.pid_namespace) == (holder.host, holder.pid_namespace):
+        try:
+            started: float = psutil.Process(before.pid).create_time()
+            return abs(started - before.pid_started) < 1
+        except psutil.NoSuchProcess:
+            return False
+    logger.info("%s was held by %s: looking for a sign of life for %d s", run, before.describe(), _WATCH_SECONDS)
+    first, deadline = _read_beat(run, number), time.monotonic() + _WATCH_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(_BEAT_SECONDS / 4)
+        if _read_beat(run, number) != first:
+            return True
+    return False
+
+
+def _read_beat(run: Path, number: int) -> str:
+    try:
+        return _alive_path(run, number).read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+def _newest(run: Path) -> int:
+    return max((int(path.stem) for path in (run / "attempts").glob("[0-9]*.json")), default=0)
+
+
+def _read_latest(run: Path) -> int:
+    """The announced number, in a file: network file systems ask the server when one is opened; a listing may be old."""
+    try:
+        return int((run / "attempts" / "latest").read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0  # the run was removed: whatever replaces it writes its own
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run}: attempts/latest cannot be read: {error}") from error
+
+
+def _facts_path(run: Path, number: int) -> Path:
+    return run / "attempts" / f"{number:04d}.json"
+
+
+def _alive_path(run: Path, number: int) -> Path:
+    return run / "attempts" / f"{number:04d}.alive"
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segformer_spark.errors import RunTakenOver, UserError
+from segformer_spark.run import claim as module
+from segformer_spark.run.atomic import atomic_folder, write_text
+from segformer_spark.run.claim import Claim, Holder, hold_run, read_attempts, refuse_if_held
+from segformer_spark.run.metrics_log import MetricsLog
+
+HERE = Holder.here({})
+JOB = dataclasses.replace(HERE, job="7", host="node1")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_WATCH_SECONDS", 0.6)
+
+
+def test_attempts_are_numbered_and_ended(tmp_path: Path) -> None:
+    for step in (0, 5):
+        with hold_run(tmp_path, step, HERE) as claim:
+            claim.check()
+            assert "ended" not in read_attempts(tmp_path)[-1]
+    attempts = read_attempts(tmp_path)
+    assert [(a["from_step"], "ended" in a) for a in attempts] == [(0, True), (5, True)]
+    assert (tmp_path / "attempts" / "latest").read_text() == "2"
+
+
+def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    with hold_run(tmp_path, 0, HERE), pytest.raises(UserError, match="is being trained at this moment by process"):
+        refuse_if_held(tmp_path, dataclasses.replace(HERE, pid=1))
+    refuse_if_held(tmp_path, HERE)
+
+
+def test_another_job_is_refused_by_signs_of_life_alone(tmp_path: Path) -> None:
+    other = dataclasses.replace(JOB, job="8", host="node2")
+    with hold_run(tmp_path, 0, JOB), pytest.raises(UserError, match="job 7 on node1"):
+        refuse_if_held(tmp_path, other)
+
+
+def test_a_dead_holder_elsewhere_is_replaced_after_a_watch(tmp_path: Path) -> None:
+    with hold_run(tmp_path, 3, JOB):
+        pass
+    facts = tmp_path / "attempts" / "0001.json"
+    record = json.loads(facts.read_text())
+    del record["ended"]
+    facts.write_text(json.dumps(record))
+    started = time.monotonic()
+    refuse_if_held(tmp_path, dataclasses.replace(JOB, job="8", host="node2"))
+    assert time.monotonic() - started >= 0.6
+
+
+def _hold(run: Path, holder: Holder) -> None:
+    module._BEAT_SECONDS = 0.05
+    with hold_run(run, 0, holder):
+        time.sleep(60)
+
+
+def test_a_killed_process_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_hold_here, args=(tmp_path,))
+    process.start()
+    while not (tmp_path / "attempts" / "latest").is_file():
+        time.sleep(0.01)
+    with pytest.raises(UserError, match="at this moment"):
+        refuse_if_held(tmp_path, HERE)
+    process.kill()
+    process.join()
+    with hold_run(tmp_path, 0, HERE) as claim:
+        assert claim.number == 2
+
+
+def _hold_here(run: Path) -> None:
+    _hold(run, Holder.here({}))
+
+
+def test_a_requeued_job_takes_over_and_the_old_attempt_cannot_write(tmp_path: Path) -> None:
+    """Through whichever door: files, folders, appended lines; and what stood there stays."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    with hold_run(tmp_path, 0, JOB) as old:
+        write_text(tmp_path / "a.txt", "old")
+        log.append({"step": 1, "kind": "train"})
+        later = Claim(tmp_path, 2, {})
+        refuse_if_held(tmp_path, dataclasses.replace(JOB, restart=1))
+        (tmp_path / "attempts" / "latest").write_text("2")  # as the later attempt does, in its own process
+        for write in (
+            lambda: write_text(tmp_path / "a.txt", "stray"),
+            lambda: log.append({"step": 2, "kind": "train"}),
+            lambda: _fill(tmp_path / "checkpoints" / "step"),
+        ):
+            with pytest.raises(RunTakenOver, match="attempt 2 has taken this run over"):
+                write()
+        _wait(lambda: old.lost)
+        later.check()
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert len(log.rows()) == 1
+    assert not (tmp_path / "checkpoints" / "step").exists()
+    write_text(tmp_path / "a.txt", "guard is gone with the block")
+
+
+def _fill(path: Path) -> None:
+    with atomic_folder(path) as temporary:
+        (temporary / "x").write_text("x")
+
+
+def _wait(condition: Any) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_writes_elsewhere_are_not_asked(tmp_path: Path) -> None:
+    with hold_run(tmp_path / "run", 0, JOB):
+        (tmp_path / "run" / "attempts" / "latest").write_text("9")
+        write_text(tmp_path / "elsewhere.txt", "x")
+    assert (tmp_path / "elsewhere.txt").read_text() == "x"
+
+
+def test_two_that_begin_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_newest", lambda run: 0)
+    with hold_run(tmp_path, 0, JOB):
+        pass
+    with pytest.raises(UserError, match="at the same moment"), hold_run(tmp_path, 0, HERE):
+        pass
