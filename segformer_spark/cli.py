@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from segformer_spark import __version__
-from segformer_spark.errors import UserError
-from segformer_spark.verbs import data, demo, doctor, inference, params, runs, train, tune, weights
+from segformer_spark.errors import EXIT_USER_ERROR, UserError
+from segformer_spark.verbs import bench, data, demo, doctor, inference, job, params, runs, sweep, train, tune, weights
 from segformer_spark.verbs.arguments import Verb
+
+if TYPE_CHECKING:
+    from segformer_spark.distributed.environment import Launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,10 +27,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = verb(arguments)
     except UserError as error:
         _print_error(error)
-        status = 2
+        status = EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    except Exception as error:  # noqa: BLE001 - a mistake of ours: its traceback, and whose it is among many ranks
+        _print_crash(error)
+        status = 1
     sys.stdout.flush()
     sys.exit(status)
 
@@ -37,22 +46,32 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (demo, data, weights, params, train, tune, doctor, inference, runs):
+    for module in (demo, data, weights, params, train, sweep, tune, bench, doctor, job, inference, runs):
         module.add(subparsers)
     return parser
 
 
 def _print_error(error: UserError) -> None:
     """Rank 0 speaks for errors that all ranks share; an error of one rank alone names it."""
-    from segformer_spark.distributed.environment import detect_launch
-
-    try:
-        launch = detect_launch(os.environ)
-    except UserError:
-        launch = None
+    launch = _launch()
     if launch is None or launch.rank == 0:
         print(f"error: {error}", file=sys.stderr, flush=True)
     elif not getattr(error, "shared", False):
-        import socket
-
         print(f"error on rank {launch.rank} ({socket.gethostname()}): {error}", file=sys.stderr, flush=True)
+
+
+def _print_crash(error: Exception) -> None:
+    """Every line with rank and host: a batch log holds all ranks' lines, mixed."""
+    launch = _launch()
+    who = f"[rank {launch.rank} on {socket.gethostname()}] " if launch is not None and launch.world_size > 1 else ""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    print("\n".join(who + line for line in lines), file=sys.stderr, flush=True)
+
+
+def _launch() -> Launch | None:
+    from segformer_spark.distributed.environment import detect_launch
+
+    try:
+        return detect_launch(os.environ)
+    except UserError:
+        return None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+EXIT_USER_ERROR = 2
+"""Exit status after a UserError, and of a wrong command line."""
+
 EXIT_STOPPED = 85
 """Exit status of a run that was asked to stop, saved its state and can be resumed."""
 

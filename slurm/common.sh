@@ -1,6 +1,21 @@
 # shellcheck shell=bash
 # What the batch scripts share. Sourced, with the working folder at the project's root.
 
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+[[ ${SLURM_JOB_NAME:-job} =~ ^[A-Za-z0-9._-]{1,64}$ ]] ||
+    fail "job name '$SLURM_JOB_NAME': use up to 64 letters, digits, '.', '_', '-' (sbatch --job-name=NAME)"
+
+# Site: modules, scratch, network interface.
+site="slurm/sites/${SITE:-generic}.sh"
+[[ ${SITE:-generic} =~ ^[A-Za-z0-9_-]+$ && -f $site ]] ||
+    fail "SITE=${SITE:-}: there is no $site; there are: $(cd slurm/sites && echo *.sh | sed 's/\.sh//g')"
+# shellcheck source=slurm/sites/generic.sh
+source "$site"
+
 # Caches of Python packages are large and a home quota is small: they go to SCRATCH_DIR, else into the project.
 scratch="${SCRATCH_DIR:-${SCRATCH:-$PWD}}/.cache"
 export XDG_CACHE_HOME="${XDG_CACHE_HOME:-$scratch}"
@@ -19,12 +34,117 @@ export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 python="${VENV:-$PWD/.venv}/bin/python"
-if [[ ! -x $python ]]; then
-    echo "error: there is no Python environment at ${VENV:-$PWD/.venv}; run 'make install VENV=...' and set VENV" >&2
-    exit 2
+[[ -x $python ]] ||
+    fail "there is no Python environment at ${VENV:-$PWD/.venv}; run 'make install VENV=...' and set VENV"
+
+nodes="${SLURM_JOB_NUM_NODES:-1}"
+gpus="${SLURM_GPUS_ON_NODE:-0}"
+# One task per GPU; without GPUs as many as sbatch was told.
+tasks_per_node="${SLURM_NTASKS_PER_NODE:-1}"
+if ((gpus > 0)); then
+    tasks_per_node="$gpus"
+fi
+if [[ -z ${SLURM_JOB_END_TIME:-} && -n ${SLURM_JOB_ID:-} ]]; then
+    # SLURM sets it from 23.02 on.
+    end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e 2>/dev/null) &&
+        end=$(date --date="$end" +%s 2>/dev/null) && export SLURM_JOB_END_TIME="$end"
 fi
 
+# scancel ends the script as well as the step; it stays to say how the job ended.
+trap 'true' TERM
+
+announce() {
+    echo "== $* == job ${SLURM_JOB_ID:-?}, attempt $((${SLURM_RESTART_COUNT:-0} + 1)), $nodes node(s) x $tasks_per_node" \
+        "task(s): ${SLURM_JOB_NODELIST:-$HOSTNAME}, $(date --utc '+%Y-%m-%d %H:%M:%S') UTC"
+}
+
+in_step() {
+    # In the background, since bash runs traps only between commands.
+    local status again
+    srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@" &
+    wait $!
+    status=$?
+    while ((status > 128)); do
+        # A trap ended this wait, or a signal the step: the second wait tells (127: the step was over).
+        wait $!
+        again=$?
+        ((again == 127)) && break
+        status=$again
+    done
+    return "$status"
+}
+
 on_all_ranks() {
-    # srun does not take --cpus-per-task from sbatch; one dead rank ends all.
-    srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$python" -m segformer_spark "$@"
+    # All GPUs of a node stay visible to its tasks, and each takes the one of its local rank: NCCL finds NVLink only
+    # between devices that it sees (NVIDIA/nccl#1066).
+    local bind=()
+    ((gpus > 0)) && bind=(--gpu-bind=none)
+    in_step --nodes="$nodes" --ntasks="$((nodes * tasks_per_node))" --ntasks-per-node="$tasks_per_node" \
+        "${bind[@]}" "$python" -m segformer_spark "$@"
+}
+
+on_every_node() {
+    in_step --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 "$python" -m segformer_spark "$@"
+}
+
+on_this_node() {
+    "$python" -m segformer_spark "$@"
+}
+
+preflight() {
+    # One second per node: versions, GPUs, storage, data, weights. What is wrong is said with the node's name.
+    local word
+    word=$(on_this_node doctor --fingerprint "$@") || return
+    on_every_node doctor --quick --expect "$word" "$@" || {
+        echo "not started: a node is not fit, see the lines above with its name" \
+            "(leave it out with sbatch --exclude=NODE; look closer with sbatch slurm/segformer_doctor.sh)"
+        return 1
+    }
+}
+
+stage_data() {
+    [[ ${STAGE_DATA:-0} == 0 ]] || on_every_node job stage "$@"
+}
+
+unstage_data() {
+    [[ ${STAGE_DATA:-0} == 0 ]] || on_every_node job unstage "$@"
+}
+
+train_and_requeue() {
+    # Trains, and puts the job into the queue again where that helps; "$@" names the configuration for every step.
+    local status
+    if ((${SLURM_RESTART_COUNT:-0} > 0)); then
+        export RESUME=auto
+    fi
+    preflight "$@" || exit
+    stage_data "$@" || exit
+    on_all_ranks train "$@"
+    status=$?
+    # A requeued job may find its staged data again.
+    on_this_node job requeue --status "$status" "$@" || unstage_data "$@"
+    exit "$status"
+}
+
+requeue_if_cut_off() {
+    # For work that goes on where it was cut off by itself: 87 is a lost node, above 128 is a signal.
+    local status="$1"
+    if ((status != 87 && status <= 128)) || scontrol -o show job "$SLURM_JOB_ID" | grep -q ' JobState=CANCELLED'; then
+        return
+    fi
+    if ((${SLURM_RESTART_COUNT:-0} >= 10)); then
+        echo "not requeued: cut off ${SLURM_RESTART_COUNT} times"
+        return
+    fi
+    echo "cut off with status $status: requeueing job $SLURM_JOB_ID, which goes on with what is missing"
+    scontrol requeue "$SLURM_JOB_ID" && exit "$status"
+}
+
+finish() {
+    # finish STATUS WHAT NEXT: the log's last lines.
+    if (($1 == 0)); then
+        echo "done: $2. Next: $3"
+    else
+        echo "failed: $2 (status $1). The reason is above; lines of other ranks than 0 name rank and host"
+    fi
+    exit "$1"
 }

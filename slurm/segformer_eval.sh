@@ -10,6 +10,7 @@
 #SBATCH --time=02:00:00
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
+#SBATCH --requeue
 
 cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}" || exit 2
 # shellcheck source=slurm/common.sh
@@ -18,5 +19,8 @@ source slurm/common.sh || {
     exit 2
 }
 : "${MODEL_PATH:?set MODEL_PATH to a run or model, as in MODEL_PATH=runs/NAME/best}"
+announce evaluate
 
 on_all_ranks evaluate --from-env
+status=$?
+finish "$status" "evaluate $MODEL_PATH" 'look at results.json and worst/ in the folder named above'

@@ -10,6 +10,7 @@
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
+#SBATCH --signal=USR1@60
 
 cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}" || exit 2
 # shellcheck source=slurm/common.sh
@@ -19,5 +20,9 @@ source slurm/common.sh || {
 }
 : "${MODEL_PATH:?set MODEL_PATH to a run or model, as in MODEL_PATH=runs/NAME/best}"
 export TEST_IMAGES="${TEST_IMAGES:-${DATA_ROOT:-data/spark}/stream-1-test}"
+announce inference
 
 on_all_ranks submit --from-env
+status=$?
+requeue_if_cut_off "$status"
+finish "$status" "inference with $MODEL_PATH" 'upload the submission.zip named above'

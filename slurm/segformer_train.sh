@@ -24,17 +24,6 @@ source slurm/common.sh || {
 }
 
 config="${CONFIG:-configs/spark_${SEGFORMER_VARIANT:-b2}.yaml}"
-if ((${SLURM_RESTART_COUNT:-0} > 0)); then
-    export RESUME=auto
-fi
+announce train
 
-# Status with which a run says: asked to stop, state saved, can be resumed.
-stopped=85
-on_all_ranks train --config "$config" --from-env
-status=$?
-if ((status == stopped)); then
-    echo "stopped with its state saved: requeueing job $SLURM_JOB_ID"
-    scontrol requeue "$SLURM_JOB_ID" ||
-        echo "not requeued; submit it again with the same settings and RESUME=auto in front of sbatch"
-fi
-exit "$status"
+train_and_requeue --config "$config" --from-env

@@ -20,7 +20,7 @@ FLOORS = [
     {"engine", "checkpoint"},
     {"evaluation"},
     {"training", "submission"},
-    {"demo"},
+    {"demo", "cluster", "bench"},
     {"verbs"},
     {"cli"},
     {"__main__"},

@@ -13,7 +13,6 @@ Nothing in it depends on the ZeRO stage, the number of ranks or transformers' mo
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +21,15 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from segformer_spark.checkpoint.names import MANIFEST, committed, step_name, step_of
 from segformer_spark.errors import CheckpointError
 from segformer_spark.run.atomic import ask_guard, atomic_folder, recover_folder, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
 
 _FORMAT = 2
-_NAME = re.compile(r"step-(\d{8})")
 _MODEL, _OPTIMIZER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
-_STATE, _MANIFEST = "state.json", "manifest.json"
+_STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class CheckpointStore:
         Raises:
             UserError: it could not be written; older checkpoints are untouched.
         """
-        path = self.folder / f"step-{step:08d}"
+        path = self.folder / step_name(step)
         with atomic_folder(path) as temporary:
             save_file(_contiguous(stored.model), temporary / _MODEL, metadata={"format": "pt"})
             flat = {f"{moment}/{name}": t for moment, tensors in stored.moments.items() for name, t in tensors.items()}
@@ -71,7 +70,7 @@ class CheckpointStore:
                 save_file(_contiguous(stored.average), temporary / _AVERAGE, metadata={"format": "pt"})
             write_json(temporary / _STATE, stored.state)
             files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
-            write_json(temporary / _MANIFEST, {"format": _FORMAT, "step": step, "files": files})
+            write_json(temporary / MANIFEST, {"format": _FORMAT, "step": step, "files": files})
         others = [old for old in self.committed() if old != path]
         for old in others[: len(others) - (self.keep - 1)]:
             _remove(old)
@@ -79,9 +78,7 @@ class CheckpointStore:
 
     def committed(self) -> list[Path]:
         """Committed checkpoints, oldest first; whether they are intact is for `verify`."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(p for p in self.folder.iterdir() if _NAME.fullmatch(p.name) and (p / _MANIFEST).is_file())
+        return committed(self.folder)
 
     def newest_intact(self) -> Path | None:
         """The newest checkpoint that verifies; a damaged one is named in the log and passed over."""
@@ -107,7 +104,7 @@ class CheckpointStore:
     def discard_after(self, step: int) -> None:
         """Remove checkpoints of later steps: a run that goes on from `step` will make them anew."""
         for path in self.committed():
-            if _step_of(path) > step:
+            if step_of(path) > step:
                 logger.warning("%s lies after the step that is resumed from and is removed", path)
                 _remove(path)
 
@@ -119,7 +116,7 @@ def verify(path: Path) -> None:
         CheckpointError: not a checkpoint, or a file is missing, cut or changed.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -144,12 +141,6 @@ def read(path: Path) -> StoredState:
     state = json.loads((path / _STATE).read_text(encoding="utf-8"))
     average = load_file(path / _AVERAGE) if (path / _AVERAGE).is_file() else None
     return StoredState(load_file(path / _MODEL), moments, state, average)
-
-
-def _step_of(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    assert match is not None
-    return int(match[1])
 
 
 def _remove(path: Path) -> None:

@@ -27,6 +27,11 @@ LAUNCH_VARIABLES: dict[str, str] = {
     "BOXES": "CSV with the boxes of the test images, for CROPS=box.",
     "VENV": "Python environment of the job; default .venv in the project.",
     "SCRATCH_DIR": "Folder for caches; default $SCRATCH, else the project.",
+    "SITE": "Site file in slurm/sites: generic, meluxina or iris; default generic.",
+    "STAGE_DATA": "1 copies the cache (DATA_CACHE) to each node's own disk before training.",
+    "LOCAL_SCRATCH": "The node's own disk, for STAGE_DATA; default $SLURM_TMPDIR, $TMPDIR, /tmp.",
+    "CACHE_DIR": "Folder in which prepare_data.sh builds the cache; default <DATA_ROOT>/cache.",
+    "CACHE_SIZE": "Side in pixels of the cache of prepare_data.sh; default native size.",
 }
 
 

@@ -75,7 +75,11 @@ class ModelConfig(Section):
 class OutputConfig(Section):
     save_path: str = field("runs/{name}", "Run directory; {name} is the run's name.", env="SAVE_PATH", resume_safe=True)
     checkpoint_every_steps: int | None = field(
-        None, "Checkpoint after every N optimizer steps; null: at the end of every epoch only.", ge=1, resume_safe=True
+        None,
+        "Checkpoint after every N optimizer steps; null: at the end of every epoch only.",
+        env="CHECKPOINT_EVERY",
+        ge=1,
+        resume_safe=True,
     )
     keep_checkpoints: int = field(2, "Newest checkpoints kept for resuming.", ge=1, le=100, resume_safe=True)
     log_every_steps: int = field(10, "One log line per N optimizer steps.", ge=1, resume_safe=True)

@@ -58,7 +58,7 @@ class CachedDataset:
         Raises:
             DataError: there is none that is finished and of the manifest's files.
         """
-        self.folder = _find(folder, config)
+        self.folder = find_cache(folder, config)
         meta = _read_meta(self.folder)
         names, colors, background = meta["classes"]
         self.classes = ClassInfo(tuple(names), tuple((r, g, b) for r, g, b in colors), background)
@@ -136,7 +136,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _find(folder: Path, config: DataConfig) -> Path:
+def find_cache(folder: Path, config: DataConfig) -> Path:
     """The cache at `folder`, or the one in it that fits; exact ones first."""
     candidates = [folder] if (folder / META).is_file() else sorted(path.parent for path in folder.glob(f"*/{META}"))
     known = read_manifest(config, config.train_split).digest if manifest_path(config).is_file() else None

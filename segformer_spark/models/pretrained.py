@@ -17,30 +17,13 @@ from transformers import SegformerForSemanticSegmentation
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.segformer import SegFormer, build_segformer, segformer_config
+from segformer_spark.models.weights import locate_weights, repository_id, weights_folder
 from segformer_spark.run.atomic import atomic_folder, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
 
-SOURCES = ("ade20k", "cityscapes", "imagenet")
 _HEAD = "decode_head."
 _CLASSIFIER = ("decode_head.classifier.weight", "decode_head.classifier.bias")
-
-
-def repository_id(variant: str, source: str) -> str:
-    """The published repository of a variant's weights."""
-    if source == "ade20k":
-        size = "640-640" if variant == "b5" else "512-512"
-        return f"nvidia/segformer-{variant}-finetuned-ade-{size}"
-    if source == "cityscapes":
-        return f"nvidia/segformer-{variant}-finetuned-cityscapes-1024-1024"
-    if source == "imagenet":
-        return f"nvidia/mit-{variant}"
-    raise UserError(f"{source!r} is no source of weights; known: {', '.join(SOURCES)}")
-
-
-def weights_folder(weights_dir: Path, variant: str, source: str) -> Path:
-    """Where `fetch_weights` puts, and training looks for, the weights."""
-    return weights_dir / repository_id(variant, source).split("/")[1]
 
 
 @dataclass(frozen=True)
@@ -95,25 +78,6 @@ def build_model(config: ModelConfig, class_names: Sequence[str], seed: int) -> S
         torch.manual_seed(seed)
         network = load_network(folder, config=hub_config, encoder_only=config.pretrained == "imagenet")
     return SegFormer(network, freeze_backbone=config.freeze_backbone)
-
-
-def locate_weights(config: ModelConfig) -> Path:
-    """The folder of `model.pretrained`; raises CheckpointError with the command to run when it is not there."""
-    if config.pretrained in SOURCES:
-        folder = weights_folder(Path(config.weights_dir), config.variant, config.pretrained)
-        mend = (
-            f"On a machine with internet run: segformer-spark weights fetch --variant {config.variant} "
-            f"--source {config.pretrained} --weights-dir {config.weights_dir} "
-            "(or start from random weights with model.pretrained=none)"
-        )
-    else:
-        folder = Path(config.pretrained)
-        mend = (
-            f"model.pretrained is one of {', '.join(SOURCES)}, none, or a folder with config.json and model.safetensors"
-        )
-    if not (folder / "model.safetensors").is_file():
-        raise CheckpointError(f"pretrained weights: {folder / 'model.safetensors'} does not exist. {mend}")
-    return folder
 
 
 def load_network(folder: Path, *, config: Any = None, encoder_only: bool = False) -> SegformerForSemanticSegmentation:

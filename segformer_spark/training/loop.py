@@ -23,6 +23,8 @@ from segformer_spark.training.reporter import Reporter
 from segformer_spark.training.schedule import Schedule
 from segformer_spark.training.stop import BestTracker, StopRequest
 
+_RESERVE_SECONDS = 30.0
+
 
 class Outcome(Enum):
     """How a loop ended."""
@@ -63,6 +65,7 @@ class Loop:
     claim: Claim | None
     skipped_in_a_row: int = 0
     saved_step: int | None = None
+    save_seconds: float = 0.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -79,6 +82,7 @@ class Loop:
         while self.progress.step < self.schedule.total_steps and not self.best.exhausted:
             if self._run_epoch():
                 self._save_checkpoint()
+                logger.info("checkpoint of step %d saved in %.1f s", self.progress.step, self.save_seconds)
                 return Outcome.STOPPED
         finished = self.progress.step >= self.schedule.total_steps
         self._save_checkpoint()
@@ -133,6 +137,7 @@ class Loop:
         An error that one rank met (a damaged image, a full disk) is raised on all of them, here, before any waits for
         another in a collective.
         """
+        self.stop.look_at_the_clock(_RESERVE_SECONDS + 3 * self.save_seconds)
         found: list[TrainBatch] = []
         failure: UserError | None = self.reporter.failure
         try:
@@ -200,7 +205,8 @@ class Loop:
         stored = to_stored(self.engine.export_state(), self.progress, self.best, self.configuration)
         self.group.main_only(lambda: self.store.save(self.progress.step, stored))
         self.saved_step = self.progress.step
-        self.reporter.exclude(time.monotonic() - started)
+        self.save_seconds = time.monotonic() - started
+        self.reporter.exclude(self.save_seconds)
 
 
 def _grouped(batches: Iterator[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:

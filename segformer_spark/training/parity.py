@@ -109,7 +109,8 @@ def _train(config: Config, group: Group, num_steps: int) -> _Trace:
         )
     engine = Engine(setup.model, setup.loss, config, setup.plan, group)
     trace = _Trace([], [], _trained(engine), {})
-    batches = iter(TrainLoader(setup.train_set, config, setup.sampler, pin=False))
+    loader = TrainLoader(setup.train_set, config, setup.sampler, pin=False)
+    batches = iter(loader)
     for step in range(num_steps):
         engine.set_lr(setup.schedule.peak)  # warm-up would hide what the optimizer does
         own: list[TrainBatch] = [next(batches) for _ in range(setup.plan.accumulation_steps)]
@@ -117,8 +118,9 @@ def _train(config: Config, group: Group, num_steps: int) -> _Trace:
         trace.losses.append(result.loss)
         trace.grad_norms.append(math.nan if result.grad_norm is None else result.grad_norm)
     trace.after.update(_trained(engine))
+    loader.close()
     engine.close()
-    del engine, setup, batches
+    del engine, setup, loader, batches
     gc.collect()
     return trace
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,15 +41,19 @@ class Setup:
     configuration: dict[str, Any]
 
 
-def prepare(config: Config, group: Group) -> Setup:
+def prepare(config: Config, group: Group, local_cache: Path | None = None) -> Setup:
     """Open the data and build model and loss. Collective.
+
+    Args:
+        local_cache: this node's own copy of the configured cache; it may be None on some nodes only.
 
     Raises:
         UserError: anything in configuration, data or weights that cannot be used.
     """
     check_precision(config, group.device)
     _use_determinism(config.hardware.deterministic)
-    train_set = open_training_set(config.data, config.augmentation.crop)
+    own = {"cache": str(local_cache)} if local_cache is not None else {}
+    train_set = open_training_set(config.data.model_copy(update=own), config.augmentation.crop)
     if isinstance(train_set, CachedDataset):
         cached = train_set
         group.main_only(lambda: check_source(cached, config.data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,9 +15,15 @@ _IMPATIENCE = 3
 
 @dataclass
 class StopRequest:
-    """Whether this process was asked to stop, and by what."""
+    """Whether this process was asked to stop, and by what.
+
+    Attributes:
+        reason: the signal's name, or that the time is over; None as long as the run may go on.
+        deadline: when the job is ended, in seconds since the epoch; None where nobody says.
+    """
 
     reason: str | None = None
+    deadline: float | None = None
     _interrupts: int = field(default=0, repr=False)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -26,11 +33,16 @@ class StopRequest:
         if self._interrupts >= _IMPATIENCE:
             raise KeyboardInterrupt
 
+    def look_at_the_clock(self, reserve: float) -> None:
+        """Ask to stop when less than `reserve` seconds are left: the signal before the limit may not come."""
+        if self.reason is None and self.deadline is not None and time.time() > self.deadline - reserve:
+            self.reason = "the job's time is over soon"
+
 
 @contextmanager
-def catch_signals() -> Iterator[StopRequest]:
+def catch_signals(deadline: float | None = None) -> Iterator[StopRequest]:
     """Turn SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 into a request for the duration of the block."""
-    request = StopRequest()
+    request = StopRequest(deadline=deadline)
     before = {number: signal.signal(number, request.handle) for number in _SIGNALS}
     try:
         yield request

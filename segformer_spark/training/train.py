@@ -39,10 +39,12 @@ class TrainOptions:
     Attributes:
         resume: None, "auto" (newest intact checkpoint, or a fresh start) or a checkpoint folder.
         overwrite: replace an existing run.
+        local_cache: this node's own copy of the data cache.
     """
 
     resume: str | None = None
     overwrite: bool = False
+    local_cache: Path | None = None
 
 
 def run_training(
@@ -54,7 +56,7 @@ def run_training(
         UserError: anything in configuration, data, weights or checkpoints that cannot be used.
     """
     config = resolved.config
-    setup = prepare(config, group)
+    setup = prepare(config, group, options.local_cache)
     progress, best = Progress(), _new_tracker(config)
     run, source = group.main_only(lambda: _open_run(resolved, options))
     store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints)
@@ -162,6 +164,8 @@ def _held(run: RunDirectory, from_step: int, group: Group) -> Iterator[Claim | N
             lambda: claims.append(stack.enter_context(hold_run(run.path, from_step, Holder.here(os.environ))))
         )
         yield claims[0] if claims else None
+    # Who leaves first with a status other than 0 has srun end the others: not before the run is let go.
+    group.barrier()
 
 
 def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> tuple[RunDirectory, Path | None]:

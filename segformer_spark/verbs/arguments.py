@@ -36,8 +36,10 @@ def add_actions(subparsers: Subparsers, name: str, summary: str) -> Subparsers:
 
 
 def add_config(parser: argparse.ArgumentParser, default: str = "the schema's defaults") -> None:
-    """--config and --set."""
+    """--config, --sweep with --sweep-index, and --set."""
     parser.add_argument("--config", type=Path, default=None, help=f"YAML file (default: {default})")
+    parser.add_argument("--sweep", type=Path, default=None, help="take a run of this sweep in place of --config")
+    parser.add_argument("--sweep-index", type=not_negative, default=0, help="which one (default: %(default)s)")
     add_set(parser)
 
 

@@ -12,6 +12,7 @@ from segformer_spark.errors import UserError
 from segformer_spark.verbs.arguments import (
     Subparsers,
     add_actions,
+    add_from_env,
     add_set,
     add_verb,
     not_negative,
@@ -107,6 +108,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--root", default=None, help="folder of the data set (default: the configuration's)")
     parser.add_argument("--num-workers", type=not_negative, default=None, help="reading processes")
+    add_from_env(parser)
     add_set(parser)
 
 
@@ -121,7 +123,8 @@ def _config(arguments: argparse.Namespace) -> Config:
     setup_logging()
     given = {"dataset": arguments.dataset, "root": arguments.root, "num_workers": arguments.num_workers}
     named = [f"data.{key}={value}" for key, value in given.items() if value is not None]
-    return load_config(arguments.config, overrides=[*named, *arguments.overrides]).config
+    environment = os.environ if arguments.from_env else None
+    return load_config(arguments.config, overrides=[*named, *arguments.overrides], environment=environment).config
 
 
 def _scan(dataset: SegmentationDataset, config: Config, label: str, *, places: bool = False) -> list[ItemFacts]:

@@ -1,10 +1,11 @@
-"""`doctor`: self-tests on the user's own configuration."""
+"""`doctor`: whether this machine, this job, and training on it are as they should be."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 
-from segformer_spark.errors import UserError
 from segformer_spark.verbs.arguments import Subparsers, add_config, add_from_env, add_verb, positive
 from segformer_spark.verbs.launch import joined, resolve
 
@@ -14,27 +15,79 @@ def add(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers,
         "doctor",
-        "Check that training does what it should here: with --parity, that DDP, ZeRO-1 and ZeRO-2 agree.",
-        "torchrun --nproc-per-node 2 -m segformer_spark doctor --parity --config configs/spark_b2.yaml",
+        "Check this machine (on a login node), with --job every node and rank of a job, with --parity that DDP, "
+        "ZeRO-1 and ZeRO-2 agree.",
+        "segformer-spark doctor --config configs/spark_b2.yaml\n  sbatch --nodes=2 slurm/segformer_doctor.sh\n"
+        "  torchrun --nproc-per-node 2 -m segformer_spark doctor --parity --config configs/spark_b2.yaml",
         doctor,
     )
     add_config(parser)
     add_from_env(parser)
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--job", action="store_true", help="check all ranks that srun or torchrun started, together")
+    which.add_argument(
         "--parity", action="store_true", help="train the first steps under stages 0, 1 and 2 and compare"
     )
-    parser.add_argument("--steps", type=positive, default=3, help="optimizer steps (default: %(default)s)")
+    which.add_argument("--quick", action="store_true", help="one second's checks of this node; speak only of problems")
+    which.add_argument("--fingerprint", action="store_true", help="print one word for Python and all packages")
+    parser.add_argument("--expect", metavar="WORD", default=None, help="with --quick: fingerprint to compare with")
+    parser.add_argument("--steps", type=positive, default=3, help="with --parity: steps (default: %(default)s)")
 
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Run the checks that were asked for; status 1 when one fails."""
-    if not arguments.parity:
-        raise UserError("doctor: which check? Give --parity")
+    from segformer_spark.cluster.node_checks import fingerprint
+
     resolved = resolve(arguments)
+    if arguments.fingerprint:
+        print(fingerprint())
+        return 0
+    if arguments.quick:
+        return _quick(arguments)
+    if not arguments.job and not arguments.parity:
+        return _login(arguments)
     with joined(resolved.config.hardware) as group:
+        if arguments.job:
+            from segformer_spark.cluster.checks import failures, summary, table
+            from segformer_spark.cluster.job_checks import job_checks
+
+            checks = job_checks(resolved.config, group, os.environ)
+            if group.is_main:
+                print("\n".join([*table(checks), summary(checks)]))
+            return 1 if failures(checks) else 0
         from segformer_spark.training.parity import compare_stages, describe
 
         parity = compare_stages(resolved.config, group, arguments.steps)
         if group.is_main:
             print("\n".join(describe(parity)))
     return 0 if parity.holds else 1
+
+
+def _quick(arguments: argparse.Namespace) -> int:
+    """Problems of this node, each line with its name; silence where there are none."""
+    from segformer_spark.cluster.checks import OK, failures, table
+    from segformer_spark.cluster.node_checks import quick_checks
+
+    checks = quick_checks(resolve(arguments).config, os.environ, arguments.expect)
+    for line in table([check for check in checks if check.state != OK]):
+        print(f"[{socket.gethostname()}] {line}", flush=True)
+    return 1 if failures(checks) else 0
+
+
+def _login(arguments: argparse.Namespace) -> int:
+    """Everything that one process can see."""
+    from segformer_spark.cluster.checks import failures, summary, table
+    from segformer_spark.cluster.node_checks import check_quota, check_speed, check_time, quick_checks, scratch_folder
+    from segformer_spark.config.load import run_path
+
+    config = resolve(arguments).config
+    runs = run_path(config).parent
+    checks = quick_checks(config, os.environ, None)
+    checks += [
+        check_speed("output", runs),
+        check_speed("scratch", scratch_folder(os.environ)),
+        check_quota(runs),
+        check_time(os.environ),
+    ]
+    print("\n".join([*table(checks), summary(checks)]))
+    return 1 if failures(checks) else 0

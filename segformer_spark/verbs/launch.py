@@ -30,11 +30,21 @@ def joined(hardware: HardwareConfig) -> Iterator[Group]:
 
 
 def resolve(arguments: argparse.Namespace) -> ResolvedConfig:
-    """The configuration of --config, --set and, with --from-env, the environment."""
+    """The configuration of --config or --sweep, --set and, with --from-env, the environment.
+
+    A sweep's settings win over the environment's, which are the same for all of its runs.
+    """
     from segformer_spark.config.load import load_config
+    from segformer_spark.config.sweep import pick_run
+    from segformer_spark.errors import UserError
 
     environment = os.environ if getattr(arguments, "from_env", False) else None
-    return load_config(arguments.config, overrides=arguments.overrides, environment=environment)
+    if arguments.sweep is None:
+        return load_config(arguments.config, overrides=arguments.overrides, environment=environment)
+    if arguments.config is not None:
+        raise UserError("--sweep names its configuration itself; leave --config out")
+    run = pick_run(arguments.sweep, arguments.sweep_index)
+    return load_config(run.base, overrides=[*run.overrides, *arguments.overrides], environment=environment)
 
 
 def launch_variables(arguments: argparse.Namespace) -> Mapping[str, str]:
@@ -45,3 +55,9 @@ def launch_variables(arguments: argparse.Namespace) -> Mapping[str, str]:
         return {}
     read_environment(os.environ)
     return os.environ
+
+
+def job_end(environment: Mapping[str, str]) -> float | None:
+    """When SLURM ends the job, in seconds since the epoch; None outside of one, or where it does not say (< 23.02)."""
+    text = environment.get("SLURM_JOB_END_TIME", "")
+    return float(text) if text.isdigit() else None

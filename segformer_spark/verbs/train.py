@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segformer_spark.errors import EXIT_STOPPED, UserError
 from segformer_spark.verbs.arguments import Subparsers, add_config, add_from_env, add_verb, positive
-from segformer_spark.verbs.launch import joined, resolve
+from segformer_spark.verbs.launch import job_end, joined, resolve
 
 if TYPE_CHECKING:
     from segformer_spark.config.load import ResolvedConfig
@@ -56,12 +57,25 @@ def train(arguments: argparse.Namespace) -> int:
         return _dry_run(resolved, arguments)
     from segformer_spark.training.stop import catch_signals
 
-    with catch_signals() as stop, joined(resolved.config.hardware) as group:
+    with catch_signals(job_end(os.environ)) as stop, joined(resolved.config.hardware) as group:
         from segformer_spark.training.loop import Outcome
         from segformer_spark.training.train import TrainOptions, run_training
 
-        _, outcome = run_training(resolved, TrainOptions(resume, arguments.overwrite), group, stop)
+        options = TrainOptions(resume, arguments.overwrite, _local_cache(resolved, arguments.from_env))
+        _, outcome = run_training(resolved, options, group, stop)
     return EXIT_STOPPED if outcome is Outcome.STOPPED else 0
+
+
+def _local_cache(resolved: ResolvedConfig, from_env: bool) -> Path | None:
+    """This node's copy of the cache, where STAGE_DATA asked for one and it is there."""
+    from segformer_spark.data.cache import find_cache
+    from segformer_spark.data.staging import local_scratch, staged_copy, staging_folder, wants_staging
+
+    data = resolved.config.data
+    if not from_env or not wants_staging(os.environ) or data.cache is None:
+        return None
+    folder = staging_folder(local_scratch(os.environ), os.environ.get("SLURM_JOB_ID", "local"))
+    return staged_copy(find_cache(Path(data.cache), data), folder)
 
 
 def _dry_run(resolved: ResolvedConfig, arguments: argparse.Namespace) -> int:

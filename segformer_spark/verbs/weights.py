@@ -29,7 +29,8 @@ def add(subparsers: Subparsers) -> None:
 
 def fetch(arguments: argparse.Namespace) -> int:
     """Download pretrained weights."""
-    from segformer_spark.models.pretrained import SOURCES, fetch_weights
+    from segformer_spark.models.pretrained import fetch_weights
+    from segformer_spark.models.weights import SOURCES
 
     wanted = [(v, s) for s in SOURCES for v in VARIANTS] if arguments.all else [(arguments.variant, arguments.source)]
     for variant, source in wanted:

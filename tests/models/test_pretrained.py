@@ -16,15 +16,9 @@ from transformers import SegformerForImageClassification, SegformerForSemanticSe
 
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.models.pretrained import (
-    SOURCES,
-    build_model,
-    fetch_weights,
-    load_network,
-    repository_id,
-    weights_folder,
-)
+from segformer_spark.models.pretrained import build_model, fetch_weights, load_network
 from segformer_spark.models.segformer import VARIANTS, portable_names, segformer_config
+from segformer_spark.models.weights import SOURCES, repository_id, weights_folder
 
 NAMES = ["background", "body", "panels"]
 

@@ -73,7 +73,9 @@ def missing() -> str | None:
         return "the test cluster needs root, for namespaces"
     absent = [name for name in _DAEMONS if shutil.which(name, path=_SEARCH) is None]
     if absent:
-        return f"the test cluster needs {', '.join(absent)}: apt-get install slurmctld slurmd slurm-client munge iproute2"
+        return (
+            f"the test cluster needs {', '.join(absent)}: apt-get install slurmctld slurmd slurm-client munge iproute2"
+        )
     probe = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
     return None if probe.returncode == 0 else "the test cluster needs namespaces, and unshare is not permitted"
 

@@ -31,7 +31,9 @@ def main(base: Path, name: str, address: str, daemon: list[str]) -> None:
         for target, size in (("/dev/shm", "1g"), (str(base / "scratch"), "64m")):
             run("mount", "-t", "tmpfs", "-o", f"mode=1777,size={size}", "none", target)
         device = "eth0"
-        wait_for(lambda: subprocess.run(["ip", "link", "show", device], capture_output=True, check=False).returncode == 0)
+        wait_for(
+            lambda: subprocess.run(["ip", "link", "show", device], capture_output=True, check=False).returncode == 0
+        )
     run("ip", "addr", "add", f"{address}/24", "dev", device)
     run("ip", "link", "set", device, "up")
 

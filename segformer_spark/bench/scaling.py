@@ -1,0 +1,105 @@
+"""Training throughput of the ranks at hand, as one line of a table over numbers of nodes."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segformer_spark.config.schema import Config
+from segformer_spark.data.loader import TrainBatch, TrainLoader
+from segformer_spark.data.sampler import Position
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.engine.engine import Engine
+from segformer_spark.run.atomic import write_csv
+from segformer_spark.run.record import host_record, now
+from segformer_spark.training.setup import prepare
+
+_WARM_UP = 3
+
+Row = dict[str, Any]
+
+
+def measure_throughput(config: Config, group: Group, num_steps: int) -> Row:
+    """Train `num_steps` optimizer steps on the configured data after three that do not count. Collective.
+
+    Loading is part of it, validation and saving are not. A step is as long as that of its slowest rank.
+    """
+    setup = prepare(config, group)
+    engine = Engine(setup.model, setup.loss, config, setup.plan, group)
+    loader = TrainLoader(setup.train_set, config, setup.sampler, pin=group.device.type == "cuda")
+    batches = _endless(loader)
+    seconds = []
+    try:
+        for step in range(_WARM_UP + num_steps):
+            group.barrier()
+            started = time.perf_counter()
+            engine.set_lr(setup.schedule.peak)
+            engine.train_step([next(batches) for _ in range(setup.plan.accumulation_steps)], step)
+            if group.device.type == "cuda":
+                torch.cuda.synchronize(group.device)
+            seconds.append(max(group.gather(time.perf_counter() - started)))
+    finally:
+        loader.close()
+        engine.close()
+    counted = sorted(seconds[_WARM_UP:])
+    median = statistics.median(counted)
+    hosts = group.gather(host_record(group.device))
+    return {
+        "measured": now(),
+        "nodes": len({host["host"] for host in hosts}),
+        "world_size": group.world_size,
+        "device": hosts[0].get("gpu", hosts[0]["cpu"]),
+        "variant": config.model.variant,
+        "image_size": config.data.image_size,
+        "precision": config.training.precision,
+        "zero_stage": config.deepspeed.zero_stage,
+        "micro_batch": setup.plan.micro_batch,
+        "accumulation_steps": setup.plan.accumulation_steps,
+        "global_batch": setup.plan.global_batch,
+        "steps": num_steps,
+        "step_ms": round(1000 * median, 2),
+        "step_ms_min": round(1000 * counted[0], 2),
+        "step_ms_max": round(1000 * counted[-1], 2),
+        "images_per_s": round(setup.plan.global_batch / median, 3),
+        "images_per_s_per_device": round(setup.plan.global_batch / median / group.world_size, 3),
+    }
+
+
+def add_row(path: Path, row: Row) -> Row:
+    """Append a row to the table; returns it with its efficiency: images/s per device over the first such row's."""
+    rows = _read(path)
+    alike = ("device", "variant", "image_size", "precision", "zero_stage", "micro_batch")
+    first = next((old for old in rows if all(old[key] == str(row[key]) for key in alike)), None)
+    reference = float(first["images_per_s_per_device"]) if first is not None else row["images_per_s_per_device"]
+    row = {**row, "efficiency": round(row["images_per_s_per_device"] / reference, 4)}
+    write_csv(path, list(row), [*rows, row])
+    return row
+
+
+def describe(row: Row) -> str:
+    """One line for the log."""
+    return (
+        f"{row['nodes']} node(s), {row['world_size']} rank(s): {row['step_ms']} ms per step "
+        f"({row['step_ms_min']} to {row['step_ms_max']}), {row['images_per_s']} images/s, "
+        f"{row['images_per_s_per_device']} per device, efficiency {100 * row['efficiency']:.1f} %"
+    )
+
+
+def _endless(loader: TrainLoader) -> Iterator[TrainBatch]:
+    for epoch in itertools.count():
+        loader.sampler.start_at(Position(epoch, 0))
+        yield from loader
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))

@@ -1,0 +1,94 @@
+"""A sweep: one configuration and the settings of each of its runs.
+
+base: ../spark_b2.yaml      # relative to this file, as in a configuration
+grid:                       # every combination, the last key fastest
+  training.optimizer.lr: [3e-5, 6e-5]
+  experiment.seed: [1, 2]
+runs:                       # or these, one after another
+  - {model.variant: b3, training.batch_size: 4}
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segformer_spark.config.fields import FIELDS
+from segformer_spark.config.yaml12 import parse_file
+from segformer_spark.errors import ConfigError
+
+_MAX_NAME = 64  # as config.schema's RUN_NAME_PATTERN has it
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run: its name, and `--set` items on top of `base`."""
+
+    name: str
+    base: Path
+    settings: tuple[str, ...]
+
+    @property
+    def overrides(self) -> list[str]:
+        """For `load_config`, with the run's name; later items win."""
+        return [f"experiment.name={self.name}", *self.settings]
+
+
+def read_sweep(path: Path) -> list[SweepRun]:
+    """All runs of a sweep, in the order of array indices.
+
+    Raises:
+        ConfigError: no such file, or something in it that is not understood.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such sweep")
+    tree, _ = parse_file(path)
+    if not isinstance(tree, dict) or not tree.keys() <= {"base", "grid", "runs"} or "base" not in tree:
+        raise ConfigError(f"{path}: a sweep has the keys base, and grid or runs")
+    if ("grid" in tree) == ("runs" in tree):
+        raise ConfigError(f"{path}: give grid (every combination) or runs (a list), one of them")
+    settings = _combinations(tree["grid"], path) if "grid" in tree else tree["runs"]
+    if not isinstance(settings, list) or not all(isinstance(one, dict) and one for one in settings) or not settings:
+        raise ConfigError(f"{path}: runs is a list of tables {{section.key: value}}")
+    unknown = sorted({key for one in settings for key in one} - FIELDS.keys())
+    if unknown:
+        raise ConfigError(f"{path}: {', '.join(unknown)}: no such key of the configuration")
+    base = path.parent / str(tree["base"])
+    if not base.is_file():
+        raise ConfigError(f"{path}: base {tree['base']}: there is no such configuration file beside it")
+    return [
+        SweepRun(_name(path.stem, index, one), base, tuple(f"{key}={_text(value)}" for key, value in one.items()))
+        for index, one in enumerate(settings)
+    ]
+
+
+def pick_run(path: Path, index: int) -> SweepRun:
+    """The run of one array index.
+
+    Raises:
+        ConfigError: the sweep has fewer runs.
+    """
+    runs = read_sweep(path)
+    if not 0 <= index < len(runs):
+        raise ConfigError(f"{path}: there is no run {index}; there are {len(runs)}: sbatch --array=0-{len(runs) - 1}")
+    return runs[index]
+
+
+def _combinations(grid: Any, path: Path) -> list[dict[str, Any]]:
+    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+        raise ConfigError(f"{path}: grid is a table {{section.key: [value, value]}}")
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _name(sweep: str, index: int, settings: dict[str, Any]) -> str:
+    """Sweep, index and settings, in the characters that a run's name may have."""
+    parts = [f"{key.rpartition('.')[2]}_{_text(value)}" for key, value in settings.items()]
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([sweep, f"{index:02d}", *parts]))[:_MAX_NAME].rstrip("._-")

@@ -1,0 +1,46 @@
+"""Where published weights come from, and where they lie. Imports no torch: a node is checked before training starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segformer_spark.config.schema import ModelConfig
+from segformer_spark.errors import CheckpointError, UserError
+
+SOURCES = ("ade20k", "cityscapes", "imagenet")
+
+
+def repository_id(variant: str, source: str) -> str:
+    """The published repository of a variant's weights."""
+    if source == "ade20k":
+        size = "640-640" if variant == "b5" else "512-512"
+        return f"nvidia/segformer-{variant}-finetuned-ade-{size}"
+    if source == "cityscapes":
+        return f"nvidia/segformer-{variant}-finetuned-cityscapes-1024-1024"
+    if source == "imagenet":
+        return f"nvidia/mit-{variant}"
+    raise UserError(f"{source!r} is no source of weights; known: {', '.join(SOURCES)}")
+
+
+def weights_folder(weights_dir: Path, variant: str, source: str) -> Path:
+    """Where `fetch_weights` puts, and training looks for, the weights."""
+    return weights_dir / repository_id(variant, source).split("/")[1]
+
+
+def locate_weights(config: ModelConfig) -> Path:
+    """The folder of `model.pretrained`; raises CheckpointError with the command to run when it is not there."""
+    if config.pretrained in SOURCES:
+        folder = weights_folder(Path(config.weights_dir), config.variant, config.pretrained)
+        mend = (
+            f"On a machine with internet run: segformer-spark weights fetch --variant {config.variant} "
+            f"--source {config.pretrained} --weights-dir {config.weights_dir} "
+            "(or start from random weights with model.pretrained=none)"
+        )
+    else:
+        folder = Path(config.pretrained)
+        mend = (
+            f"model.pretrained is one of {', '.join(SOURCES)}, none, or a folder with config.json and model.safetensors"
+        )
+    if not (folder / "model.safetensors").is_file():
+        raise CheckpointError(f"pretrained weights: {folder / 'model.safetensors'} does not exist. {mend}")
+    return folder

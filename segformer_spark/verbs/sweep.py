@@ -1,0 +1,33 @@
+"""`sweep`: the runs of a sweep, by array index."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from segformer_spark.verbs.arguments import Subparsers, add_verb
+
+
+def add(subparsers: Subparsers) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "sweep",
+        "List the runs of a sweep; an array job trains them.",
+        "segformer-spark sweep configs/sweeps/lr_seed.yaml",
+        sweep,
+    )
+    parser.add_argument("file", type=Path, help="YAML file with base, and grid or runs")
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    """Print index, name and settings of each run; every configuration is checked."""
+    from segformer_spark.config.load import load_config
+    from segformer_spark.config.sweep import read_sweep
+
+    runs = read_sweep(arguments.file)
+    for index, run in enumerate(runs):
+        load_config(run.base, overrides=run.overrides)
+        print(f"{index:>4}  {run.name}  {' '.join(run.settings)}")
+    print(f"{len(runs)} runs: sbatch --array=0-{len(runs) - 1} slurm/segformer_sweep.sh {arguments.file}")
+    return 0
