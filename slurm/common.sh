@@ -60,27 +60,25 @@ announce() {
 
 in_step() {
     # In the background, since bash runs traps only between commands.
-    local status again
+    local step status
     srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@" &
-    wait $!
+    step=$!
+    wait "$step"
     status=$?
-    while ((status > 128)); do
-        # A trap ended this wait, or a signal the step: the second wait tells (127: the step was over).
-        wait $!
-        again=$?
-        ((again == 127)) && break
-        status=$again
+    # A trap ends a wait, too; the step goes on then.
+    while kill -0 "$step" 2>/dev/null; do
+        wait "$step"
+        status=$?
     done
+    wait "$step" 2>/dev/null || status=$?
     return "$status"
 }
 
 on_all_ranks() {
-    # All GPUs of a node stay visible to its tasks, and each takes the one of its local rank: NCCL finds NVLink only
-    # between devices that it sees (NVIDIA/nccl#1066).
-    local bind=()
-    ((gpus > 0)) && bind=(--gpu-bind=none)
+    # No --gpus-per-task: all GPUs of a node stay visible to its tasks, and each takes the one of its local rank. NCCL
+    # finds NVLink only between devices that it sees (NVIDIA/nccl#1066).
     in_step --nodes="$nodes" --ntasks="$((nodes * tasks_per_node))" --ntasks-per-node="$tasks_per_node" \
-        "${bind[@]}" "$python" -m segformer_spark "$@"
+        "$python" -m segformer_spark "$@"
 }
 
 on_every_node() {
@@ -123,20 +121,6 @@ train_and_requeue() {
     # A requeued job may find its staged data again.
     on_this_node job requeue --status "$status" "$@" || unstage_data "$@"
     exit "$status"
-}
-
-requeue_if_cut_off() {
-    # For work that goes on where it was cut off by itself: 87 is a lost node, above 128 is a signal.
-    local status="$1"
-    if ((status != 87 && status <= 128)) || scontrol -o show job "$SLURM_JOB_ID" | grep -q ' JobState=CANCELLED'; then
-        return
-    fi
-    if ((${SLURM_RESTART_COUNT:-0} >= 10)); then
-        echo "not requeued: cut off ${SLURM_RESTART_COUNT} times"
-        return
-    fi
-    echo "cut off with status $status: requeueing job $SLURM_JOB_ID, which goes on with what is missing"
-    scontrol requeue "$SLURM_JOB_ID" && exit "$status"
 }
 
 finish() {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,9 @@ from segformer_spark.run.directory import RunDirectory
 
 MAX_ATTEMPTS = 3
 """Attempts in a row that begin at the same step."""
+
+MAX_RESTARTS = 10
+"""Of work whose progress is not counted."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,13 @@ def decide(run: RunDirectory, status: int, job: str, restart: int) -> Decision:
     Args:
         job, restart: SLURM's job id and how often this job was restarted.
     """
-    if status == 0:
-        return Decision(False, "training is complete")
     if status == EXIT_USER_ERROR:
         return Decision(False, "the message above says what to mend; another attempt would meet it again")
-    step = newest_step(run.checkpoints)
-    stuck = attempts_without_progress(read_attempts(run.path), step, job, restart)
+    step, attempts = newest_step(run.checkpoints), read_attempts(run.path)
+    if attempts and (attempts[-1]["job"], attempts[-1]["restart"]) == (job, restart) and attempts[-1].get("outcome"):
+        # Rank 0 left in order. A rank that left before the others had srun end them, whose status hides this one.
+        status = EXIT_STOPPED
+    stuck = attempts_without_progress(attempts, step, job, restart)
     if stuck >= MAX_ATTEMPTS:
         return Decision(
             False,
@@ -43,6 +49,25 @@ def decide(run: RunDirectory, status: int, job: str, restart: int) -> Decision:
             f"for ever. {_cause(status).capitalize()} this time",
         )
     return Decision(True, f"{_cause(status)}; the run goes on from step {step}")
+
+
+def decide_resumable(status: int, restart: int) -> Decision:
+    """The same for work that goes on by itself with what is missing, such as inference."""
+    if status != EXIT_PEER_LOST and status <= 128:
+        return Decision(False, "done" if status == 0 else "the message above says what to mend")
+    if restart >= MAX_RESTARTS:
+        return Decision(False, f"cut off {restart + 1} times, this time because {_cause(status)}")
+    return Decision(True, f"{_cause(status)}; it goes on with what is missing")
+
+
+def is_being_ended(job: str, job_end: float | None, now: float | None = None) -> bool:
+    """Whether SLURM ends this job for another reason than its time: cancelled by the user, or preempted.
+
+    A job that the user cancelled must not come back. Both states show as COMPLETING as long as the script runs.
+    """
+    done = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=False)
+    ending = any(f" JobState={state} " in done.stdout for state in ("COMPLETING", "CANCELLED", "PREEMPTED"))
+    return ending and (job_end is None or (time.time() if now is None else now) < job_end)
 
 
 def attempts_without_progress(attempts: Sequence[dict[str, Any]], step: int, job: str, restart: int) -> int:

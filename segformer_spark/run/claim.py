@@ -79,10 +79,12 @@ class Claim:
     Attributes:
         number: of the attempt, from 1 on.
         lost: set when a later attempt has taken the run over; noticed within seconds.
+        outcome: how the attempt ended, for the batch script; set before the hold ends.
     """
 
     def __init__(self, run: Path, number: int, facts: Mapping[str, Any]) -> None:
         self.run, self.number, self.lost = run, number, False
+        self.outcome: str | None = None
         self._facts = dict(facts)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
@@ -106,7 +108,8 @@ class Claim:
         self._done.set()
         self._thread.join()
         try:
-            write_json(_facts_path(self.run, self.number), {**self._facts, "ended": _now()})
+            end = {"ended": _now(), "outcome": self.outcome}
+            write_json(_facts_path(self.run, self.number), {**self._facts, **end})
         except UserError as error:
             logger.warning("%s", error)  # the next attempt finds out by itself
 

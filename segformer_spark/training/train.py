@@ -116,6 +116,8 @@ def run_training(
                     reporter.hparams(flatten(config.model_dump()), config.training.selection_metric, best.score)
                 group.raise_common(reporter.failure)
             group.main_only(reporter.close)
+            if claim is not None:
+                claim.outcome = outcome.value
         except BaseException as error:
             _close_after_failure(record, reporter, progress, best, error)
             raise

@@ -8,10 +8,14 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segformer_spark.errors import UserError
 from segformer_spark.verbs.arguments import Subparsers, add_actions, add_config, add_from_env, add_verb
-from segformer_spark.verbs.launch import resolve
+from segformer_spark.verbs.launch import job_end, resolve
+
+if TYPE_CHECKING:
+    from segformer_spark.run.directory import RunDirectory
 
 
 def add(subparsers: Subparsers) -> None:
@@ -24,7 +28,10 @@ def add(subparsers: Subparsers) -> None:
         "segformer-spark job requeue --status 85 --config configs/spark_b2.yaml --from-env",
         requeue,
     )
-    parser.add_argument("--status", type=int, required=True, help="exit status of the training step")
+    parser.add_argument("--status", type=int, required=True, help="exit status of the step")
+    parser.add_argument(
+        "--resumable", action="store_true", help="the step was inference, which goes on with what is missing"
+    )
     add_config(parser)
     add_from_env(parser)
     example = "segformer-spark job run-path --config configs/spark_b2.yaml --from-env"
@@ -89,41 +96,45 @@ def unstage(arguments: argparse.Namespace) -> int:
 
 def print_run_path(arguments: argparse.Namespace) -> int:
     """For scripts that submit what comes after training."""
-    from segformer_spark.config.load import run_path
-
-    print(run_path(resolve(arguments).config))
+    print(_run(arguments).path)
     return 0
 
 
 def requeue(arguments: argparse.Namespace) -> int:
     """Decide, and ask SLURM; status 1 when the job does not run again."""
-    from segformer_spark.cluster.requeue import decide
-    from segformer_spark.config.load import run_path
-    from segformer_spark.run.directory import RunDirectory
+    from segformer_spark.cluster.requeue import decide, decide_resumable, is_being_ended
 
-    job = os.environ.get("SLURM_JOB_ID")
+    job, restart = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     if job is None:
         raise UserError("job requeue: there is no SLURM_JOB_ID; this is for batch scripts")
-    run = RunDirectory(run_path(resolve(arguments).config))
-    decision = decide(run, arguments.status, job, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
-    if arguments.status == 0:
-        print(f"done: {decision.reason}. Next: MODEL_PATH={run.path} sbatch slurm/segformer_eval.sh")
-        return 1
+    if arguments.resumable:
+        decision, next_step = decide_resumable(arguments.status, restart), "submit it again with the same settings"
+    else:
+        run = _run(arguments)
+        if arguments.status == 0:
+            print(f"done: training is complete. Next: MODEL_PATH={run.path} sbatch slurm/segformer_eval.sh")
+            return 1
+        decision = decide(run, arguments.status, job, restart)
+        next_step = "submit it again with the same settings and RESUME=auto in front of sbatch"
     if not decision.requeue:
-        print(f"not requeued: {decision.reason}. When it is mended: RESUME=auto, the same settings, and sbatch")
+        print(f"not requeued: {decision.reason}. When that is mended, {next_step}")
         return 1
-    if _is_cancelled(job):
-        print(f"not requeued: the job was cancelled. {decision.reason} when it is submitted again with RESUME=auto")
+    if os.environ.get("REQUEUE_ON_CANCEL") != "1" and is_being_ended(job, job_end(os.environ)):
+        print(
+            f"not requeued: SLURM is ending this job: {decision.reason}. After a preemption SLURM requeues it by "
+            f"itself; after scancel {next_step}"
+        )
         return 1
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        print(f"not requeued: scontrol says {(done.stderr or done.stdout).strip()}; submit again with RESUME=auto")
+        print(f"not requeued: scontrol says {(done.stderr or done.stdout).strip()}; {next_step}")
         return 1
     print(f"requeued job {job}: {decision.reason}")
     return 0
 
 
-def _is_cancelled(job: str) -> bool:
-    """Whether the user ended the job: it would be rude to bring it back."""
-    done = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=False)
-    return " JobState=CANCELLED" in done.stdout
+def _run(arguments: argparse.Namespace) -> RunDirectory:
+    from segformer_spark.config.load import run_path
+    from segformer_spark.run.directory import RunDirectory
+
+    return RunDirectory(run_path(resolve(arguments).config))

@@ -28,7 +28,7 @@ def main(base: Path, name: str, address: str, daemon: list[str]) -> None:
         run("ip", "link", "add", "br0", "type", "bridge")
         device = "br0"
     else:
-        for target, size in (("/dev/shm", "1g"), (str(base / "scratch"), "64m")):
+        for target, size in (("/dev/shm", "1g"), (str(base / "scratch"), "1g")):
             run("mount", "-t", "tmpfs", "-o", f"mode=1777,size={size}", "none", target)
         device = "eth0"
         wait_for(

@@ -1,0 +1,126 @@
+"""One cluster for all tests in here, and projects to submit from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from segformer_spark.config.load import PROJECT_ROOT
+from tests.slurm.cluster import Cluster, missing, wait_for
+
+PROGRAM = Path(__file__).with_name("rank_program.py")
+
+SHORT = {
+    "data": {"image_size": 64, "num_workers": 0},
+    "model": {"variant": "b0", "pretrained": "none"},
+    "training": {
+        "epochs": 3,
+        "batch_size": 1,
+        "global_batch_size": 4,
+        "optimizer": {"lr": 1e-3},
+        "scheduler": {"warmup_epochs": 0.5},
+        "validation": {"every_epochs": 3},
+    },
+    "output": {"log_every_steps": 1, "tensorboard": False},
+    "hardware": {"threads": 1, "device": "cpu", "peer_timeout": 6.0},
+}
+
+
+@pytest.fixture(scope="session")
+def running_cluster() -> Iterator[Cluster]:
+    """Four nodes: at most three are used, one is spare."""
+    reason = missing()
+    if reason is not None:
+        if os.environ.get("SLURM_TESTS") == "required":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    base = Path(tempfile.mkdtemp(prefix="slurm-"))
+    base.chmod(0o755)
+    try:
+        with Cluster(base / "c", 4) as cluster:
+            yield cluster
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster with all nodes idle, before and after."""
+    running_cluster.repair()
+    yield running_cluster
+    running_cluster.repair()
+
+
+@dataclass
+class Project:
+    """A folder to submit from, with a space in its path."""
+
+    cluster: Cluster
+    root: Path
+    config: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def submit(self, script: str, *options: str, arguments: tuple[str, ...] = (), **environment: str) -> int:
+        """Sbatch a script of slurm/ with options in front of it."""
+        env = {**self.environment, **environment}
+        return self.cluster.submit(*options, f"slurm/{script}", *arguments, cwd=self.root, env=env)
+
+    def log(self, job: int | str) -> str:
+        """The job's log so far."""
+        found = list(self.root.glob(f"*-{job}.log"))
+        return found[0].read_text() if found else ""
+
+    def until(self, job: int | str, text: str, seconds: float = 90) -> None:
+        """Wait for a text in the log."""
+        try:
+            wait_for(lambda: text in self.log(job), seconds, f"{text!r} in the log")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; the log is\n{self.log(job)}") from None
+
+    def facts(self, **wanted: Any) -> list[dict[str, Any]]:
+        """What the ranks of the stand-in program saw."""
+        path = Path(self.environment["PROGRAM_FACTS"])
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
+
+    def run(self, name: str) -> Path:
+        return self.root / "runs" / name
+
+
+def make_project(cluster: Cluster, folder: Path, data: Path, python: str) -> Project:
+    root = folder / "my project"
+    root.mkdir()
+    for name in ("slurm", "configs", "ds_configs"):
+        (root / name).symlink_to(PROJECT_ROOT / name)
+    binary = folder / "env" / "bin" / "python"
+    binary.parent.mkdir(parents=True)
+    binary.write_text(python)
+    binary.chmod(0o755)
+    config = folder / "short.yaml"
+    config.write_text(yaml.safe_dump({**SHORT, "data": {**SHORT["data"], "root": str(data)}}))  # type: ignore[dict-item]
+    environment = {"VENV": str(binary.parents[1]), "CONFIG": str(config), "DS_ACCELERATOR": "cpu", "RUN_NAME": "r"}
+    return Project(cluster, root, config, {**environment, "PROGRAM_FACTS": str(folder / "facts")})
+
+
+@pytest.fixture
+def project(cluster: Cluster, tmp_path: Path, spark_root: Path) -> Project:
+    """Jobs that train for real."""
+    return make_project(cluster, tmp_path, spark_root, f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+
+
+@pytest.fixture
+def quick_project(cluster: Cluster, tmp_path: Path, spark_root: Path) -> Project:
+    """Jobs whose training, evaluation and inference are the stand-in program's."""
+    own = " | ".join(("train", "evaluate", "submit"))
+    python = f'case "$3" in\n{own}) exec "{sys.executable}" "{PROGRAM}" "$@" ;;\nesac\nexec "{sys.executable}" "$@"\n'
+    return make_project(cluster, tmp_path, spark_root, f"#!/bin/sh\n{python}")

@@ -1,0 +1,112 @@
+"""Stands in for training, evaluation and inference in jobs: the real command line without torch, so that a launch takes
+a second.
+
+A rank writes down what it sees (PROGRAM_FACTS), and "trains" by sleeping: rank 0 holds the run, commits checkpoints,
+and every rank obeys signals as training does. PROGRAM_CRASH=STEP[:RANK] makes a rank fail at a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from segformer_spark.checkpoint.names import MANIFEST, newest_step, step_name
+from segformer_spark.config.load import run_path
+from segformer_spark.distributed.environment import detect_launch
+from segformer_spark.errors import EXIT_STOPPED
+from segformer_spark.run.atomic import write_json
+from segformer_spark.run.claim import Holder, hold_run, refuse_if_held
+from segformer_spark.run.directory import RunDirectory, open_for_training
+from segformer_spark.training.stop import catch_signals
+from segformer_spark.verbs import inference, launch, train
+
+CHECKPOINT_EVERY = 2
+
+
+def facts(verb: str, **more: object) -> None:
+    """One line per rank; a single write, so that ranks do not mix."""
+    where = detect_launch(os.environ)
+    line = {
+        "verb": verb,
+        "rank": where.rank,
+        "world": where.world_size,
+        "local_rank": where.local_rank,
+        "host": socket.gethostname(),
+        "port": where.master[1] if where.master else None,
+        "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "resume": os.environ.get("RESUME"),
+        "offline": os.environ.get("HF_HUB_OFFLINE"),
+        "deadline": launch.job_end(os.environ),
+        **more,
+    }
+    with Path(os.environ["PROGRAM_FACTS"]).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def fake_train(arguments: argparse.Namespace) -> int:
+    """Sleep through `training.max_steps` steps."""
+    resolved = launch.resolve(arguments)
+    config, where = resolved.config, detect_launch(os.environ)
+    cache = train._local_cache(resolved, arguments.from_env)
+    facts(
+        "train",
+        variant=config.model.variant,
+        image_size=config.data.image_size,
+        name=config.experiment.name,
+        lr=config.training.optimizer.lr,
+        cache=None if cache is None else str(cache),
+    )
+    crash, _, crash_rank = os.environ.get("PROGRAM_CRASH", "0").partition(":")
+    run = RunDirectory(run_path(config))
+    step = newest_step(run.checkpoints) if os.environ.get("RESUME") == "auto" else 0
+    total = config.training.max_steps or 10
+    with catch_signals() as stop, ExitStack() as stack:
+        if where.rank == 0:
+            refuse_if_held(run.path, Holder.here(os.environ))
+            open_for_training(run.path, resume=os.environ.get("RESUME") == "auto", overwrite=False)
+            claim = stack.enter_context(hold_run(run.path, step, Holder.here(os.environ)))
+            run.create(resolved)
+        while step < total:
+            time.sleep(float(os.environ.get("PROGRAM_SECONDS", "0.1")))
+            step += 1
+            if step == int(crash) and where.rank == int(crash_rank or 0):
+                raise RuntimeError(f"crash at step {step}")
+            if where.rank == 0:
+                claim.check()
+                print(f"step {step}/{total}", flush=True)
+            if where.rank == 0 and (step % CHECKPOINT_EVERY == 0 or step == total or stop.reason):
+                write_json(run.checkpoints / step_name(step) / MANIFEST, {"job": os.environ.get("SLURM_JOB_ID")})
+            if stop.reason:
+                if where.rank == 0:
+                    claim.outcome = "stopped"
+                else:
+                    time.sleep(1)  # training's ranks leave together
+                return EXIT_STOPPED
+    return 0
+
+
+def fake_inference(verb: str) -> object:
+    """Write down that it ran."""
+
+    def act(arguments: argparse.Namespace) -> int:
+        facts(verb, model=os.environ.get("MODEL_PATH"), images=os.environ.get("TEST_IMAGES"))
+        return 0
+
+    return act
+
+
+if __name__ == "__main__":
+    train.train = fake_train
+    inference.evaluate = fake_inference("evaluate")  # type: ignore[assignment]
+    inference.submit = fake_inference("submit")  # type: ignore[assignment]
+    from segformer_spark.cli import main
+
+    main(sys.argv[3:])

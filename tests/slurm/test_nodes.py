@@ -1,0 +1,145 @@
+"""Nodes that fail, lie or are full: preflight, staging, fencing; with the stand-in for training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from segformer_spark.checkpoint.names import newest_step
+from tests.slurm.cluster import wait_for
+from tests.slurm.conftest import Project
+
+TWO_BY_TWO = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1")
+ONE = ("--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
+
+
+def test_preflight_names_the_bad_node(quick_project: Project) -> None:
+    """The data lie on node1's own disk only."""
+    cluster = quick_project.cluster
+    cluster.on("node1", "mkdir", str(cluster.base / "scratch" / "data"))
+    job = quick_project.submit(
+        "segformer_train.sh", *TWO_BY_TWO, "--nodelist=node[1-2]", DATA_ROOT=str(cluster.base / "scratch" / "data")
+    )
+    assert cluster.wait(job, "FAILED", "COMPLETED")["JobState"] == "FAILED"
+    cluster.on("node1", "rmdir", str(cluster.base / "scratch" / "data"))
+    log = quick_project.log(job)
+    assert "[node2] failed   data" in log
+    assert "[node1]" not in log
+    assert "-> set DATA_ROOT to the folder of the data set" in log
+    assert log.splitlines()[-1].startswith("not started: a node is not fit")
+    assert quick_project.facts() == []
+
+
+def test_preflight_finds_gpus_that_were_granted_and_are_not_there(quick_project: Project) -> None:
+    job = quick_project.submit(
+        "segformer_train.sh", "--nodes=1", "--gpus-per-node=2", "--cpus-per-task=1", DEVICE="auto"
+    )
+    quick_project.cluster.wait(job, "FAILED")
+    assert "[node1] failed   GPUs  SLURM granted 2 and nvidia-smi finds none" in quick_project.log(job)
+
+
+def test_another_environment_on_a_node_is_found(quick_project: Project) -> None:
+    binary = Path(quick_project.environment["VENV"]) / "bin" / "python"
+    other = 'if [ "$(hostname)" = node2 ]; then export PYTHONPATH=' + str(binary.parent / "more") + "; fi"
+    package = binary.parent / "more" / "extra-1.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n")
+    binary.write_text(binary.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\n{other}\n"))
+    job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, "--nodelist=node[1-2]")
+    quick_project.cluster.wait(job, "FAILED")
+    assert "[node2] failed   versions" in quick_project.log(job)
+    assert "let VENV name one environment on storage that all nodes share" in quick_project.log(job)
+
+
+@pytest.fixture
+def cache(quick_project: Project, tmp_path: Path) -> Path:
+    """A cache of the training split, built by the batch script."""
+    job = quick_project.submit("prepare_data.sh", "--cpus-per-task=1", CACHE_DIR=str(tmp_path / "cache"))
+    quick_project.cluster.wait(job, "COMPLETED", "FAILED")
+    assert "done: prepare data. Next: train from the cache: DATA_CACHE=" in quick_project.log(job)
+    return tmp_path / "cache"
+
+
+def test_staged_once_per_node_kept_over_a_requeue_and_removed(quick_project: Project, cache: Path) -> None:
+    cluster = quick_project.cluster
+    scratch = cluster.base / "scratch"
+    stale = scratch / "segformer_spark-4000000000"
+    cluster.on("node1", "mkdir", str(stale))
+    settings = {"STAGE_DATA": "1", "DATA_CACHE": str(cache), "LOCAL_SCRATCH": str(scratch), "MAX_STEPS": "30"}
+    job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, "--nodelist=node[1-2]", **settings)
+    quick_project.until(job, "step 3/")
+    cluster.login("scancel", "--signal=USR1", str(job))
+    cluster.wait(job, "COMPLETED", "FAILED", restarts=1)
+    log = quick_project.log(job)
+    facts = quick_project.facts(verb="train")
+    assert len(facts) == 8
+    expected = str(scratch / f"segformer_spark-{job}" / next(cache.iterdir()).name)
+    assert {fact["cache"] for fact in facts} == {expected}
+    for node in ("node1", "node2"):
+        assert log.count(f"[{node}] {expected}: ") == 2, "one copy per node and attempt, not per rank"
+        assert log.count(f"[{node}] {expected}: 0.00 GiB, 0.00 copied") == 2
+        assert cluster.on(node, "ls", str(scratch)) == "", "removed at the end"
+    assert log.count(f"{expected} is complete already") == 2, "found again after the requeue"
+    assert f"[node1] removed {stale} of a job that is over" in log
+
+
+def test_a_cache_that_does_not_fit_is_read_from_shared_storage(quick_project: Project, cache: Path) -> None:
+    cluster = quick_project.cluster
+    scratch = cluster.base / "scratch"
+    cluster.on("node2", "sh", "-c", f"head -c 900m /dev/zero > {scratch}/full")
+    settings = {"STAGE_DATA": "1", "DATA_CACHE": str(cache), "LOCAL_SCRATCH": str(scratch), "MAX_STEPS": "2"}
+    job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, "--nodelist=node[1-2]", **settings)
+    try:
+        assert cluster.wait(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
+    finally:
+        cluster.on("node2", "rm", f"{scratch}/full")
+    assert {(f["host"], f["cache"] is None) for f in quick_project.facts()} == {("node1", False), ("node2", True)}
+    assert "does not fit on" in quick_project.log(job)
+    assert "this node reads it from shared storage" in quick_project.log(job)
+
+
+def test_staging_without_a_cache_is_a_mistake(quick_project: Project) -> None:
+    job = quick_project.submit("segformer_train.sh", *ONE, STAGE_DATA="1")
+    quick_project.cluster.wait(job, "FAILED")
+    assert "STAGE_DATA=1 copies a cache and none is set" in quick_project.log(job)
+    assert quick_project.facts() == []
+
+
+def test_a_stray_rank_cannot_write_into_the_run(quick_project: Project) -> None:
+    """Slurmd dies alone: SLURM takes the node for lost and starts the job elsewhere, the rank there lives on."""
+    cluster = quick_project.cluster
+    settings = {"MAX_STEPS": "60", "PROGRAM_SECONDS": "0.7"}
+    job = quick_project.submit("segformer_train.sh", *ONE, **settings)
+    quick_project.until(job, "step 3/")
+    stray = quick_project.facts()[0]
+    assert stray["host"] == "node1"
+    cluster.kill_daemon("node1")
+    cluster.login("scontrol", "update", "nodename=node1", "state=down", "reason=test")
+    wait_for(lambda: quick_project.facts(restart=1), 60, "the second attempt")
+    second = quick_project.facts(restart=1)[0]
+    assert second["host"] != stray["host"]
+    attempts = sorted((quick_project.run("r") / "attempts").glob("*.json"))
+    pid = json.loads(attempts[0].read_text())["pid"]
+    wait_for(lambda: not _lives(quick_project, "node1", pid), 20, "the stray rank to notice and end")
+    log = quick_project.log(job)
+    assert "attempt 2 has taken this run over; attempt 1 (node1) ends and writes nothing more" in log
+    assert cluster.wait(job, "COMPLETED", seconds=120)["Restarts"] == "1"
+    assert newest_step(quick_project.run("r") / "checkpoints") == 60
+
+
+def _lives(project: Project, node: str, pid: int) -> bool:
+    return bool(project.cluster.on(node, "sh", "-c", f"kill -0 {pid} 2>/dev/null && echo yes", check=False))
+
+
+def test_a_lost_node_brings_the_job_back_on_a_spare(quick_project: Project) -> None:
+    cluster = quick_project.cluster
+    job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, MAX_STEPS="60", PROGRAM_SECONDS="0.3")
+    quick_project.until(job, "step 4/")
+    lost = quick_project.facts(rank=3)[0]["host"]
+    cluster.kill_node(lost)
+    assert cluster.wait(job, "COMPLETED", "FAILED", seconds=120)["JobState"] == "COMPLETED"
+    hosts = {fact["host"] for fact in quick_project.facts(restart=1)}
+    assert len(hosts) == 2
+    assert lost not in hosts
