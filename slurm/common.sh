@@ -125,7 +125,10 @@ train_and_requeue() {
 
 finish() {
     # finish STATUS WHAT NEXT: the log's last lines.
-    if (($1 == 0)); then
+    if ! scontrol -o show job "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING '; then
+        # srun says 0 also when it loses a node.
+        echo "not done: $2. SLURM is ending this job; after a lost node or a preemption it requeues it by itself"
+    elif (($1 == 0)); then
         echo "done: $2. Next: $3"
     else
         echo "failed: $2 (status $1). The reason is above; lines of other ranks than 0 name rank and host"

@@ -23,10 +23,11 @@ MAX_RESTARTS = 10
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to requeue, and why, for the log's last lines."""
+    """Whether to requeue, and why, for the log's last lines; `complete` when there is nothing left to do."""
 
     requeue: bool
     reason: str
+    complete: bool = False
 
 
 def decide(run: RunDirectory, status: int, job: str, restart: int) -> Decision:
@@ -35,10 +36,16 @@ def decide(run: RunDirectory, status: int, job: str, restart: int) -> Decision:
     Args:
         job, restart: SLURM's job id and how often this job was restarted.
     """
+    step, attempts = newest_step(run.checkpoints), read_attempts(run.path)
+    outcome = _outcome(attempts, job, restart)
+    if status == 0:
+        if outcome is not None:
+            return Decision(False, "training is complete", complete=True)
+        # srun says 0 when it loses a node.
+        status = EXIT_PEER_LOST
     if status == EXIT_USER_ERROR:
         return Decision(False, "the message above says what to mend; another attempt would meet it again")
-    step, attempts = newest_step(run.checkpoints), read_attempts(run.path)
-    if attempts and (attempts[-1]["job"], attempts[-1]["restart"]) == (job, restart) and attempts[-1].get("outcome"):
+    if outcome is not None:
         # Rank 0 left in order. A rank that left before the others had srun end them, whose status hides this one.
         status = EXIT_STOPPED
     stuck = attempts_without_progress(attempts, step, job, restart)
@@ -60,14 +67,32 @@ def decide_resumable(status: int, restart: int) -> Decision:
     return Decision(True, f"{_cause(status)}; it goes on with what is missing")
 
 
-def is_being_ended(job: str, job_end: float | None, now: float | None = None) -> bool:
-    """Whether SLURM ends this job for another reason than its time: cancelled by the user, or preempted.
+def obstacle(job: str, restart: int, job_end: float | None, *, also_cancelled: bool, now: float | None = None) -> str:
+    """Why SLURM must not be asked to requeue this job although it would help; empty when it may.
 
-    A job that the user cancelled must not come back. Both states show as COMPLETING as long as the script runs.
+    Args:
+        job_end: when the job's time is over, in seconds since the epoch.
+        also_cancelled: requeue a job that the user cancelled, too; by default that is final.
     """
-    done = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=False)
-    ending = any(f" JobState={state} " in done.stdout for state in ("COMPLETING", "CANCELLED", "PREEMPTED"))
-    return ending and (job_end is None or (time.time() if now is None else now) < job_end)
+    shown = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=False).stdout
+    facts = dict(part.split("=", 1) for part in shown.split() if "=" in part)
+    if int(facts.get("Restarts", restart)) != restart:
+        # This script is a stray: its node was given up, and the job runs elsewhere already.
+        return "a later attempt of this job has begun elsewhere"
+    # Cancelled, preempted, out of time or a node lost: all show as COMPLETING as long as the script runs.
+    ending = facts.get("JobState") in ("COMPLETING", "CANCELLED", "PREEMPTED")
+    in_time = job_end is None or (time.time() if now is None else now) < job_end
+    if ending and in_time and not also_cancelled:
+        return "SLURM is ending this job: after a lost node or a preemption it requeues it by itself"
+    return ""
+
+
+def _outcome(attempts: Sequence[dict[str, Any]], job: str, restart: int) -> str | None:
+    """How rank 0 said that this attempt ended; None when it could not."""
+    if not attempts or (attempts[-1]["job"], attempts[-1]["restart"]) != (job, restart):
+        return None
+    outcome: str | None = attempts[-1].get("outcome")
+    return outcome
 
 
 def attempts_without_progress(attempts: Sequence[dict[str, Any]], step: int, job: str, restart: int) -> int:

@@ -102,32 +102,31 @@ def print_run_path(arguments: argparse.Namespace) -> int:
 
 def requeue(arguments: argparse.Namespace) -> int:
     """Decide, and ask SLURM; status 1 when the job does not run again."""
-    from segformer_spark.cluster.requeue import decide, decide_resumable, is_being_ended
+    from segformer_spark.cluster.requeue import decide, decide_resumable, obstacle
 
     job, restart = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     if job is None:
         raise UserError("job requeue: there is no SLURM_JOB_ID; this is for batch scripts")
     if arguments.resumable:
-        decision, next_step = decide_resumable(arguments.status, restart), "submit it again with the same settings"
+        decision, again = decide_resumable(arguments.status, restart), "submit it again with the same settings"
     else:
         run = _run(arguments)
-        if arguments.status == 0:
-            print(f"done: training is complete. Next: MODEL_PATH={run.path} sbatch slurm/segformer_eval.sh")
-            return 1
         decision = decide(run, arguments.status, job, restart)
-        next_step = "submit it again with the same settings and RESUME=auto in front of sbatch"
+        again = "submit it again with the same settings and RESUME=auto in front of sbatch"
+        if decision.complete:
+            print(f"done: {decision.reason}. Next: MODEL_PATH={run.path} sbatch slurm/segformer_eval.sh")
+            return 1
     if not decision.requeue:
-        print(f"not requeued: {decision.reason}. When that is mended, {next_step}")
+        print(f"not requeued: {decision.reason}. When that is mended, {again}")
         return 1
-    if os.environ.get("REQUEUE_ON_CANCEL") != "1" and is_being_ended(job, job_end(os.environ)):
-        print(
-            f"not requeued: SLURM is ending this job: {decision.reason}. After a preemption SLURM requeues it by "
-            f"itself; after scancel {next_step}"
-        )
+    also_cancelled = os.environ.get("REQUEUE_ON_CANCEL") == "1"
+    reason = obstacle(job, restart, job_end(os.environ), also_cancelled=also_cancelled)
+    if reason:
+        print(f"not requeued from here: {decision.reason}, but {reason}. After scancel, {again}")
         return 1
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        print(f"not requeued: scontrol says {(done.stderr or done.stdout).strip()}; {next_step}")
+        print(f"not requeued: scontrol says {(done.stderr or done.stdout).strip()}; {again}")
         return 1
     print(f"requeued job {job}: {decision.reason}")
     return 0

@@ -20,13 +20,11 @@ from tests.slurm.cluster import Cluster, missing, wait_for
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 
-SHORT = {
+SHORT: dict[str, dict[str, Any]] = {
     "data": {"image_size": 64, "num_workers": 0},
     "model": {"variant": "b0", "pretrained": "none"},
     "training": {
         "epochs": 3,
-        "batch_size": 1,
-        "global_batch_size": 4,
         "optimizer": {"lr": 1e-3},
         "scheduler": {"warmup_epochs": 0.5},
         "validation": {"every_epochs": 3},
@@ -97,6 +95,18 @@ class Project:
         return self.root / "runs" / name
 
 
+def write_config(path: Path, data: Path, world_size: int, global_batch: int) -> Path:
+    """A short training with one micro-batch per step."""
+    batch = {"global_batch_size": global_batch, "batch_size": global_batch // world_size}
+    tree = {
+        **SHORT,
+        "data": {**SHORT["data"], "root": str(data)},
+        "training": {**SHORT["training"], **batch},
+    }
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
 def make_project(cluster: Cluster, folder: Path, data: Path, python: str) -> Project:
     root = folder / "my project"
     root.mkdir()
@@ -106,8 +116,7 @@ def make_project(cluster: Cluster, folder: Path, data: Path, python: str) -> Pro
     binary.parent.mkdir(parents=True)
     binary.write_text(python)
     binary.chmod(0o755)
-    config = folder / "short.yaml"
-    config.write_text(yaml.safe_dump({**SHORT, "data": {**SHORT["data"], "root": str(data)}}))  # type: ignore[dict-item]
+    config = write_config(folder / "short.yaml", data, 4, 4)
     environment = {"VENV": str(binary.parents[1]), "CONFIG": str(config), "DS_ACCELERATOR": "cpu", "RUN_NAME": "r"}
     return Project(cluster, root, config, {**environment, "PROGRAM_FACTS": str(folder / "facts")})
 

@@ -83,13 +83,15 @@ def fake_train(arguments: argparse.Namespace) -> int:
                 claim.check()
                 print(f"step {step}/{total}", flush=True)
             if where.rank == 0 and (step % CHECKPOINT_EVERY == 0 or step == total or stop.reason):
-                write_json(run.checkpoints / step_name(step) / MANIFEST, {"job": os.environ.get("SLURM_JOB_ID")})
+                write_json(run.checkpoints / step_name(step) / MANIFEST, {"restart": Holder.here(os.environ).restart})
             if stop.reason:
                 if where.rank == 0:
                     claim.outcome = "stopped"
                 else:
                     time.sleep(1)  # training's ranks leave together
                 return EXIT_STOPPED
+        if where.rank == 0:
+            claim.outcome = "completed"
     return 0
 
 

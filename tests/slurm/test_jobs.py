@@ -112,8 +112,10 @@ def test_a_cancelled_job_saves_and_does_not_come_back(quick_project: Project) ->
         if not settings:
             assert quick_project.cluster.wait(job, "CANCELLED")["Restarts"] == "0"
             log = quick_project.log(job)
-            assert f"SLURM is ending this job: stopped with its state saved; the run goes on from step {saved}." in log
-            assert "after scancel submit it again with the same settings and RESUME=auto" in log
+            assert (
+                f"stopped with its state saved; the run goes on from step {saved}, but SLURM is ending this job" in log
+            )
+            assert "After scancel, submit it again with the same settings and RESUME=auto in front" in log
         else:
             assert quick_project.cluster.wait(job, "COMPLETED")["Restarts"] == "1"
 

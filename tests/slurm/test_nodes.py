@@ -123,10 +123,16 @@ def test_a_stray_rank_cannot_write_into_the_run(quick_project: Project) -> None:
     attempts = sorted((quick_project.run("r") / "attempts").glob("*.json"))
     pid = json.loads(attempts[0].read_text())["pid"]
     wait_for(lambda: not _lives(quick_project, "node1", pid), 20, "the stray rank to notice and end")
-    log = quick_project.log(job)
-    assert "attempt 2 has taken this run over; attempt 1 (node1) ends and writes nothing more" in log
+    first = json.loads(attempts[0].read_text())
+    assert first["ended"]
+    assert first["outcome"] is None, "it did not finish, it was fenced off"
     assert cluster.wait(job, "COMPLETED", seconds=120)["Restarts"] == "1"
     assert newest_step(quick_project.run("r") / "checkpoints") == 60
+    taken_over = (quick_project.run("r") / "attempts" / "latest").stat().st_mtime
+    for manifest in quick_project.run("r").glob("checkpoints/*/manifest.json"):
+        by_stray = json.loads(manifest.read_text())["restart"] == 0
+        assert (manifest.stat().st_mtime < taken_over) == by_stray
+    assert quick_project.log(job).count("done: training is complete") == 1, "srun's status 0 is not believed"
 
 
 def _lives(project: Project, node: str, pid: int) -> bool:

@@ -1,0 +1,205 @@
+"""Real training on the cluster: every way to be cut off ends in the weights of a run that was not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segformer_spark.config.load import load_config
+from segformer_spark.run.directory import RunDirectory
+from segformer_spark.training.stop import StopRequest
+from segformer_spark.training.train import TrainOptions, run_training
+from tests.ranks import Group, run_on_ranks
+from tests.slurm.conftest import Project, write_config
+
+Reference = Callable[[int, int], dict[str, torch.Tensor]]
+
+
+def train_here(group: Group, config: str, path: str) -> None:
+    run_training(load_config(config, overrides=[f"output.save_path={path}"]), TrainOptions(), group, StopRequest())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(spark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The final weights of a run without SLURM, by world size and images per step."""
+    known: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+
+    def get(world_size: int, global_batch: int) -> dict[str, torch.Tensor]:
+        if (world_size, global_batch) not in known:
+            folder = tmp_path_factory.mktemp("reference")
+            config = write_config(folder / "short.yaml", spark_root, world_size, global_batch)
+            run_on_ranks(world_size, train_here, str(config), str(folder / "run"))
+            known[world_size, global_batch] = load_file(folder / "run" / "final" / "model.safetensors")
+        return known[world_size, global_batch]
+
+    return get
+
+
+def check(project: Project, job: int, expected: dict[str, torch.Tensor], restarts: int) -> dict[str, Any]:
+    """The job completes after so many restarts, with these weights bit for bit; returns the record."""
+    found = project.cluster.wait(job, "COMPLETED", "FAILED", seconds=150)
+    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", str(restarts)), project.log(job)
+    run = project.run("r")
+    weights = load_file(run / "final" / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "train" in line]
+    assert steps == sorted(set(steps)), "no step is logged twice, none by a stray"
+    assert "done: training is complete" in project.log(job).splitlines()[-1]
+    record: dict[str, Any] = json.loads((run / "training_params.json").read_text())
+    return record
+
+
+def options(nodes: int, tasks: int) -> tuple[str, ...]:
+    return (f"--nodes={nodes}", f"--ntasks-per-node={tasks}", "--gpus-per-node=0", "--cpus-per-task=1")
+
+
+def test_two_nodes_stopped_by_a_signal(project: Project, undisturbed: Reference) -> None:
+    """2 x 2 ranks without a route to anywhere; settings, ranks and hosts stand in the record."""
+    settings = {"LEARNING_RATE": "1e-3", "NUM_WORKERS": "1"}
+    job = project.submit("segformer_train.sh", *options(2, 2), **settings)
+    project.until(job, "step 4/")
+    project.cluster.login("scancel", "--signal=USR1", str(job))
+    record = check(project, job, undisturbed(4, 4), restarts=1)
+    log = project.log(job)
+    assert "stop requested (SIGUSR1): saving a checkpoint, then leaving" in log
+    assert "requeued job" in log
+    assert [(h["rank"], h["host"], h["local_rank"]) for h in record["hardware"]] == [
+        (0, "node1", 0), (1, "node1", 1), (2, "node2", 0), (3, "node2", 1),
+    ]  # fmt: skip
+    assert record["provenance"]["training.optimizer.lr"] == "environment LEARNING_RATE"
+    assert record["runtime"]["slurm"]["SLURM_RESTART_COUNT"] == "1"
+    assert [a["status"] for a in record["attempts"]] == ["stopped on request", "completed"]
+    assert record["attempts"][1]["from_step"] == record["attempts"][0]["to_step"]
+
+
+def test_one_node_cancelled_and_submitted_again(project: Project, undisturbed: Reference) -> None:
+    """4 ranks on 1 node; a changed setting is refused on the way."""
+    job = project.submit("segformer_train.sh", *options(1, 4))
+    project.until(job, "step 4/")
+    project.cluster.login("scancel", str(job))
+    project.until(job, "After scancel, submit it again with the same settings and RESUME=auto", 60)
+    project.cluster.wait(job, "CANCELLED")
+    assert "stop requested (SIGTERM)" in project.log(job)
+    changed = project.submit("segformer_train.sh", *options(1, 4), RESUME="auto", LEARNING_RATE="2e-3")
+    assert project.cluster.wait(changed, "FAILED", "COMPLETED")["JobState"] == "FAILED"
+    assert "training.optimizer.lr was 0.001, now 0.002" in project.log(changed)
+    assert project.log(changed).splitlines()[-1].startswith("not requeued: ")
+    again = project.submit("segformer_train.sh", *options(1, 4), RESUME="auto")
+    check(project, again, undisturbed(4, 4), restarts=0)
+
+
+def test_a_killed_node(project: Project, spark_root: Path, undisturbed: Reference) -> None:
+    """3 x 1 ranks; one node dies in mid-epoch, a spare takes its place."""
+    write_config(project.config, spark_root, 3, 6)
+    job = project.submit("segformer_train.sh", *options(3, 1))
+    project.until(job, "step 3/")
+    project.cluster.kill_node("node3")
+    record = check(project, job, undisturbed(3, 6), restarts=1)
+    assert [h["host"] for h in record["hardware"]] == ["node1", "node2", "node4"]
+
+
+def test_a_node_cut_off_from_the_network(project: Project, spark_root: Path, undisturbed: Reference) -> None:
+    """No connection closes: the ranks end by themselves, and on the node that was cut off none lives on."""
+    write_config(project.config, spark_root, 2, 4)
+    job = project.submit("segformer_train.sh", *options(2, 1))
+    project.until(job, "step 4/")
+    project.cluster.cut("node2")
+    project.until(job, "no sign of life from rank 1 on node2", 40)
+    record = check(project, job, undisturbed(2, 4), restarts=1)
+    assert [h["host"] for h in record["hardware"]] == ["node1", "node3"]
+    left = project.cluster.on("node2", "pgrep", "-f", "segformer_spark train", check=False)
+    assert left == "", "the rank there noticed, too"
+
+
+def test_slurmd_dies_and_its_rank_lives_on(project: Project, spark_root: Path, undisturbed: Reference) -> None:
+    """One rank alone, which nothing hinders from training on beside the requeued job."""
+    write_config(project.config, spark_root, 1, 4)
+    job = project.submit("segformer_train.sh", *options(1, 1))
+    project.until(job, "step 4/")
+    project.cluster.kill_daemon("node1")
+    project.cluster.login("scontrol", "update", "nodename=node1", "state=down", "reason=test")
+    record = check(project, job, undisturbed(1, 4), restarts=1)
+    assert [h["host"] for h in record["hardware"]] == ["node2"]
+    assert RunDirectory(project.run("r")).is_run()
+
+
+def test_inference_over_two_nodes_killed_and_continued(
+    project: Project, trained_run: Path, spark_root: Path, tmp_path: Path
+) -> None:
+    """One valid zip of all images, each predicted once by whichever attempt."""
+    import numpy as np
+
+    from segformer_spark.submission.spark_format import list_images, validate_folder
+
+    images = tmp_path / "many"
+    images.mkdir()
+    sources = sorted((spark_root / "stream-1-test").iterdir())
+    for number in range(60):
+        (images / f"image_{number:05d}_img.jpg").write_bytes(sources[number % len(sources)].read_bytes())
+    settings = {
+        "MODEL_PATH": str(trained_run / "best"),
+        "TEST_IMAGES": str(images),
+        "OUTPUT": str(tmp_path / "out"),
+        "BATCH_SIZE": "1",
+        "DEVICE": "cpu",
+        "PEER_TIMEOUT": "6",
+    }
+    job = project.submit("segformer_inference.sh", *options(2, 1), **settings)
+    project.until(job, "60 test images")
+    wait_for_predictions(tmp_path / "out", 4)
+    project.cluster.kill_node("node2")
+    found = project.cluster.wait(job, "COMPLETED", "FAILED", seconds=150)
+    assert found["JobState"] == "COMPLETED", project.log(job)
+    assert int(found["Restarts"]) >= 1
+    validate_folder(tmp_path / "out", list_images(images))
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
+        names = archive.namelist()
+        assert len(names) == len(set(names)) == 60
+        with archive.open(names[0]) as stream:
+            assert np.load(stream).files
+    assert "predicted already" in project.log(job)
+    assert project.log(job).splitlines()[-1].startswith("done: inference")
+
+
+def wait_for_predictions(folder: Path, num: int) -> None:
+    from tests.slurm.cluster import wait_for
+
+    wait_for(lambda: len(list(folder.glob("*.npz"))) >= num, 60, "predictions")
+
+
+def test_doctor_on_every_rank(project: Project) -> None:
+    job = project.submit("segformer_doctor.sh", *options(2, 2))
+    assert project.cluster.wait(job, "COMPLETED", "FAILED", seconds=90)["JobState"] == "COMPLETED", project.log(job)
+    log = project.log(job)
+    assert "4 on 2 node(s): node1 x 2, node2 x 2" in log
+    assert "all-reduce" in log
+    assert "GB/s" in log
+    assert "(and 1 more node(s) alike)" in log
+    assert " 0 failed" in log
+
+
+def test_scaling_over_one_and_two_nodes(project: Project, tmp_path: Path) -> None:
+    import csv
+
+    job = project.submit("benchmark_scaling.sh", *options(2, 1), OUTPUT=str(tmp_path / "scaling.csv"))
+    assert project.cluster.wait(job, "COMPLETED", "FAILED", seconds=120)["JobState"] == "COMPLETED", project.log(job)
+    with (tmp_path / "scaling.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["nodes"], row["world_size"], row["global_batch"]) for row in rows] == [
+        ("1", "1", "1"),
+        ("2", "2", "2"),
+    ]
+    assert float(rows[0]["efficiency"]) == 1
+    for row in rows:
+        assert float(row["images_per_s"]) == pytest.approx(
+            int(row["global_batch"]) / float(row["step_ms"]) * 1e3, rel=0.01
+        )
