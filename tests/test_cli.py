@@ -23,6 +23,12 @@ VERBS = [
     "tune lr",
     "tune batch-size",
     "doctor",
+    "sweep",
+    "bench scaling",
+    "job requeue",
+    "job stage",
+    "job unstage",
+    "job run-path",
     "evaluate",
     "submit",
     "runs",
@@ -246,7 +252,12 @@ def test_tune_and_doctor_run_as_verbs(spark_root: Path, tmp_path: Path) -> None:
     done = run("doctor", "--parity", *settings)
     assert done.returncode == 0, done.stderr
     assert "OK: relative to stage 0, 1e-05 passes" in done.stdout
-    assert run("doctor").returncode == 2
+    done = run("doctor", *settings)
+    assert done.returncode == 0, done.stdout
+    assert " 0 failed" in done.stdout
+    done = run("doctor", *settings, "--set", "data.root=/no/such")
+    assert done.returncode == 1
+    assert "-> set DATA_ROOT to the folder of the data set" in done.stdout
 
 
 def test_dry_run_refuses_weights_for_another_class_count(spark_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def decide(run: RunDirectory, status: int, job: str, restart: int) -> Decision:
         return Decision(
             False,
             f"{stuck} attempts in a row began at step {step} and saved nothing beyond it: the run would end there "
-            f"for ever. {_cause(status).capitalize()} this time",
+            f"for ever. This time: {_cause(status)}",
         )
     return Decision(True, f"{_cause(status)}; the run goes on from step {step}")
 

@@ -1,4 +1,4 @@
-"""docs/configuration.md, made from the schema: `python -m segformer_spark.config.reference`."""
+"""docs/configuration.md and the variables in docs/slurm.md: `python -m segformer_spark.config.reference`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ a run is resumed; another change is refused.
 """
 
 
+_BEGIN, _END = "<!-- variables: made by config.reference -->", "<!-- end of variables -->"
+
+
 def render() -> str:
     """The page as Markdown."""
     lines = [_INTRODUCTION]
@@ -41,9 +44,33 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(path: Path = PROJECT_ROOT / "docs" / "configuration.md") -> None:
-    """Write the page."""
-    path.write_text(render(), encoding="utf-8")
+def render_variables() -> str:
+    """Every environment variable that a job reads, as a table for docs/slurm.md."""
+    lines = ["| variable | sets | meaning |", "|---|---|---|"]
+    lines += [f"| `{name}` | - | {meaning} |" for name, meaning in LAUNCH_VARIABLES.items()]
+    for dotted, field in FIELDS.items():
+        if field.env:
+            star = "*" if field.resume_safe else ""
+            lines.append(f"| `{field.env}`{star} | `{dotted}` | {field.info.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def insert_variables(page: str) -> str:
+    """The page with the table between its two markers.
+
+    Raises:
+        ValueError: the page has no markers.
+    """
+    before, rest = page.split(_BEGIN)
+    _, after = rest.split(_END)
+    return f"{before}{_BEGIN}\n{render_variables()}{_END}{after}"
+
+
+def main(folder: Path = PROJECT_ROOT / "docs") -> None:
+    """Write the page, and the table in the page on SLURM."""
+    (folder / "configuration.md").write_text(render(), encoding="utf-8")
+    slurm = folder / "slurm.md"
+    slurm.write_text(insert_variables(slurm.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

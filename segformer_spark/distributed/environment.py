@@ -57,7 +57,11 @@ def detect_launch(environment: Mapping[str, str]) -> Launch:
             world_size=_integer(environment, "SLURM_NTASKS"),
             local_rank=_integer(environment, "SLURM_LOCALID"),
             local_world_size=_tasks_on_node(environment),
-            master=(first_host(environment["SLURM_JOB_NODELIST"]), _port(environment)),
+            # The step's own nodes: it may be smaller than the job.
+            master=(
+                first_host(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]),
+                _port(environment),
+            ),
         )
     return Launch("single", 0, 1, 0, 1, None)
 

@@ -16,7 +16,7 @@ def add(subparsers: Subparsers) -> None:
         actions,
         "scaling",
         "Measure training on the ranks that srun or torchrun started, and add a line to a CSV.",
-        "sbatch --nodes=4 slurm/benchmark_scaling.sh",
+        "srun --nodes=2 python -m segformer_spark bench scaling --config configs/spark_b2.yaml --csv scaling.csv",
         scaling,
     )
     add_config(parser)

@@ -15,10 +15,9 @@ def add(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers,
         "doctor",
-        "Check this machine (on a login node), with --job every node and rank of a job, with --parity that DDP, "
-        "ZeRO-1 and ZeRO-2 agree.",
-        "segformer-spark doctor --config configs/spark_b2.yaml\n  sbatch --nodes=2 slurm/segformer_doctor.sh\n"
-        "  torchrun --nproc-per-node 2 -m segformer_spark doctor --parity --config configs/spark_b2.yaml",
+        "Check this machine (on a login node), with --job every node and rank of a job (slurm/segformer_doctor.sh), "
+        "with --parity that DDP, ZeRO-1 and ZeRO-2 agree.",
+        "segformer-spark doctor --config configs/spark_b2.yaml",
         doctor,
     )
     add_config(parser)

@@ -113,7 +113,7 @@ def test_a_node_cut_off_from_the_network(project: Project, spark_root: Path, und
     project.cluster.cut("node2")
     project.until(job, "no sign of life from rank 1 on node2", 40)
     record = check(project, job, undisturbed(2, 4), restarts=1)
-    assert [h["host"] for h in record["hardware"]] == ["node1", "node3"]
+    assert "node2" not in {h["host"] for h in record["hardware"]}
     left = project.cluster.on("node2", "pgrep", "-f", "segformer_spark train", check=False)
     assert left == "", "the rank there noticed, too"
 

@@ -145,3 +145,16 @@ def test_ctrl_c_saves_and_leaves(spark_root: Path, tmp_path: Path) -> None:
     assert "--resume auto" in rest
     newest = sorted((path / "checkpoints").iterdir())[-1]
     assert json.loads((newest / "state.json").read_text())["progress"]["step"] == losses_in(path)[-1][0]
+
+
+def test_sigterm_to_torchrun_saves_on_all_ranks(spark_root: Path, tmp_path: Path) -> None:
+    """torchrun passes it on, waits for its workers, and reports a status of its own."""
+    path = tmp_path / "run"
+    process = start(command(spark_root, path, "--set", "training.epochs=200"))
+    wait_for_step(process, 3)
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "stop requested (SIGTERM): saving a checkpoint, then leaving" in rest
+    newest = sorted((path / "checkpoints").iterdir())[-1]
+    assert json.loads((newest / "state.json").read_text())["progress"]["step"] == losses_in(path)[-1][0]

@@ -1,0 +1,176 @@
+"""The batch scripts as text, and with stand-ins for srun, scontrol and Python; the other files have a real cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from segformer_spark.config.environment import LAUNCH_VARIABLES, config_variables
+from segformer_spark.config.load import PROJECT_ROOT
+
+SLURM = PROJECT_ROOT / "slurm"
+SCRIPTS = sorted(path for path in SLURM.glob("*.sh") if "#SBATCH" in path.read_text())
+ALL = [*sorted(SLURM.glob("*.sh")), *sorted((SLURM / "sites").glob("*.sh"))]
+
+
+@pytest.mark.parametrize("script", ALL, ids=lambda p: p.name)
+def test_shell_syntax(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    shellcheck = shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    subprocess.run([shellcheck, "-x", str(script)], check=True, cwd=PROJECT_ROOT)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project folder with a space in its path, and stand-ins that write down how they were called."""
+    root = tmp_path / "my project"
+    shutil.copytree(SLURM, root / "slurm")
+    for name, body in {
+        ".venv/bin/python": 'printf "python %s\\n" "$*" >> calls',
+        "bin/srun": """printf "srun %s | RESUME=$RESUME HF=$HF_HUB_OFFLINE IMAGES=$TEST_IMAGES\\n" "$*" >> calls
+case "$*" in *' train '*) exit "${TRAIN_STATUS:-0}" ;; *--quick*) exit "${QUICK_STATUS:-0}" ;; esac""",
+        "bin/scontrol": 'echo "JobId=7 JobState=RUNNING Restarts=0"',
+        "bin/squeue": 'echo "2030-01-01T00:00:00"',
+    }.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    return root
+
+
+def submit(
+    project: Path, script: str, *arguments: str, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run as sbatch does: a copy of the script, elsewhere."""
+    copy = project.parent / "spool" / "slurm_script"
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(project / "slurm" / script, copy)
+    base = {"PATH": f"{project / 'bin'}:{os.environ['PATH']}", "HOME": str(project.parent), "SLURM_JOB_ID": "7"}
+    (project / "calls").unlink(missing_ok=True)
+    done = subprocess.run(
+        ["bash", str(copy), *arguments],
+        cwd="/",
+        env={**base, "SLURM_SUBMIT_DIR": str(project), "SLURM_CPUS_PER_TASK": "8", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    calls = project / "calls"
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+def test_train(project: Path) -> None:
+    """Preflight on this node and on all, training on all ranks, then the question whether to run again."""
+    done, calls = submit(
+        project, "segformer_train.sh", SEGFORMER_VARIANT="b3", SLURM_JOB_NUM_NODES="2", SLURM_NTASKS_PER_NODE="3"
+    )
+    assert done.returncode == 0, done.stderr
+    module = f"{project}/.venv/bin/python -m segformer_spark"
+    config, context = "--config configs/spark_b3.yaml --from-env", "| RESUME= HF=1 IMAGES="
+    step = "srun --kill-on-bad-exit=1 --cpus-per-task=8 --nodes=2"
+    assert calls == [
+        f"python -m segformer_spark doctor --fingerprint {config}",
+        f"{step} --ntasks=2 --ntasks-per-node=1 {module} doctor --quick --expect  {config} {context}",
+        f"{step} --ntasks=6 --ntasks-per-node=3 {module} train {config} {context}",
+        f"python -m segformer_spark job requeue --status 0 {config}",
+    ]
+
+
+def test_train_with_gpus_configuration_and_staging(project: Path) -> None:
+    """One task per granted GPU, whatever the number of tasks."""
+    environment = {"SLURM_GPUS_ON_NODE": "2", "SLURM_NTASKS_PER_NODE": "4", "CONFIG": "my.yaml", "STAGE_DATA": "1"}
+    _, calls = submit(project, "segformer_train.sh", **environment)
+    kinds = [re.sub(r".*segformer_spark (\w+ ?-*[a-z-]*).*", r"\1", call) for call in calls]
+    assert kinds == ["doctor --fingerprint", "doctor --quick", "job stage", "train --config", "job requeue"]
+    assert "--ntasks=1 --ntasks-per-node=1" in calls[2]
+    assert "--ntasks=2 --ntasks-per-node=2" in calls[3]
+    assert all("--config my.yaml" in call for call in calls)
+
+
+def test_a_requeued_job_resumes(project: Path) -> None:
+    _, calls = submit(project, "segformer_train.sh", SLURM_RESTART_COUNT="1")
+    assert "RESUME=auto HF=1" in calls[-2]
+    assert "RESUME= HF=1" in submit(project, "segformer_train.sh")[1][-2]
+
+
+def test_the_status_of_training_decides(project: Path) -> None:
+    done, calls = submit(project, "segformer_train.sh", TRAIN_STATUS="85")
+    assert done.returncode == 85
+    assert "job requeue --status 85" in calls[-1]
+    done, calls = submit(project, "segformer_train.sh", QUICK_STATUS="1")
+    assert done.returncode == 1
+    assert "--quick" in calls[-1], "no training after a preflight that failed"
+    assert "not started: a node is not fit" in done.stdout
+
+
+def test_evaluation_and_inference(project: Path) -> None:
+    for script, verb in (("segformer_eval.sh", "evaluate"), ("segformer_inference.sh", "submit")):
+        done, calls = submit(project, script, MODEL_PATH="runs/x/best", DATA_ROOT="/d")
+        assert done.returncode == 0, done.stderr
+        assert f"segformer_spark {verb} --from-env" in calls[0]
+        assert "done: " in done.stdout.splitlines()[-1]
+        done, _ = submit(project, script)
+        assert done.returncode != 0
+        assert "set MODEL_PATH" in done.stderr
+
+
+def test_the_test_images_follow_the_data_root(project: Path) -> None:
+    calls = submit(project, "segformer_inference.sh", MODEL_PATH="m", DATA_ROOT="/d")[1]
+    assert calls[0].endswith("IMAGES=/d/stream-1-test")
+    own = submit(project, "segformer_inference.sh", MODEL_PATH="m", DATA_ROOT="/d", TEST_IMAGES="/t")[1]
+    assert own[0].endswith("IMAGES=/t")
+
+
+def test_a_sweep_needs_a_file_and_an_array(project: Path) -> None:
+    done, calls = submit(project, "segformer_sweep.sh", "my sweep.yaml", SLURM_ARRAY_TASK_ID="3")
+    assert done.returncode == 0, done.stderr
+    assert "train --sweep my sweep.yaml --sweep-index 3 --from-env" in calls[-2]
+    assert "which sweep?" in submit(project, "segformer_sweep.sh", SLURM_ARRAY_TASK_ID="3")[0].stderr
+    assert "submit it as an array" in submit(project, "segformer_sweep.sh", "x.yaml")[0].stderr
+
+
+def test_wrong_folder_environment_and_site(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for environment, message in (
+        ({"SLURM_SUBMIT_DIR": str(tmp_path / "other")}, "submit from the project's root folder"),
+        ({"VENV": "/no/such"}, "make install"),
+        ({"SITE": "atlantis"}, "there are: generic iris meluxina"),
+        ({"SITE": "../common"}, "there are: generic iris meluxina"),
+    ):
+        done, calls = submit(project, "segformer_train.sh", **environment)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert calls == []
+
+
+@pytest.mark.parametrize("site", ["generic", "meluxina", "iris"])
+def test_sites_without_their_modules(project: Path, site: str) -> None:
+    """As on a machine that has none: what a site sets is set, nothing breaks."""
+    done, calls = submit(project, "segformer_train.sh", SITE=site)
+    assert done.returncode == 0, done.stderr
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_no_site_is_written_into_the_scripts(script: Path) -> None:
+    text = script.read_text()
+    directives = re.findall(r"^#SBATCH --([a-z-]+)", text, re.MULTILINE)
+    assert not {"account", "partition", "qos"} & set(directives)
+    assert {"job-name", "open-mode", "output", "time", "nodes", "cpus-per-task"} <= set(directives)
+    assert "source slurm/common.sh" in text
+
+
+def test_variables_that_the_scripts_use_are_known() -> None:
+    text = "".join(script.read_text() for script in ALL)
+    used = {name for name in re.findall(r"\$\{([A-Z_]+)[:}]", text) if not name.startswith(("SLURM_", "SBATCH_"))}
+    caches = set(re.findall(r'export ([A-Z_]+)="\$\{\1:-', text)) | {"SCRATCH", "USER", "BASH_SOURCE"}
+    assert used - caches <= {*config_variables(), *LAUNCH_VARIABLES}
+    assert {"VENV", "SCRATCH_DIR", "MODEL_PATH", "DATA_ROOT", "SITE", "STAGE_DATA"} <= used
