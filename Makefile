@@ -33,7 +33,8 @@ demo: install
 	$(BIN)/python -m segformer_spark demo
 
 test: install-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --ignore tests/slurm
+	$(BIN)/python -m pytest tests/slurm
 
 test-demo: install-dev
 	$(BIN)/python -m pytest -m demo -s
@@ -42,7 +43,7 @@ lint: install-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	@if command -v shellcheck >/dev/null; then shellcheck -x slurm/*.sh .ci/run; else echo "shellcheck is not installed: skipped"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck -x slurm/*.sh slurm/sites/*.sh .ci/run; else echo "shellcheck is not installed: skipped"; fi
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

@@ -6,6 +6,7 @@ import argparse
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _print_crash(error)
         status = 1
     sys.stdout.flush()
+    if status != 0 and "SLURM_STEP_ID" in os.environ:
+        # srun ends the step at the first bad status, and drops what slurmstepd has not passed on yet.
+        time.sleep(1)
     sys.exit(status)
 
 

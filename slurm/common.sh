@@ -60,8 +60,8 @@ announce() {
 
 in_step() {
     # In the background, since bash runs traps only between commands.
-    local step status
-    srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@" &
+    local step status last
+    srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@" &
     step=$!
     wait "$step"
     status=$?
@@ -70,19 +70,24 @@ in_step() {
         wait "$step"
         status=$?
     done
-    wait "$step" 2>/dev/null || status=$?
+    # Bash remembers how it ended; 127 says that it was told already.
+    wait "$step" 2>/dev/null
+    last=$?
+    ((last == 127)) || status=$last
     return "$status"
 }
 
 on_all_ranks() {
     # No --gpus-per-task: all GPUs of a node stay visible to its tasks, and each takes the one of its local rank. NCCL
     # finds NVLink only between devices that it sees (NVIDIA/nccl#1066).
-    in_step --nodes="$nodes" --ntasks="$((nodes * tasks_per_node))" --ntasks-per-node="$tasks_per_node" \
-        "$python" -m segformer_spark "$@"
+    # A rank that fails ends the others: they would wait for it.
+    in_step --kill-on-bad-exit=1 --nodes="$nodes" --ntasks="$((nodes * tasks_per_node))" \
+        --ntasks-per-node="$tasks_per_node" "$python" -m segformer_spark "$@"
 }
 
 on_every_node() {
-    in_step --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 "$python" -m segformer_spark "$@"
+    # A node that fails does not keep the others from saying what is wrong with them.
+    in_step --kill-on-bad-exit=0 --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 "$python" -m segformer_spark "$@"
 }
 
 on_this_node() {

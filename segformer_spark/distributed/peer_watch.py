@@ -122,5 +122,6 @@ def _key(rank: int) -> str:
 def _end_process(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+    time.sleep(1)  # until slurmstepd has passed it on: the others are ended as soon as this rank is gone
     # Not sys.exit: the main thread waits in a collective and would never come to it.
     os._exit(EXIT_PEER_LOST)

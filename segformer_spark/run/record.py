@@ -87,6 +87,7 @@ def host_record(device: torch.device) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": device.type,
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -96,7 +97,6 @@ def host_record(device: torch.device) -> dict[str, Any]:
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
             "gpu_driver": driver.splitlines()[0].strip() if driver else None,
             "cuda": torch.version.cuda,
-            "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         }
     return record
 

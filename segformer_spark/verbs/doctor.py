@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import sys
 
 from segformer_spark.verbs.arguments import Subparsers, add_config, add_from_env, add_verb, positive
 from segformer_spark.verbs.launch import joined, resolve
@@ -68,8 +69,8 @@ def _quick(arguments: argparse.Namespace) -> int:
     from segformer_spark.cluster.node_checks import quick_checks
 
     checks = quick_checks(resolve(arguments).config, os.environ, arguments.expect)
-    for line in table([check for check in checks if check.state != OK]):
-        print(f"[{socket.gethostname()}] {line}", flush=True)
+    lines = table([check for check in checks if check.state != OK])
+    sys.stdout.write("".join(f"[{socket.gethostname()}] {line}\n" for line in lines))
     return 1 if failures(checks) else 0
 
 

@@ -75,11 +75,11 @@ def test_train(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     module = f"{project}/.venv/bin/python -m segformer_spark"
     config, context = "--config configs/spark_b3.yaml --from-env", "| RESUME= HF=1 IMAGES="
-    step = "srun --kill-on-bad-exit=1 --cpus-per-task=8 --nodes=2"
+    step = "srun --cpus-per-task=8 --kill-on-bad-exit"
     assert calls == [
         f"python -m segformer_spark doctor --fingerprint {config}",
-        f"{step} --ntasks=2 --ntasks-per-node=1 {module} doctor --quick --expect  {config} {context}",
-        f"{step} --ntasks=6 --ntasks-per-node=3 {module} train {config} {context}",
+        f"{step}=0 --nodes=2 --ntasks=2 --ntasks-per-node=1 {module} doctor --quick --expect  {config} {context}",
+        f"{step}=1 --nodes=2 --ntasks=6 --ntasks-per-node=3 {module} train {config} {context}",
         f"python -m segformer_spark job requeue --status 0 {config}",
     ]
 

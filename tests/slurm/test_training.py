@@ -61,9 +61,10 @@ def options(nodes: int, tasks: int) -> tuple[str, ...]:
 
 
 def test_two_nodes_stopped_by_a_signal(project: Project, undisturbed: Reference) -> None:
-    """2 x 2 ranks without a route to anywhere; settings, ranks and hosts stand in the record."""
+    """2 x 2 ranks without a route to anywhere; settings, ranks, hosts and GPUs stand in the record."""
     settings = {"LEARNING_RATE": "1e-3", "NUM_WORKERS": "1"}
-    job = project.submit("segformer_train.sh", *options(2, 2), **settings)
+    gpus = ("--nodes=2", "--gpus-per-node=2", "--cpus-per-task=1")  # the cluster's are none, and device is cpu
+    job = project.submit("segformer_train.sh", *gpus, **settings)
     project.until(job, "step 4/")
     project.cluster.login("scancel", "--signal=USR1", str(job))
     record = check(project, job, undisturbed(4, 4), restarts=1)
@@ -73,6 +74,7 @@ def test_two_nodes_stopped_by_a_signal(project: Project, undisturbed: Reference)
     assert [(h["rank"], h["host"], h["local_rank"]) for h in record["hardware"]] == [
         (0, "node1", 0), (1, "node1", 1), (2, "node2", 0), (3, "node2", 1),
     ]  # fmt: skip
+    assert {h["visible_devices"] for h in record["hardware"]} == {"0,1"}
     assert record["provenance"]["training.optimizer.lr"] == "environment LEARNING_RATE"
     assert record["runtime"]["slurm"]["SLURM_RESTART_COUNT"] == "1"
     assert [a["status"] for a in record["attempts"]] == ["stopped on request", "completed"]
