@@ -128,6 +128,13 @@ train_and_requeue() {
     exit "$status"
 }
 
+requeue_if_cut_off() {
+    # For work that can simply run again: after a lost node or a signal, not after an error.
+    if (($1 != 0)) && on_this_node job requeue --resumable --status "$1" --from-env; then
+        exit "$1"
+    fi
+}
+
 finish() {
     # finish STATUS WHAT NEXT: the log's last lines.
     if ! scontrol -o show job "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING '; then

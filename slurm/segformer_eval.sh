@@ -23,4 +23,5 @@ announce evaluate
 
 on_all_ranks evaluate --from-env
 status=$?
+requeue_if_cut_off "$status"
 finish "$status" "evaluate $MODEL_PATH" 'look at results.json and worst/ in the folder named above'

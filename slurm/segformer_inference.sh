@@ -24,7 +24,5 @@ announce inference
 
 on_all_ranks submit --from-env
 status=$?
-if ((status != 0)); then
-    on_this_node job requeue --resumable --status "$status" --from-env && exit "$status"
-fi
+requeue_if_cut_off "$status"
 finish "$status" "inference with $MODEL_PATH" 'upload the submission.zip named above'

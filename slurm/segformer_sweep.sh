@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the runs of a sweep, one array task each; a run that is complete already is left alone:
+# Trains the runs of a sweep, one array task each; submitted again with RESUME=auto it finishes what is missing:
 #   segformer-spark sweep configs/sweeps/lr_seed.yaml
 #   sbatch --array=0-7%2 slurm/segformer_sweep.sh configs/sweeps/lr_seed.yaml
 #SBATCH --job-name=segformer-sweep

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -265,3 +266,31 @@ def test_dry_run_refuses_weights_for_another_class_count(spark_root: Path, capsy
     status, _, err = leave(capsys, *arguments, "--set", "training.loss.class_weights=[1, 2, 3, 4, 5]")
     assert status == 2
     assert "training.loss.class_weights has 5 entries, there are 3 classes" in err
+
+
+@pytest.mark.parametrize(("tasks", "prefix"), [("4", f"[rank 3 on {socket.gethostname()}] "), ("1", "")])
+def test_every_line_of_a_traceback_names_rank_and_host(
+    tasks: str, prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A batch log holds all ranks' lines, mixed; one process alone needs no name."""
+
+    def crash(resolved: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("segformer_spark.config.load.run_path", crash)
+    monkeypatch.setattr("segformer_spark.cli.time.sleep", lambda seconds: None)
+    for name, value in {
+        "STEP_ID": "0",
+        "NTASKS": tasks,
+        "PROCID": "3",
+        "LOCALID": "1",
+        "JOB_NODELIST": "n",
+        "JOB_ID": "7",
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    status, _, err = leave(capsys, "job", "run-path")
+    assert status == 1
+    lines = err.splitlines()
+    assert lines[0] == f"{prefix}Traceback (most recent call last):"
+    assert lines[-2:] == [f"{prefix}RuntimeError: two", f"{prefix}lines"]
+    assert all(line.startswith(prefix) for line in lines)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from segformer_spark.cluster.checks import FAILED, OK, WARNING, Check, passed
 from segformer_spark.cluster.node_checks import (
+    check_quota,
     check_speed,
     check_time,
     check_versions,
@@ -47,6 +48,7 @@ def job_checks(config: Config, group: Group, environment: Mapping[str, str]) -> 
         own += [
             check_speed("output", runs),
             check_speed("scratch", scratch_folder(environment)),
+            check_quota(runs),
             check_time(environment),
         ]
     of_all = list(zip(hosts, group.gather(own), strict=True))

@@ -59,12 +59,12 @@ def decide(run: RunDirectory, status: int, job: str, restart: int) -> Decision:
 
 
 def decide_resumable(status: int, restart: int) -> Decision:
-    """The same for work that goes on by itself with what is missing, such as inference."""
+    """The same for work that can run again from where its files stand: evaluation, inference."""
     if status != EXIT_PEER_LOST and status <= 128:
         return Decision(False, "done" if status == 0 else "the message above says what to mend")
     if restart >= MAX_RESTARTS:
         return Decision(False, f"cut off {restart + 1} times, this time because {_cause(status)}")
-    return Decision(True, f"{_cause(status)}; it goes on with what is missing")
+    return Decision(True, f"{_cause(status)}; it runs again, with what is missing")
 
 
 def obstacle(job: str, restart: int, job_end: float | None, *, also_cancelled: bool, now: float | None = None) -> str:

@@ -30,7 +30,7 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--status", type=int, required=True, help="exit status of the step")
     parser.add_argument(
-        "--resumable", action="store_true", help="the step was inference, which goes on with what is missing"
+        "--resumable", action="store_true", help="the step was evaluation or inference, which can run again"
     )
     add_config(parser)
     add_from_env(parser)

@@ -22,7 +22,7 @@ PROGRAM = Path(__file__).with_name("rank_program.py")
 
 SHORT: dict[str, dict[str, Any]] = {
     "data": {"image_size": 64, "num_workers": 0},
-    "model": {"variant": "b0", "pretrained": "none"},
+    "model": {"variant": "b0"},
     "training": {
         "epochs": 3,
         "optimizer": {"lr": 1e-3},
@@ -95,12 +95,13 @@ class Project:
         return self.root / "runs" / name
 
 
-def write_config(path: Path, data: Path, world_size: int, global_batch: int) -> Path:
+def write_config(path: Path, data: Path, world_size: int, global_batch: int, pretrained: str = "none") -> Path:
     """A short training with one micro-batch per step."""
     batch = {"global_batch_size": global_batch, "batch_size": global_batch // world_size}
     tree = {
         **SHORT,
         "data": {**SHORT["data"], "root": str(data)},
+        "model": {**SHORT["model"], "pretrained": pretrained},
         "training": {**SHORT["training"], **batch},
     }
     path.write_text(yaml.safe_dump(tree))

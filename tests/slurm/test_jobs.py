@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,17 @@ def test_a_run_that_dies_now_and_then_goes_on(quick_project: Project) -> None:
     job = quick_project.submit("segformer_train.sh", *ONE, MAX_STEPS="10")
     found = quick_project.cluster.wait(job, "COMPLETED", "FAILED", seconds=120)
     assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "4")
+
+
+def test_the_time_limit_is_near(quick_project: Project) -> None:
+    """SLURM looks at limits every 30 s, and the script asks for a signal 180 s before: it comes at the first look."""
+    job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, "--time=2", MAX_STEPS="2000")
+    quick_project.until(job, "requeued job", 60)
+    saved = newest_step(quick_project.run("r") / "checkpoints")
+    assert f"stopped with its state saved; the run goes on from step {saved}" in quick_project.log(job)
+    quick_project.until(job, f"step {saved + 1}/", 30)
+    quick_project.cluster.login("scancel", str(job))
+    assert all(0 < fact["deadline"] - time.time() < 150 for fact in quick_project.facts(restart=1))
 
 
 def test_a_cancelled_job_saves_and_does_not_come_back(quick_project: Project) -> None:

@@ -18,7 +18,7 @@ from segformer_spark.training.train import TrainOptions, run_training
 from tests.ranks import Group, run_on_ranks
 from tests.slurm.conftest import Project, write_config
 
-Reference = Callable[[int, int], dict[str, torch.Tensor]]
+Reference = Callable[..., dict[str, torch.Tensor]]
 
 
 def train_here(group: Group, config: str, path: str) -> None:
@@ -30,10 +30,10 @@ def undisturbed(spark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     """The final weights of a run without SLURM, by world size and images per step."""
     known: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
 
-    def get(world_size: int, global_batch: int) -> dict[str, torch.Tensor]:
+    def get(world_size: int, global_batch: int, pretrained: str = "none") -> dict[str, torch.Tensor]:
         if (world_size, global_batch) not in known:
             folder = tmp_path_factory.mktemp("reference")
-            config = write_config(folder / "short.yaml", spark_root, world_size, global_batch)
+            config = write_config(folder / "short.yaml", spark_root, world_size, global_batch, pretrained)
             run_on_ranks(world_size, train_here, str(config), str(folder / "run"))
             known[world_size, global_batch] = load_file(folder / "run" / "final" / "model.safetensors")
         return known[world_size, global_batch]
@@ -120,14 +120,17 @@ def test_a_node_cut_off_from_the_network(project: Project, spark_root: Path, und
     assert left == "", "the rank there noticed, too"
 
 
-def test_slurmd_dies_and_its_rank_lives_on(project: Project, spark_root: Path, undisturbed: Reference) -> None:
-    """One rank alone, which nothing hinders from training on beside the requeued job."""
-    write_config(project.config, spark_root, 1, 4)
+def test_slurmd_dies_and_its_rank_lives_on(
+    project: Project, spark_root: Path, trained_run: Path, undisturbed: Reference
+) -> None:
+    """One rank alone, which nothing hinders from training on beside the requeued job; from weights that were fetched."""
+    weights = str(trained_run / "best")
+    write_config(project.config, spark_root, 1, 4, weights)
     job = project.submit("segformer_train.sh", *options(1, 1))
     project.until(job, "step 4/")
     project.cluster.kill_daemon("node1")
     project.cluster.login("scontrol", "update", "nodename=node1", "state=down", "reason=test")
-    record = check(project, job, undisturbed(1, 4), restarts=1)
+    record = check(project, job, undisturbed(1, 4, weights), restarts=1)
     assert [h["host"] for h in record["hardware"]] == ["node2"]
     assert RunDirectory(project.run("r")).is_run()
 

@@ -44,13 +44,19 @@ class StopAtStep(StopRequest):
 
 
 def short_run(
-    group: Group, root: str, path: str, overrides: tuple[str, ...] = (), resume: str | None = None, stop_at: int = 10**9
+    group: Group,
+    root: str,
+    path: str,
+    overrides: tuple[str, ...] = (),
+    resume: str | None = None,
+    stop_at: int = 10**9,
+    deadline: float | None = None,
 ) -> list[float]:
     """Train; returns the loss of every optimizer step. The micro-batch follows from the number of ranks."""
     setup_logging(group.rank, group.world_size)
     settings = [*SHORT, f"training.batch_size={GLOBAL_BATCH // group.world_size}", f"data.root={root}"]
     resolved = load_config(overrides=[*settings, f"output.save_path={path}", *overrides])
-    stop = StopAtStep(step=stop_at)
+    stop = StopAtStep(step=stop_at, deadline=deadline)
     original = Engine.train_step
 
     def counted(self: Engine, batches: list[TrainBatch], step: int) -> StepResult:

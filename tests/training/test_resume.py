@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.ranks import run_on_ranks
+from tests.ranks import Group, run_on_ranks
 from tests.training.short_run import SHORT, short_run
 
 STILL = ("model.drop_path=0.0", "model.dropout=0.0")
@@ -39,6 +39,22 @@ def assert_same_run(left: Path, right: Path) -> None:
     assert validations_in(left) == validations_in(right)
     for name, value in weights(left).items():
         np.testing.assert_array_equal(value, weights(right)[name], err_msg=name)
+
+
+def test_a_job_whose_time_is_over_soon_saves_and_goes_on_later(
+    spark_root: Path, trained_run: Path, tmp_path: Path
+) -> None:
+    """One rank sees the end first; both stop."""
+    path = tmp_path / "run"
+    assert run_on_ranks(2, ends_for_rank_1, str(spark_root), str(path)) == [[], []]
+    record = json.loads((path / "training_params.json").read_text())
+    assert (record["status"], record["steps"]) == ("stopped on request", 0)
+    run_on_ranks(1, short_run, str(spark_root), str(path), (), "auto")
+    assert_same_run(path, trained_run)
+
+
+def ends_for_rank_1(group: Group, root: str, path: str) -> list[float]:
+    return short_run(group, root, path, deadline=time.time() if group.rank == 1 else None)
 
 
 @pytest.mark.parametrize("stop_at", [2, 3, 5])

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from segformer_spark.training import stop
 from segformer_spark.training.stop import BestTracker, catch_signals
 
 
@@ -44,3 +45,17 @@ def test_the_third_interrupt_leaves_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_clock_asks_to_stop_before_the_job_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(stop.time, "time", lambda: now[0])
+    with catch_signals(deadline=1100.0) as request:
+        request.look_at_the_clock(reserve=60)
+        assert request.reason is None
+        now[0] = 1041.0
+        request.look_at_the_clock(reserve=60)
+        assert request.reason == "the job's time is over soon"
+    with catch_signals() as request:
+        request.look_at_the_clock(reserve=1e9)
+        assert request.reason is None, "nobody said when"
