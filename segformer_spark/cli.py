@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segformer_spark import __version__
-from segformer_spark.errors import EXIT_USER_ERROR, UserError
+from segformer_spark.errors import EXIT_PEER_LOST, EXIT_USER_ERROR, PeersNotFound, UserError
 from segformer_spark.verbs import bench, data, demo, doctor, inference, job, params, runs, sweep, train, tune, weights
 from segformer_spark.verbs.arguments import Verb
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = verb(arguments)
     except UserError as error:
         _print_error(error)
-        status = EXIT_USER_ERROR
+        status = EXIT_PEER_LOST if isinstance(error, PeersNotFound) else EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130

@@ -35,5 +35,9 @@ class TrainingDiverged(UserError):
     """Loss or gradients are no longer finite, or updates were skipped too often in a row."""
 
 
+class PeersNotFound(UserError):
+    """The ranks did not meet; the command line leaves with EXIT_PEER_LOST, since another attempt may succeed."""
+
+
 class RunTakenOver(UserError):
     """A later attempt holds the run directory; this one must not write into it."""

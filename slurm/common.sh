@@ -37,6 +37,9 @@ python="${VENV:-$PWD/.venv}/bin/python"
 [[ -x $python ]] ||
     fail "there is no Python environment at ${VENV:-$PWD/.venv}; run 'make install VENV=...' and set VENV"
 
+# An array's bare job ids may mean all of its tasks.
+job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}"
+job="${job:-${SLURM_JOB_ID:-}}"
 nodes="${SLURM_JOB_NUM_NODES:-1}"
 gpus="${SLURM_GPUS_ON_NODE:-0}"
 # One task per GPU; without GPUs as many as sbatch was told.
@@ -46,7 +49,7 @@ if ((gpus > 0)); then
 fi
 if [[ -z ${SLURM_JOB_END_TIME:-} && -n ${SLURM_JOB_ID:-} ]]; then
     # SLURM sets it from 23.02 on.
-    end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e 2>/dev/null) &&
+    end=$(squeue --noheader --job "$job" --format %e 2>/dev/null) &&
         end=$(date --date="$end" +%s 2>/dev/null) && export SLURM_JOB_END_TIME="$end"
 fi
 
@@ -115,16 +118,23 @@ unstage_data() {
 
 train_and_requeue() {
     # Trains, and puts the job into the queue again where that helps; "$@" names the configuration for every step.
-    local status
-    if ((${SLURM_RESTART_COUNT:-0} > 0)); then
-        export RESUME=auto
-    fi
+    local status verdict
     preflight "$@" || exit
-    stage_data "$@" || exit
+    stage_data "$@" || {
+        status=$?
+        unstage_data "$@"
+        exit "$status"
+    }
     on_all_ranks train "$@"
     status=$?
-    # A requeued job may find its staged data again.
-    on_this_node job requeue --status "$status" "$@" || unstage_data "$@"
+    on_this_node job requeue --status "$status" "$@"
+    verdict=$?
+    case "$verdict" in
+        10 | 11) unstage_data "$@" ;; # complete, or given up
+        12) [[ ${STAGE_DATA:-0} == 0 ]] || on_this_node job unstage "$@" ;; # SLURM starts no step any more
+    esac
+    # srun says 0 also when it loses a node: what waits for this job must not begin.
+    ((status == 0 && verdict != 10)) && status=87
     exit "$status"
 }
 
@@ -137,7 +147,7 @@ requeue_if_cut_off() {
 
 finish() {
     # finish STATUS WHAT NEXT: the log's last lines.
-    if ! scontrol -o show job "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING '; then
+    if scontrol -o show job "$job" 2>/dev/null | grep -qE ' JobState=(COMPLETING|CANCELLED|NODE_FAIL|PREEMPTED) '; then
         # srun says 0 also when it loses a node.
         echo "not done: $2. SLURM is ending this job; after a lost node or a preemption it requeues it by itself"
     elif (($1 == 0)); then

@@ -6,9 +6,14 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 config="${CONFIG:-configs/spark_${SEGFORMER_VARIANT:-b2}.yaml}"
-export CACHE_DIR="${CACHE_DIR:-${DATA_ROOT:-data/spark}/cache}"
 # Asked with the settings that the jobs will have, so that a mistake is found before anything waits in the queue.
-run=$("${VENV:-$PWD/.venv}/bin/python" -m segformer_spark job run-path --config "$config" --from-env)
+paths=$("${VENV:-$PWD/.venv}/bin/python" -m segformer_spark job paths --config "$config" --from-env)
+run="${paths%%$'\n'*}" root="${paths##*$'\n'}"
+export CACHE_DIR="${CACHE_DIR:-$root/cache}" TEST_IMAGES="${TEST_IMAGES:-$root/stream-1-test}"
+if [[ ! -d $TEST_IMAGES ]]; then
+    echo "error: there are no test images at $TEST_IMAGES; set DATA_ROOT or TEST_IMAGES" >&2
+    exit 2
+fi
 IFS=' ' read -r -a train_options <<<"${TRAIN_OPTIONS:-}"
 
 submit() { # submit NAME DEPENDENCY [OPTION...] SCRIPT

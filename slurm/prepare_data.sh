@@ -20,11 +20,12 @@ source slurm/common.sh || {
 announce 'prepare data'
 
 config="${CONFIG:-configs/spark_${SEGFORMER_VARIANT:-b2}.yaml}"
-cache="${CACHE_DIR:-${DATA_ROOT:-data/spark}/cache}"
+cache=()
+[[ -z ${CACHE_DIR:-} ]] || cache=(--output "$CACHE_DIR")
 workers="${SLURM_CPUS_PER_TASK:-4}"
 in_step --nodes=1 --ntasks=1 "$python" -m segformer_spark data check --config "$config" --from-env \
     --num-workers "$workers" &&
     in_step --nodes=1 --ntasks=1 "$python" -m segformer_spark data cache --config "$config" --from-env \
-        --num-workers "$workers" --output "$cache" --size "${CACHE_SIZE:-native}" --verify
+        --num-workers "$workers" "${cache[@]}" --size "${CACHE_SIZE:-native}" --verify
 status=$?
-finish "$status" 'prepare data' "train from the cache: DATA_CACHE=$cache sbatch slurm/segformer_train.sh"
+finish "$status" 'prepare data' "train from the cache: DATA_CACHE=<the folder named above> sbatch slurm/segformer_train.sh"

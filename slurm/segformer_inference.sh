@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Predicts the test images and writes the submission zip; submit it again to continue where it was cut off:
 #   MODEL_PATH=runs/spark_b2_512/best TEST_IMAGES=data/spark/stream-1-test sbatch slurm/segformer_inference.sh
+# Without TEST_IMAGES: stream-1-test in the data set's folder of the run.
 #SBATCH --job-name=segformer-inference
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
@@ -19,7 +20,6 @@ source slurm/common.sh || {
     exit 2
 }
 : "${MODEL_PATH:?set MODEL_PATH to a run or model, as in MODEL_PATH=runs/NAME/best}"
-export TEST_IMAGES="${TEST_IMAGES:-${DATA_ROOT:-data/spark}/stream-1-test}"
 announce inference
 
 on_all_ranks submit --from-env

@@ -29,7 +29,7 @@ VERBS = [
     "job requeue",
     "job stage",
     "job unstage",
-    "job run-path",
+    "job paths",
     "evaluate",
     "submit",
     "runs",
@@ -288,7 +288,7 @@ def test_every_line_of_a_traceback_names_rank_and_host(
         "JOB_ID": "7",
     }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    status, _, err = leave(capsys, "job", "run-path")
+    status, _, err = leave(capsys, "job", "paths")
     assert status == 1
     lines = err.splitlines()
     assert lines[0] == f"{prefix}Traceback (most recent call last):"

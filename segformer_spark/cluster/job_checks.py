@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import statistics
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from segformer_spark.training.stop import catch_signals
 
 _REDUCED_BYTES = 64 * 2**20
 _ROUNDS = 5
+_SIGNAL_SECONDS = 20
 _EXCLUDE = "exclude the node (sbatch --exclude=NODE), and tell the site"
 
 
@@ -41,7 +43,7 @@ def job_checks(config: Config, group: Group, environment: Mapping[str, str]) -> 
     hosts = group.gather(socket.gethostname())
     main_fingerprint = group.from_main(fingerprint())
     runs = run_path(config).parent
-    own = [check_versions(main_fingerprint), _check_device(group), _check_signals()]
+    own = [check_versions(main_fingerprint), _check_device(group)]
     if group.launch.local_rank == 0:
         # Once per node. The versions stand above already.
         own += quick_checks(config, environment, None)[1:]
@@ -54,6 +56,7 @@ def job_checks(config: Config, group: Group, environment: Mapping[str, str]) -> 
     of_all = list(zip(hosts, group.gather(own), strict=True))
     found = [passed("ranks", _describe_hosts(hosts, group))]
     found += merge([(host, check) for host, checks in of_all for check in checks])
+    found.append(_check_signals(group, hosts, environment))
     return [*found, _check_drivers(group), _check_clocks(group, hosts), *_check_all_reduce(group, hosts)]
 
 
@@ -97,21 +100,33 @@ def _check_device(group: Group) -> Check:
     return passed(name, f"{group.device}: a matrix product agrees with the CPU's")
 
 
-def _check_signals() -> Check:
-    """Whether a request to stop arrives in this process."""
+def _check_signals(group: Group, hosts: Sequence[str], environment: Mapping[str, str]) -> Check:
+    """Whether a request to stop reaches every rank the way that SLURM sends it before the time limit."""
+    step = f"{environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}"
+    in_step = "SLURM_STEP_ID" in environment
     with catch_signals() as stop:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        arrived = stop.reason == "SIGUSR1"
-    if not arrived:
+        group.barrier()
+        if not in_step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        elif group.is_main:
+            subprocess.run(["scancel", "--signal=USR1", step], capture_output=True, check=False)
+        deadline = time.monotonic() + _SIGNAL_SECONDS
+        while stop.reason is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        arrived = group.gather(stop.reason == "SIGUSR1")
+    deaf = sorted({host for host, heard in zip(hosts, arrived, strict=True) if not heard})
+    if deaf:
         return Check(
-            "signals", FAILED, "SIGUSR1 does not arrive", "do not start Python through a wrapper that blocks it"
+            "signals",
+            FAILED,
+            f"SIGUSR1 did not arrive on {', '.join(deaf)} within {_SIGNAL_SECONDS} s",
+            "start Python without a wrapper (container, profiler) that keeps signals to itself",
         )
     script = Path("slurm/segformer_train.sh")
     if script.is_file() and "#SBATCH --signal=" not in script.read_text(encoding="utf-8"):
-        return Check(
-            "signals", WARNING, f"{script}: no #SBATCH --signal, so the time limit comes unannounced", "put it back"
-        )
-    return passed("signals", "SIGUSR1 arrives, and the training script asks for it before the time limit")
+        return Check("signals", WARNING, f"{script}: no #SBATCH --signal: the limit comes unannounced", "put it back")
+    way = "sent by scancel to the step" if in_step else "sent by each process to itself, outside of SLURM"
+    return passed("signals", f"SIGUSR1, {way}, reaches every rank")
 
 
 def _check_drivers(group: Group) -> Check:

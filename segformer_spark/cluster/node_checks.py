@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -75,7 +76,10 @@ def check_gpus(device: str, environment: Mapping[str, str]) -> Check:
     if device == "cpu":
         return passed(name, "not used: hardware.device is cpu")
     query = "name,driver_version,memory.used,ecc.errors.uncorrected.volatile.total"
-    listed = _output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits")
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    # Where devices are not fenced off, the node's other GPUs are another user's.
+    own = [f"--id={visible}"] if re.fullmatch(r"\d+(,\d+)*", visible) else []
+    listed = _output("nvidia-smi", *own, f"--query-gpu={query}", "--format=csv,noheader,nounits")
     if listed is None:
         if granted == 0 and device == "auto":
             return Check(
@@ -87,7 +91,8 @@ def check_gpus(device: str, environment: Mapping[str, str]) -> Check:
             f"SLURM granted {granted} and nvidia-smi finds none",
             "exclude the node (sbatch --exclude=NODE) and tell the site; or set DEVICE=cpu",
         )
-    rows = [[cell.strip() for cell in line.split(",")] for line in listed.splitlines() if line.strip()]
+    cells = ([cell.strip() for cell in line.split(",")] for line in listed.splitlines())
+    rows = [row for row in cells if len(row) == 4]
     found = f"{len(rows)} x {rows[0][0]}, driver {rows[0][1]}" if rows else "none"
     if len(rows) < max(1, granted):
         return Check(name, FAILED, f"{found}; SLURM granted {granted}", _EXCLUDE)

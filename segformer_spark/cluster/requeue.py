@@ -2,109 +2,168 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from segformer_spark.checkpoint.names import newest_step
 from segformer_spark.errors import EXIT_PEER_LOST, EXIT_STOPPED, EXIT_USER_ERROR
+from segformer_spark.run.atomic import write_text
 from segformer_spark.run.claim import read_attempts
 from segformer_spark.run.directory import RunDirectory
 
-MAX_ATTEMPTS = 3
-"""Attempts in a row that begin at the same step."""
+REQUEUED, COMPLETE, GIVEN_UP, NOT_OURS = 0, 10, 11, 12
+"""Exit statuses of `job requeue`: runs again; nothing left to do; no further attempt; SLURM or the user decides."""
 
-MAX_RESTARTS = 10
-"""Of work whose progress is not counted."""
+MAX_ATTEMPTS = 3
+"""Attempts in a row that begin at the same step and save nothing beyond it."""
+
+MAX_CRASHES, MAX_CUTS = 3, 50
+"""Restarts of work whose progress is not counted, after a crash and after its time was over."""
+
+_COMPLETE_OUTCOMES, _STOPPED_OUTCOME = ("completed", "stopped early"), "stopped on request"
+_PATIENCE_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class JobId:
+    """This job, as SLURM's commands have to be told, and which attempt of it runs.
+
+    Attributes:
+        name: the job's id; ARRAY_TASK in an array, whose bare ids may mean all of its tasks.
+        id: what SLURM_JOB_ID says, as attempts are recorded.
+        restart: how often it was restarted.
+    """
+
+    name: str
+    id: str
+    restart: int
+
+    @classmethod
+    def here(cls, environment: Mapping[str, str]) -> JobId | None:
+        """The job that this process belongs to; None outside of one."""
+        job, array = environment.get("SLURM_JOB_ID"), environment.get("SLURM_ARRAY_JOB_ID")
+        if job is None:
+            return None
+        name = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else job
+        return cls(name, job, int(environment.get("SLURM_RESTART_COUNT") or 0))
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to requeue, and why, for the log's last lines; `complete` when there is nothing left to do."""
+    """What to do, as an exit status of `job requeue`, and why, for the log's last lines."""
 
-    requeue: bool
+    verdict: int
     reason: str
-    complete: bool = False
+
+    @property
+    def requeue(self) -> bool:
+        return self.verdict == REQUEUED
 
 
-def decide(run: RunDirectory, status: int, job: str, restart: int) -> Decision:
-    """What to do after training left with `status`.
+def decide(run: RunDirectory, status: int, job: JobId) -> Decision:
+    """What to do after the training step left with `status`.
 
-    Args:
-        job, restart: SLURM's job id and how often this job was restarted.
+    srun's status alone does not say: it is 0 when srun loses a node, and the highest of all ranks when one that left
+    first had the others ended. Rank 0's word in the run directory counts more.
     """
     step, attempts = newest_step(run.checkpoints), read_attempts(run.path)
-    outcome = _outcome(attempts, job, restart)
-    if status == 0:
-        if outcome is not None:
-            return Decision(False, "training is complete", complete=True)
-        # srun says 0 when it loses a node.
+    own = attempts[-1] if attempts and (attempts[-1]["job"], attempts[-1]["restart"]) == (job.id, job.restart) else {}
+    outcome = own.get("outcome")
+    if outcome in _COMPLETE_OUTCOMES:
+        return Decision(COMPLETE, "training is complete")
+    if outcome == _STOPPED_OUTCOME:
+        status = EXIT_STOPPED
+    elif status == 0:
         status = EXIT_PEER_LOST
     if status == EXIT_USER_ERROR:
-        return Decision(False, "the message above says what to mend; another attempt would meet it again")
-    if outcome is not None:
-        # Rank 0 left in order. A rank that left before the others had srun end them, whose status hides this one.
-        status = EXIT_STOPPED
-    stuck = attempts_without_progress(attempts, step, job, restart)
+        return Decision(GIVEN_UP, "the message above says what to mend; another attempt would meet it again")
+    moved_on = bool(own) and own["from_step"] < step
+    stuck = 0 if moved_on else count_stuck(run.path, step, job) + 1
     if stuck >= MAX_ATTEMPTS:
         return Decision(
-            False,
+            GIVEN_UP,
             f"{stuck} attempts in a row began at step {step} and saved nothing beyond it: the run would end there "
             f"for ever. This time: {_cause(status)}",
         )
-    return Decision(True, f"{_cause(status)}; the run goes on from step {step}")
+    if stuck:
+        remember_stuck(run.path, step, job)
+    return Decision(REQUEUED, f"{_cause(status)}; the run goes on from step {step}")
 
 
-def decide_resumable(status: int, restart: int) -> Decision:
+def count_stuck(run: Path, step: int, job: JobId) -> int:
+    """How many earlier attempts of this job failed at `step` without having moved on.
+
+    Only attempts that this module sent back are counted: SLURM requeues after a preemption by itself.
+    """
+    return sum(entry["job"] == job.id and entry["step"] == step for entry in _stuck(run))
+
+
+def remember_stuck(run: Path, step: int, job: JobId) -> None:
+    """Count this attempt as one that did not get on."""
+    entries = [*_stuck(run), {"job": job.id, "restart": job.restart, "step": step}]
+    write_text(_stuck_path(run), "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def _stuck(run: Path) -> Sequence[dict[str, Any]]:
+    path = _stuck_path(run)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _stuck_path(run: Path) -> Path:
+    return run / "attempts" / "stuck.jsonl"
+
+
+def decide_resumable(status: int, job: JobId) -> Decision:
     """The same for work that can run again from where its files stand: evaluation, inference."""
+    if status == 0:
+        return Decision(COMPLETE, "done")
     if status != EXIT_PEER_LOST and status <= 128:
-        return Decision(False, "done" if status == 0 else "the message above says what to mend")
-    if restart >= MAX_RESTARTS:
-        return Decision(False, f"cut off {restart + 1} times, this time because {_cause(status)}")
-    return Decision(True, f"{_cause(status)}; it runs again, with what is missing")
+        return Decision(GIVEN_UP, "the message above says what to mend")
+    limit = MAX_CUTS if status == 128 + signal.SIGUSR1 else MAX_CRASHES
+    if job.restart >= limit:
+        return Decision(GIVEN_UP, f"it was cut off {job.restart + 1} times. This time: {_cause(status)}")
+    return Decision(REQUEUED, f"{_cause(status)}; it runs again, with what is missing")
 
 
-def obstacle(job: str, restart: int, job_end: float | None, *, also_cancelled: bool, now: float | None = None) -> str:
+def obstacle(job: JobId, job_end: float | None, *, also_cancelled: bool, now: float | None = None) -> str:
     """Why SLURM must not be asked to requeue this job although it would help; empty when it may.
 
     Args:
         job_end: when the job's time is over, in seconds since the epoch.
         also_cancelled: requeue a job that the user cancelled, too; by default that is final.
     """
-    shown = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=False).stdout
-    facts = dict(part.split("=", 1) for part in shown.split() if "=" in part)
-    if int(facts.get("Restarts", restart)) != restart:
-        # This script is a stray: its node was given up, and the job runs elsewhere already.
-        return "a later attempt of this job has begun elsewhere"
+    facts = _show(job)
+    if int(facts.get("Restarts", job.restart)) != job.restart:
+        return "this is an old attempt, and the job has begun again elsewhere"
     # Cancelled, preempted, out of time or a node lost: all show as COMPLETING as long as the script runs.
     ending = facts.get("JobState") in ("COMPLETING", "CANCELLED", "PREEMPTED")
     in_time = job_end is None or (time.time() if now is None else now) < job_end
     if ending and in_time and not also_cancelled:
-        return "SLURM is ending this job: after a lost node or a preemption it requeues it by itself"
+        return "SLURM is ending this job, and requeues it by itself unless it was cancelled"
     return ""
 
 
-def _outcome(attempts: Sequence[dict[str, Any]], job: str, restart: int) -> str | None:
-    """How rank 0 said that this attempt ended; None when it could not."""
-    if not attempts or (attempts[-1]["job"], attempts[-1]["restart"]) != (job, restart):
-        return None
-    outcome: str | None = attempts[-1].get("outcome")
-    return outcome
+def ask_slurm(job: JobId) -> str:
+    """Requeue the job; returns what went wrong, empty when nothing did. Patient with a controller that restarts."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        done = subprocess.run(["scontrol", "requeue", job.name], capture_output=True, text=True, check=False)
+        trouble = (done.stderr or done.stdout).strip() if done.returncode != 0 else ""
+        passing = any(word in trouble for word in ("contact", "timed out", "onnection"))
+        if not passing or time.monotonic() > deadline:
+            return trouble
+        time.sleep(3)
 
 
-def attempts_without_progress(attempts: Sequence[dict[str, Any]], step: int, job: str, restart: int) -> int:
-    """How many of this job's latest attempts, this one included, saved no checkpoint later than their start.
-
-    Args:
-        attempts: what the run directory knows of them; an attempt that died before it came so far is not among them.
-        step: of the newest checkpoint.
-    """
-    moved = [a["restart"] for a in attempts if a["job"] == job and a["from_step"] < step]
-    # The attempt after the last one that moved on is the first that began at `step`.
-    return restart - max(moved, default=-1)
+def _show(job: JobId) -> dict[str, str]:
+    shown = subprocess.run(["scontrol", "-o", "show", "job", job.name], capture_output=True, text=True, check=False)
+    return dict(part.split("=", 1) for part in shown.stdout.split() if "=" in part)
 
 
 def _cause(status: int) -> str:

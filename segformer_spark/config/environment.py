@@ -7,7 +7,7 @@ The names stand on the schema's fields. The batch scripts use a few more for the
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ LAUNCH_VARIABLES: dict[str, str] = {
     "RESUME": "auto, or a checkpoint folder: continue the run instead of starting it.",
     "MODEL_PATH": "Run directory or exported model that evaluation and inference use.",
     "TEST_IMAGES": "Folder of test images for inference.",
-    "OUTPUT": "Folder for the results of evaluation or inference.",
+    "OUTPUT": "Folder for the results of evaluation or inference; the CSV of benchmark_scaling.sh.",
     "SPLIT": "Split that evaluation uses.",
     "TTA": "Test-time augmentation of evaluation and inference: none, hflip or flips.",
     "CROPS": "What the model is shown in evaluation and inference: none, box or two_pass.",
@@ -32,7 +32,7 @@ LAUNCH_VARIABLES: dict[str, str] = {
     "LOCAL_SCRATCH": "The node's own disk, for STAGE_DATA; default $SLURM_TMPDIR, $TMPDIR, /tmp.",
     "REQUEUE_ON_CANCEL": "1 requeues a training job also when scancel ended it; by default scancel is final.",
     "TRAIN_OPTIONS": "Options of sbatch for the training job alone, in pipeline.sh.",
-    "CACHE_DIR": "Folder in which prepare_data.sh builds the cache; default <DATA_ROOT>/cache.",
+    "CACHE_DIR": "Folder in which prepare_data.sh builds the cache; default cache/ in the data set's folder.",
     "CACHE_SIZE": "Side in pixels of the cache of prepare_data.sh; default native size.",
 }
 
@@ -62,7 +62,7 @@ def read_environment(environment: Mapping[str, str]) -> list[Override]:
     for variable in environment:
         if variable in names:
             continue
-        meant = _near_miss(variable, names)
+        meant = _near_miss(variable, list(known)) or _transposed(variable, LAUNCH_VARIABLES)
         if meant or variable.startswith("SEGFORMER_"):
             hint = f"did you mean {meant}?" if meant else f"known names: {', '.join(sorted(names))}"
             raise ConfigError(f"environment variable {variable} is not known: {hint} Correct or unset it.")
@@ -80,6 +80,11 @@ def parse_override(dotted: str, text: str, source: str) -> Any:
     if dotted in FIELDS and FIELDS[dotted].takes_text and text not in ("null", "~"):
         return text
     return parse_scalar(text, source)
+
+
+def _transposed(variable: str, names: Iterable[str]) -> str | None:
+    """For general names such as CACHE_DIR: sites have a CACHEDIR or LOCALSCRATCH of their own."""
+    return next((name for name in names if len(name) >= 5 and sorted(variable) == sorted(name)), None)
 
 
 def _near_miss(variable: str, names: list[str]) -> str | None:

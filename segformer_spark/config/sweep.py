@@ -91,4 +91,5 @@ def _text(value: Any) -> str:
 def _name(sweep: str, index: int, settings: dict[str, Any]) -> str:
     """Sweep, index and settings, in the characters that a run's name may have."""
     parts = [f"{key.rpartition('.')[2]}_{_text(value)}" for key, value in settings.items()]
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([sweep, f"{index:02d}", *parts]))[:_MAX_NAME].rstrip("._-")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([sweep[: _MAX_NAME // 2], f"{index:02d}", *parts]))
+    return name[:_MAX_NAME].rstrip("._-")

@@ -106,12 +106,19 @@ def remove_leftovers(scratch: Path, own_job: str) -> list[Path]:
     removed = []
     for folder in sorted(scratch.glob(f"{_PREFIX}*")):
         job = folder.name.removeprefix(_PREFIX)
-        if job == own_job or not job.isdigit() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        if job == own_job or not job.isdigit() or not _is_own(folder):
             continue
         if _is_over(job):
             unstage(folder)
             removed.append(folder)
     return removed
+
+
+def _is_own(folder: Path) -> bool:
+    try:
+        return not folder.is_symlink() and folder.stat().st_uid == os.getuid()
+    except OSError:
+        return False  # another job has just removed it
 
 
 def _is_over(job: str) -> bool:

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from segformer_spark.distributed.environment import Launch
 from segformer_spark.distributed.peer_watch import watch_peers
-from segformer_spark.errors import UserError
+from segformer_spark.errors import PeersNotFound, UserError
 
 T = TypeVar("T")
+
+_MEETING_MINUTES = 10.0
 
 
 @dataclass(frozen=True)
@@ -167,18 +169,13 @@ def process_group(
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
-    if launch.master is None:
-        options |= {"store": torch._C._distributed_c10d.HashStore(), "rank": 0, "world_size": 1}
-    else:
-        host, port = launch.master
-        options |= {"init_method": f"tcp://{host}:{port}", "rank": launch.rank, "world_size": launch.world_size}
-        if launch.launcher == "torchrun":
-            # The agent holds the store already.
-            options["init_method"] = "env://"
     try:
+        options |= {"store": _meet(launch, timeout_minutes), "rank": launch.rank, "world_size": launch.world_size}
         dist.init_process_group(backend, **options)
     except (RuntimeError, ValueError, dist.DistError) as error:
-        raise UserError(f"the {launch.world_size} ranks did not find each other at {launch.master}: {error}") from error
+        raise PeersNotFound(
+            f"the {launch.world_size} ranks did not find each other at {launch.master}: {error}"
+        ) from error
     try:
         control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=options["timeout"])
         group = Group(launch, device, control)
@@ -187,6 +184,19 @@ def process_group(
             yield group
     finally:
         dist.destroy_process_group()
+
+
+def _meet(launch: Launch, timeout_minutes: float) -> Any:
+    """The store that all ranks share. Who waits for a rank that never starts holds its GPU: not for too long."""
+    if launch.master is None:
+        return torch._C._distributed_c10d.HashStore()
+    host, port = launch.master
+    # torchrun's agent holds the store already.
+    url = "env://" if launch.launcher == "torchrun" else f"tcp://{host}:{port}"
+    patience = timedelta(minutes=min(timeout_minutes, _MEETING_MINUTES))
+    store, _, _ = next(dist.rendezvous(url, launch.rank, launch.world_size, timeout=patience))  # type: ignore[attr-defined]
+    store.set_timeout(timedelta(minutes=timeout_minutes))
+    return store
 
 
 def set_threads(requested: int | None, local_world_size: int) -> int:

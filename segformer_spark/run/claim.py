@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 
 from segformer_spark.errors import RunTakenOver, UserError
-from segformer_spark.run.atomic import guarded, write_json, write_text
+from segformer_spark.run.atomic import guarded, write_error, write_json, write_text
 from segformer_spark.run.console import logger
 
 _BEAT_SECONDS = 3.0
@@ -137,18 +137,18 @@ def hold_run(run: Path, from_step: int, holder: Holder) -> Iterator[Claim]:
     Raises:
         UserError: the run is held by another job or process that is alive.
     """
-    refuse_if_held(run, holder)
     folder = run / "attempts"
     folder.mkdir(parents=True, exist_ok=True)
     facts = {**asdict(holder), "from_step": from_step, "started": _now()}
-    number = _newest(run) + 1
-    try:
-        # Exclusive: of two that start at once, one gets the number.
-        with _facts_path(run, number).open("x", encoding="utf-8") as stream:
-            json.dump(facts, stream, indent=2)
-        write_text(folder / "latest", str(number))
-    except FileExistsError as error:
-        raise UserError(f"{run}: another process has begun this run at the same moment; start one of them") from error
+    before = _newest(run)
+    _refuse_if_alive(run, before, holder)
+    number = before + 1
+    _create_exclusively(run, number, facts)
+    write_text(folder / "latest", str(number))
+    newest = _newest(run)
+    if newest > number:
+        # A later attempt has announced itself while this one did: its number must stand.
+        write_text(folder / "latest", str(newest))
     claim = Claim(run, number, facts)
     claim.check()
     claim.begin()
@@ -161,38 +161,65 @@ def hold_run(run: Path, from_step: int, holder: Holder) -> Iterator[Claim]:
 
 def refuse_if_held(run: Path, holder: Holder) -> None:
     """Raise UserError if another job or process holds the run and is alive."""
-    attempts = read_attempts(run)
-    if not attempts or "ended" in attempts[-1]:
+    _refuse_if_alive(run, _newest(run), holder)
+
+
+def _refuse_if_alive(run: Path, number: int, holder: Holder) -> None:
+    if number == 0:
         return
-    before = Holder(**{name: attempts[-1][name] for name in Holder.__dataclass_fields__})
-    if holder.supersedes(before):
+    facts = _read_facts(run, number)
+    before = Holder(**{name: facts[name] for name in Holder.__dataclass_fields__}) if facts else None
+    if (facts and "ended" in facts) or (before is not None and holder.supersedes(before)):
         return
-    if _is_alive(run, len(attempts), before, holder):
+    if _is_alive(run, number, before, holder):
+        who = before.describe() if before is not None else "another process"
         raise UserError(
-            f"{run}: this run is being trained at this moment by {before.describe()} (attempt {len(attempts)}). "
+            f"{run}: this run is being trained at this moment by {who} (attempt {number}). "
             "Wait for it or cancel it, or choose another name: experiment.name"
         )
 
 
+def _create_exclusively(run: Path, number: int, facts: Mapping[str, Any]) -> None:
+    """Of two that start at once, one gets the number; whoever sees the file sees all of it."""
+    path = _facts_path(run, number)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            json.dump(facts, stream, indent=2)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise UserError(f"{run}: another process has begun this run at the same moment; start one of them") from error
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def read_attempts(run: Path) -> list[dict[str, Any]]:
-    """What is known of each attempt, oldest first; one whose file a kill cut off is left out."""
-    attempts = []
-    for path in sorted((run / "attempts").glob("[0-9]*.json")):
-        try:
-            attempts.append(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError:
-            continue
-    return attempts
+    """What is known of each attempt, oldest first; one whose file is damaged is left out."""
+    numbers = sorted(int(path.stem) for path in (run / "attempts").glob("[0-9]*.json"))
+    return [facts for number in numbers if (facts := _read_facts(run, number))]
 
 
-def _is_alive(run: Path, number: int, before: Holder, holder: Holder) -> bool:
-    if (before.host, before.pid_namespace) == (holder.host, holder.pid_namespace):
+def _read_facts(run: Path, number: int) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads(_facts_path(run, number).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts
+
+
+def _is_alive(run: Path, number: int, before: Holder | None, holder: Holder) -> bool:
+    """Whether that attempt gives signs of life; `before` None: who it is cannot be read."""
+    if before is not None and (before.host, before.pid_namespace) == (holder.host, holder.pid_namespace):
         try:
             started: float = psutil.Process(before.pid).create_time()
             return abs(started - before.pid_started) < 1
         except psutil.NoSuchProcess:
             return False
-    logger.info("%s was held by %s: looking for a sign of life for %d s", run, before.describe(), _WATCH_SECONDS)
+    logger.info("%s: looking for a sign of life of attempt %d for %d s", run, number, _WATCH_SECONDS)
     first, deadline = _read_beat(run, number), time.monotonic() + _WATCH_SECONDS
     while time.monotonic() < deadline:
         time.sleep(_BEAT_SECONDS / 4)

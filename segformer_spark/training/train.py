@@ -37,7 +37,8 @@ class TrainOptions:
     """What the command line says beside the configuration.
 
     Attributes:
-        resume: None, "auto" (newest intact checkpoint, or a fresh start) or a checkpoint folder.
+        resume: None, "auto" (newest intact checkpoint, or a fresh start), a checkpoint folder, or "auto,FOLDER" (the
+            run's own checkpoints, and the folder as long as there are none).
         overwrite: replace an existing run.
         local_cache: this node's own copy of the data cache.
     """
@@ -188,8 +189,9 @@ def _choose_checkpoint(store: CheckpointStore, resume: str | None) -> Path | Non
     """The checkpoint to continue from; None starts afresh."""
     if resume is None:
         return None
-    if resume != "auto":
-        path = Path(resume)
+    automatic, _, first = resume.partition(",")
+    if resume != "auto" and not (automatic == "auto" and store.committed()):
+        path = Path(first if automatic == "auto" else resume)
         if not path.is_dir():
             raise CheckpointError(f"--resume {resume}: there is no such checkpoint folder; give one, or auto")
         verify(path)

@@ -69,7 +69,12 @@ def add(subparsers: Subparsers) -> None:
     )
     _add_source(parser)
     parser.add_argument("--split", default=None, help="(default: the configuration's train split)")
-    parser.add_argument("--output", type=Path, required=True, help="folder for caches, which data.cache then names")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=None,
+        help="folder for caches, for data.cache (default: <root>/cache)",
+    )
     parser.add_argument(
         "--size", type=_size, default=None, metavar="PIXELS|native", help="side of the images (default: native)"
     )
@@ -252,7 +257,8 @@ def cache(arguments: argparse.Namespace) -> int:
     manifest = read_manifest(config.data, split)
     dataset = open_dataset(config.data, split)
     check_matches(manifest, dataset, Path(config.data.root))
-    folder = cache_folder(arguments.output, config.data, split, options, manifest.digest)
+    parent = arguments.output or Path(config.data.root) / "cache"
+    folder = cache_folder(parent, config.data, split, options, manifest.digest)
     with progress_bar(len(dataset), "caching") as advance:
         build_cache(
             dataset, manifest, folder, config.data, options, num_workers=config.data.num_workers, progress=advance

@@ -63,7 +63,7 @@ def _add_submit(subparsers: Subparsers) -> None:
         submit,
     )
     parser.add_argument("--model", type=Path, default=None, help="exported model folder or run directory")
-    parser.add_argument("--images", type=Path, default=None, help="folder of test images")
+    parser.add_argument("--images", type=Path, default=None, help="test images (default: <data root>/stream-1-test)")
     parser.add_argument(
         "--output", type=Path, default=None, help="folder for the predictions (default: <run>/submission)"
     )
@@ -144,11 +144,13 @@ def submit(arguments: argparse.Namespace) -> int:
 
     variables = launch_variables(arguments)
     given, images = arguments.model or variables.get("MODEL_PATH"), arguments.images or variables.get("TEST_IMAGES")
-    if given is None or images is None:
-        raise UserError(
-            "submit: give --model and --images, as in: segformer-spark submit --model runs/NAME/best --images DIR"
-        )
+    example = "segformer-spark submit --model runs/NAME/best --images DIR"
+    if given is None:
+        raise UserError(f"submit: give --model, as in: {example}")
     model, run = locate_model(Path(given))
+    images = images or _test_images(run, from_env=arguments.from_env)
+    if images is None:
+        raise UserError(f"submit: give --images, as in: {example}")
     output = arguments.output or variables.get("OUTPUT") or (run / "submission" if run is not None else None)
     if output is None:
         raise UserError(f"{model} does not lie in a run directory: give --output")
@@ -171,6 +173,16 @@ def submit(arguments: argparse.Namespace) -> int:
         )
         run_submission(options, group)
     return 0
+
+
+def _test_images(run: Path | None, *, from_env: bool) -> Path | None:
+    """Those of the run's data set, as SPARK has them; DATA_ROOT may have moved it. None for a model elsewhere."""
+    from segformer_spark.config.load import load_config
+
+    if run is None:
+        return None
+    config = load_config(run / "config.yaml", environment=os.environ if from_env else None).config
+    return Path(config.data.root) / "stream-1-test"
 
 
 def _inference_settings(arguments: argparse.Namespace) -> tuple[HardwareConfig, str, int]:

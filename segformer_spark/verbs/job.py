@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from segformer_spark.errors import UserError
 from segformer_spark.verbs.arguments import Subparsers, add_actions, add_config, add_from_env, add_verb
 from segformer_spark.verbs.launch import job_end, resolve
-
-if TYPE_CHECKING:
-    from segformer_spark.run.directory import RunDirectory
 
 
 def add(subparsers: Subparsers) -> None:
@@ -34,8 +30,8 @@ def add(subparsers: Subparsers) -> None:
     )
     add_config(parser)
     add_from_env(parser)
-    example = "segformer-spark job run-path --config configs/spark_b2.yaml --from-env"
-    parser = add_verb(actions, "run-path", "Print the run directory of a configuration.", example, print_run_path)
+    example = "segformer-spark job paths --config configs/spark_b2.yaml --from-env"
+    parser = add_verb(actions, "paths", "Print run directory and data root, a line each.", example, print_paths)
     add_config(parser)
     add_from_env(parser)
     for name, summary, run in (
@@ -51,10 +47,18 @@ def add(subparsers: Subparsers) -> None:
 def stage(arguments: argparse.Namespace) -> int:
     """Copy the configured cache to this node."""
     from segformer_spark.data.cache import find_cache
-    from segformer_spark.data.staging import local_scratch, remove_leftovers, stage_cache, staging_folder
+    from segformer_spark.data.staging import (
+        local_scratch,
+        remove_leftovers,
+        stage_cache,
+        staging_folder,
+        wants_staging,
+    )
     from segformer_spark.run.console import duration, logger, progress_bar, setup_logging
 
     setup_logging()
+    if not wants_staging(os.environ):
+        return 0
     host, job, data = socket.gethostname(), os.environ.get("SLURM_JOB_ID", "local"), resolve(arguments).config.data
     if data.cache is None:
         raise UserError(
@@ -94,46 +98,57 @@ def unstage(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def print_run_path(arguments: argparse.Namespace) -> int:
+def print_paths(arguments: argparse.Namespace) -> int:
     """For scripts that submit what comes after training."""
-    print(_run(arguments).path)
+    from segformer_spark.config.load import run_path
+
+    config = resolve(arguments).config
+    print(run_path(config))
+    print(config.data.root)
     return 0
 
 
 def requeue(arguments: argparse.Namespace) -> int:
-    """Decide, and ask SLURM; status 1 when the job does not run again."""
-    from segformer_spark.cluster.requeue import decide, decide_resumable, obstacle
-
-    job, restart = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    if job is None:
-        raise UserError("job requeue: there is no SLURM_JOB_ID; this is for batch scripts")
-    if arguments.resumable:
-        decision, again = decide_resumable(arguments.status, restart), "submit it again with the same settings"
-    else:
-        run = _run(arguments)
-        decision = decide(run, arguments.status, job, restart)
-        again = "submit it again with the same settings and RESUME=auto in front of sbatch"
-        if decision.complete:
-            print(f"done: {decision.reason}. Next: MODEL_PATH={run.path} sbatch slurm/segformer_eval.sh")
-            return 1
-    if not decision.requeue:
-        print(f"not requeued: {decision.reason}. When that is mended, {again}")
-        return 1
-    also_cancelled = os.environ.get("REQUEUE_ON_CANCEL") == "1"
-    reason = obstacle(job, restart, job_end(os.environ), also_cancelled=also_cancelled)
-    if reason:
-        print(f"not requeued from here: {decision.reason}, but {reason}. After scancel, {again}")
-        return 1
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        print(f"not requeued: scontrol says {(done.stderr or done.stdout).strip()}; {again}")
-        return 1
-    print(f"requeued job {job}: {decision.reason}")
-    return 0
-
-
-def _run(arguments: argparse.Namespace) -> RunDirectory:
+    """Decide, and ask SLURM; the status says what was decided."""
+    from segformer_spark.cluster.requeue import (
+        COMPLETE,
+        GIVEN_UP,
+        NOT_OURS,
+        REQUEUED,
+        JobId,
+        ask_slurm,
+        decide,
+        decide_resumable,
+        obstacle,
+    )
     from segformer_spark.config.load import run_path
     from segformer_spark.run.directory import RunDirectory
 
-    return RunDirectory(run_path(resolve(arguments).config))
+    job = JobId.here(os.environ)
+    if job is None:
+        raise UserError("job requeue: there is no SLURM_JOB_ID; this is for batch scripts")
+    also_cancelled = os.environ.get("REQUEUE_ON_CANCEL") == "1"
+    reason = obstacle(job, job_end(os.environ), also_cancelled=also_cancelled)
+    if arguments.resumable:
+        decision, again = decide_resumable(arguments.status, job), "submit it again with the same settings"
+    else:
+        run = RunDirectory(run_path(resolve(arguments).config))
+        again = "submit it again with the same settings and RESUME=auto in front of sbatch"
+        decision = decide(run, arguments.status, job)
+        if decision.verdict == COMPLETE:
+            print(f"done: {decision.reason}. Next: MODEL_PATH={run.path} sbatch slurm/segformer_eval.sh")
+    if decision.verdict == GIVEN_UP and not reason:
+        print(f"not requeued: {decision.reason}. When that is mended, {again}")
+    if decision.verdict != REQUEUED:
+        return decision.verdict
+    if reason:
+        print(f"not requeued from here: {decision.reason}, but {reason}. If you cancelled it, {again}")
+        return NOT_OURS
+    # Said before it is done: SLURM ends this script as soon as it is asked.
+    print(f"requeueing job {job.name}: {decision.reason}", flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    trouble = ask_slurm(job)
+    if trouble:
+        print(f"not requeued: scontrol says {trouble}; {again}")
+        return GIVEN_UP
+    return REQUEUED

@@ -27,7 +27,10 @@ def add(subparsers: Subparsers) -> None:
     add_config(parser)
     add_from_env(parser, "overrides, as the batch scripts do,")
     parser.add_argument(
-        "--resume", metavar="auto|CHECKPOINT", default=None, help="continue from the newest or the given checkpoint"
+        "--resume",
+        metavar="auto|CHECKPOINT",
+        default=None,
+        help="continue from the newest or the given checkpoint; auto,CHECKPOINT: from the given one if there is none",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run directory")
     parser.add_argument(
@@ -50,7 +53,7 @@ def add(subparsers: Subparsers) -> None:
 def train(arguments: argparse.Namespace) -> int:
     """Train, or describe what would run."""
     resolved = resolve(arguments)
-    resume = arguments.resume or (os.environ.get("RESUME") or None if arguments.from_env else None)
+    resume = arguments.resume or (choose_resume(resolved) if arguments.from_env else None)
     if resume is not None and arguments.overwrite:
         raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
     if arguments.dry_run:
@@ -64,6 +67,21 @@ def train(arguments: argparse.Namespace) -> int:
         options = TrainOptions(resume, arguments.overwrite, _local_cache(resolved, arguments.from_env))
         _, outcome = run_training(resolved, options, group, stop)
     return EXIT_STOPPED if outcome is Outcome.STOPPED else 0
+
+
+def choose_resume(resolved: ResolvedConfig) -> str | None:
+    """RESUME, and for a job that was requeued its own checkpoints first.
+
+    A requeued job goes on with the run only if it had begun it: another run of the same name is not its own.
+    """
+    from segformer_spark.config.load import run_path
+    from segformer_spark.run.claim import Holder, read_attempts
+
+    given = os.environ.get("RESUME") or None
+    own = Holder.here(os.environ)
+    if own.restart == 0 or not any(attempt["job"] == own.job for attempt in read_attempts(run_path(resolved.config))):
+        return given
+    return "auto" if given in (None, "auto") else f"auto,{given}"
 
 
 def _local_cache(resolved: ResolvedConfig, from_env: bool) -> Path | None:

@@ -131,3 +131,27 @@ def test_two_that_begin_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.M
         pass
     with pytest.raises(UserError, match="at the same moment"), hold_run(tmp_path, 0, HERE):
         pass
+    assert sorted(path.name for path in (tmp_path / "attempts").glob("*.json")) == ["0001.json"]
+
+
+def test_one_that_was_overtaken_while_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its late announcement must not hide the number of the attempt that has the run."""
+    original = module._create_exclusively
+
+    def overtaken(run: Path, number: int, facts: Any) -> None:
+        original(run, number, facts)
+        original(run, number + 1, facts)
+        (run / "attempts" / "latest").write_text(str(number + 1))
+
+    monkeypatch.setattr(module, "_create_exclusively", overtaken)
+    with pytest.raises(RunTakenOver), hold_run(tmp_path, 0, JOB):
+        pass
+    assert (tmp_path / "attempts" / "latest").read_text() == "2"
+
+
+def test_an_attempt_whose_file_is_damaged_is_watched(tmp_path: Path) -> None:
+    with hold_run(tmp_path, 0, JOB):
+        (tmp_path / "attempts" / "0001.json").write_text("")
+        with pytest.raises(UserError, match="at this moment by another process \\(attempt 1\\)"):
+            refuse_if_held(tmp_path, HERE)
+        assert read_attempts(tmp_path) == []

@@ -24,10 +24,10 @@ SHORT: dict[str, dict[str, Any]] = {
     "data": {"image_size": 64, "num_workers": 0},
     "model": {"variant": "b0"},
     "training": {
-        "epochs": 3,
+        "epochs": 2,
         "optimizer": {"lr": 1e-3},
         "scheduler": {"warmup_epochs": 0.5},
-        "validation": {"every_epochs": 3},
+        "validation": {"every_epochs": 2},
     },
     "output": {"log_every_steps": 1, "tensorboard": False},
     "hardware": {"threads": 1, "device": "cpu", "peer_timeout": 6.0},

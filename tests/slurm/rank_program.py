@@ -42,7 +42,6 @@ def facts(verb: str, **more: object) -> None:
         "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         "job": os.environ.get("SLURM_JOB_ID"),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "resume": os.environ.get("RESUME"),
         "offline": os.environ.get("HF_HUB_OFFLINE"),
         "deadline": launch.job_end(os.environ),
         **more,
@@ -56,6 +55,9 @@ def fake_train(arguments: argparse.Namespace) -> int:
     resolved = launch.resolve(arguments)
     config, where = resolved.config, detect_launch(os.environ)
     cache = train._local_cache(resolved, arguments.from_env)
+    crash, _, crash_rank = os.environ.get("PROGRAM_CRASH", "0").partition(":")
+    run = RunDirectory(run_path(config))
+    resume = train.choose_resume(resolved)
     facts(
         "train",
         variant=config.model.variant,
@@ -63,15 +65,14 @@ def fake_train(arguments: argparse.Namespace) -> int:
         name=config.experiment.name,
         lr=config.training.optimizer.lr,
         cache=None if cache is None else str(cache),
+        resume=resume,
     )
-    crash, _, crash_rank = os.environ.get("PROGRAM_CRASH", "0").partition(":")
-    run = RunDirectory(run_path(config))
-    step = newest_step(run.checkpoints) if os.environ.get("RESUME") == "auto" else 0
+    step = newest_step(run.checkpoints) if resume == "auto" else 0
     total = config.training.max_steps or 10
     with catch_signals() as stop, ExitStack() as stack:
         if where.rank == 0:
             refuse_if_held(run.path, Holder.here(os.environ))
-            open_for_training(run.path, resume=os.environ.get("RESUME") == "auto", overwrite=False)
+            open_for_training(run.path, resume=resume == "auto", overwrite=False)
             claim = stack.enter_context(hold_run(run.path, step, Holder.here(os.environ)))
             run.create(resolved)
         while step < total:
@@ -86,7 +87,7 @@ def fake_train(arguments: argparse.Namespace) -> int:
                 write_json(run.checkpoints / step_name(step) / MANIFEST, {"restart": Holder.here(os.environ).restart})
             if stop.reason:
                 if where.rank == 0:
-                    claim.outcome = "stopped"
+                    claim.outcome = "stopped on request"
                 else:
                     time.sleep(1)  # training's ranks leave together
                 return EXIT_STOPPED

@@ -55,7 +55,7 @@ def test_settings_reach_every_rank_and_survive_requeues(quick_project: Project) 
         assert all(r["deadline"] > 0 for r in ranks), "the time limit is known to the ranks"
     log = quick_project.log(job)
     assert [log.count(f"attempt {n},") for n in range(1, 6)] == [1, 1, 1, 1, 0], "one file, appended"
-    assert log.count("requeued job") == 3
+    assert log.count("requeueing job") == 3
     assert "done: training is complete. Next: MODEL_PATH=runs/r sbatch slurm/segformer_eval.sh" in last_lines(
         quick_project, job, 1
     )
@@ -104,7 +104,7 @@ def test_a_run_that_dies_now_and_then_goes_on(quick_project: Project) -> None:
 def test_the_time_limit_is_near(quick_project: Project) -> None:
     """SLURM looks at limits every 30 s, and the script asks for a signal 180 s before: it comes at the first look."""
     job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, "--time=2", MAX_STEPS="2000")
-    quick_project.until(job, "requeued job", 60)
+    quick_project.until(job, "requeueing job", 60)
     saved = newest_step(quick_project.run("r") / "checkpoints")
     assert f"stopped with its state saved; the run goes on from step {saved}" in quick_project.log(job)
     quick_project.until(job, f"step {saved + 1}/", 30)
@@ -118,7 +118,7 @@ def test_a_cancelled_job_saves_and_does_not_come_back(quick_project: Project) ->
         job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, RUN_NAME=name, MAX_STEPS="60", **settings)
         quick_project.until(job, "step 3/")
         quick_project.cluster.login("scancel", str(job))
-        quick_project.until(job, "requeued", 30)
+        quick_project.until(job, "goes on from step", 30)
         saved = newest_step(quick_project.run(name) / "checkpoints")
         assert saved >= 3
         if not settings:
@@ -209,6 +209,35 @@ def test_a_sweep_as_an_array(quick_project: Project) -> None:
     ]
     assert len({f["job"] for f in facts}) == 4
     assert len(list(quick_project.root.glob(f"segformer-sweep-{job}_*.log"))) == 4
+
+
+def test_a_stop_of_one_array_task_leaves_the_others_alone(quick_project: Project) -> None:
+    """The last task has the array's own id, by which SLURM's commands would mean all of them."""
+    sweep = quick_project.config.with_name("sweep.yaml")
+    runs = [{"experiment.seed": seed} for seed in (1, 2, 3)]
+    sweep.write_text(yaml.safe_dump({"base": quick_project.config.name, "runs": runs}))
+    settings = {"MAX_STEPS": "60", "PROGRAM_SECONDS": "0.2"}
+    job = quick_project.submit("segformer_sweep.sh", "--array=0-2", *ONE, arguments=(str(sweep),), **settings)
+    for index in range(3):
+        quick_project.until(f"{job}_{index}", "step 5/")
+    last = next(f for f in quick_project.facts() if f["job"] == str(job))
+    index = int(last["name"].split("-")[1])
+    quick_project.cluster.login("scancel", "--signal=USR1", f"{job}_{index}")
+    quick_project.until(f"{job}_{index}", f"requeueing job {job}_{index}: stopped with its state saved")
+    for task in range(3):
+        found = quick_project.cluster.wait(f"{job}_{task}", "COMPLETED")
+        assert found["Restarts"] == ("1" if task == index else "0")
+
+
+def test_a_requeue_keeps_the_checkpoint_that_the_run_was_to_start_from(quick_project: Project, tmp_path: Path) -> None:
+    """As long as the run has none of its own."""
+    job = quick_project.submit(
+        "segformer_train.sh", *ONE, RESUME=str(tmp_path / "pretrained"), PROGRAM_CRASH="1", MAX_STEPS="3"
+    )
+    quick_project.until(job, "not requeued: 3 attempts", 90)
+    facts = sorted(quick_project.facts(), key=lambda f: f["restart"])
+    given = str(tmp_path / "pretrained")
+    assert [f["resume"] for f in facts] == [given, f"auto,{given}", f"auto,{given}"]
 
 
 def test_the_pipeline_in_order(quick_project: Project, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from segformer_spark.checkpoint.names import newest_step
 from segformer_spark.config.load import load_config
-from segformer_spark.run.directory import RunDirectory
 from segformer_spark.training.stop import StopRequest
 from segformer_spark.training.train import TrainOptions, run_training
 from tests.ranks import Group, run_on_ranks
+from tests.slurm.cluster import wait_for
 from tests.slurm.conftest import Project, write_config
 
 Reference = Callable[..., dict[str, torch.Tensor]]
@@ -70,7 +72,7 @@ def test_two_nodes_stopped_by_a_signal(project: Project, undisturbed: Reference)
     record = check(project, job, undisturbed(4, 4), restarts=1)
     log = project.log(job)
     assert "stop requested (SIGUSR1): saving a checkpoint, then leaving" in log
-    assert "requeued job" in log
+    assert "requeueing job" in log
     assert [(h["rank"], h["host"], h["local_rank"]) for h in record["hardware"]] == [
         (0, "node1", 0), (1, "node1", 1), (2, "node2", 0), (3, "node2", 1),
     ]  # fmt: skip
@@ -81,15 +83,31 @@ def test_two_nodes_stopped_by_a_signal(project: Project, undisturbed: Reference)
     assert record["attempts"][1]["from_step"] == record["attempts"][0]["to_step"]
 
 
+def test_stopped_three_times(project: Project, spark_root: Path, undisturbed: Reference) -> None:
+    """By each of the signals, 2 ranks on 2 nodes."""
+    write_config(project.config, spark_root, 2, 4)
+    job = project.submit("segformer_train.sh", *options(2, 1))
+    for restart, name in enumerate(("USR1", "TERM", "USR2")):
+        project.until(job, f"attempt {restart + 1},")
+        step = newest_step(project.run("r") / "checkpoints") + 1
+        project.until(job, f"step {step}/")
+        project.cluster.login("scancel", f"--signal={name}", str(job))
+        project.until(job, f"stop requested (SIG{name})", 30)
+        project.until(job, f"attempt {restart + 2},")
+    record = check(project, job, undisturbed(2, 4), restarts=3)
+    steps = [(a["from_step"], a["to_step"]) for a in record["attempts"]]
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(steps))
+
+
 def test_one_node_cancelled_and_submitted_again(project: Project, undisturbed: Reference) -> None:
     """4 ranks on 1 node; a changed setting is refused on the way."""
     job = project.submit("segformer_train.sh", *options(1, 4))
     project.until(job, "step 4/")
     project.cluster.login("scancel", str(job))
-    project.until(job, "After scancel, submit it again with the same settings and RESUME=auto", 60)
+    project.until(job, "If you cancelled it, submit it again with the same settings and RESUME=auto", 60)
     project.cluster.wait(job, "CANCELLED")
     assert "stop requested (SIGTERM)" in project.log(job)
-    changed = project.submit("segformer_train.sh", *options(1, 4), RESUME="auto", LEARNING_RATE="2e-3")
+    changed = project.submit("segformer_train.sh", *options(1, 1), RESUME="auto", LEARNING_RATE="2e-3", BATCH_SIZE="4")
     assert project.cluster.wait(changed, "FAILED", "COMPLETED")["JobState"] == "FAILED"
     assert "training.optimizer.lr was 0.001, now 0.002" in project.log(changed)
     assert project.log(changed).splitlines()[-1].startswith("not requeued: ")
@@ -123,7 +141,7 @@ def test_a_node_cut_off_from_the_network(project: Project, spark_root: Path, und
 def test_slurmd_dies_and_its_rank_lives_on(
     project: Project, spark_root: Path, trained_run: Path, undisturbed: Reference
 ) -> None:
-    """One rank alone, which nothing hinders from training on beside the requeued job; from weights that were fetched."""
+    """One rank alone, which nothing hinders from training on beside the requeued job; from fetched weights."""
     weights = str(trained_run / "best")
     write_config(project.config, spark_root, 1, 4, weights)
     job = project.submit("segformer_train.sh", *options(1, 1))
@@ -132,7 +150,10 @@ def test_slurmd_dies_and_its_rank_lives_on(
     project.cluster.login("scontrol", "update", "nodename=node1", "state=down", "reason=test")
     record = check(project, job, undisturbed(1, 4, weights), restarts=1)
     assert [h["host"] for h in record["hardware"]] == ["node2"]
-    assert RunDirectory(project.run("r")).is_run()
+    stray = project.run("r") / "attempts" / "0001.json"
+    wait_for(lambda: "ended" in json.loads(stray.read_text()), 30, "the stray rank to end")
+    assert json.loads(stray.read_text())["outcome"] is None, "it was fenced off and did not finish"
+    assert [a.get("to_step") for a in record["attempts"]][1:] == [6], "its record was not touched by the stray"
 
 
 def test_inference_over_two_nodes_killed_and_continued(
@@ -176,8 +197,6 @@ def test_inference_over_two_nodes_killed_and_continued(
 
 
 def wait_for_predictions(folder: Path, num: int) -> None:
-    from tests.slurm.cluster import wait_for
-
     wait_for(lambda: len(list(folder.glob("*.npz"))) >= num, 60, "predictions")
 
 
@@ -188,6 +207,7 @@ def test_doctor_on_every_rank(project: Project) -> None:
     assert "4 on 2 node(s): node1 x 2, node2 x 2" in log
     assert "all-reduce" in log
     assert "GB/s" in log
+    assert "SIGUSR1, sent by scancel to the step, reaches every rank" in log
     assert "(and 1 more node(s) alike)" in log
     assert " 0 failed" in log
 
