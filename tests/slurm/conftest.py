@@ -24,10 +24,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "data": {"image_size": 64, "num_workers": 0},
     "model": {"variant": "b0"},
     "training": {
-        "epochs": 2,
         "optimizer": {"lr": 1e-3},
         "scheduler": {"warmup_epochs": 0.5},
-        "validation": {"every_epochs": 2},
     },
     "output": {"log_every_steps": 1, "tensorboard": False},
     "hardware": {"threads": 1, "device": "cpu", "peer_timeout": 6.0},
@@ -95,14 +93,16 @@ class Project:
         return self.root / "runs" / name
 
 
-def write_config(path: Path, data: Path, world_size: int, global_batch: int, pretrained: str = "none") -> Path:
+def write_config(
+    path: Path, data: Path, world_size: int, global_batch: int, pretrained: str = "none", epochs: int = 2
+) -> Path:
     """A short training with one micro-batch per step."""
     batch = {"global_batch_size": global_batch, "batch_size": global_batch // world_size}
     tree = {
         **SHORT,
         "data": {**SHORT["data"], "root": str(data)},
         "model": {**SHORT["model"], "pretrained": pretrained},
-        "training": {**SHORT["training"], **batch},
+        "training": {**SHORT["training"], **batch, "epochs": epochs, "validation": {"every_epochs": epochs}},
     }
     path.write_text(yaml.safe_dump(tree))
     return path

@@ -67,12 +67,12 @@ def fake_train(arguments: argparse.Namespace) -> int:
         cache=None if cache is None else str(cache),
         resume=resume,
     )
-    step = newest_step(run.checkpoints) if resume == "auto" else 0
+    step = newest_step(run.checkpoints) if (resume or "").startswith("auto") else 0
     total = config.training.max_steps or 10
     with catch_signals() as stop, ExitStack() as stack:
         if where.rank == 0:
             refuse_if_held(run.path, Holder.here(os.environ))
-            open_for_training(run.path, resume=resume == "auto", overwrite=False)
+            open_for_training(run.path, resume=resume is not None, overwrite=False)
             claim = stack.enter_context(hold_run(run.path, step, Holder.here(os.environ)))
             run.create(resolved)
         while step < total:

@@ -110,7 +110,7 @@ def test_staging_without_a_cache_is_a_mistake(quick_project: Project) -> None:
 def test_a_stray_rank_cannot_write_into_the_run(quick_project: Project) -> None:
     """Slurmd dies alone: SLURM takes the node for lost and starts the job elsewhere, the rank there lives on."""
     cluster = quick_project.cluster
-    settings = {"MAX_STEPS": "60", "PROGRAM_SECONDS": "0.7"}
+    settings = {"MAX_STEPS": "36", "PROGRAM_SECONDS": "0.7"}
     job = quick_project.submit("segformer_train.sh", *ONE, **settings)
     quick_project.until(job, "step 3/")
     stray = quick_project.facts()[0]
@@ -127,7 +127,7 @@ def test_a_stray_rank_cannot_write_into_the_run(quick_project: Project) -> None:
     assert first["ended"]
     assert first["outcome"] is None, "it did not finish, it was fenced off"
     assert cluster.wait(job, "COMPLETED", seconds=120)["Restarts"] == "1"
-    assert newest_step(quick_project.run("r") / "checkpoints") == 60
+    assert newest_step(quick_project.run("r") / "checkpoints") == 36
     taken_over = (quick_project.run("r") / "attempts" / "latest").stat().st_mtime
     for manifest in quick_project.run("r").glob("checkpoints/*/manifest.json"):
         by_stray = json.loads(manifest.read_text())["restart"] == 0
@@ -137,15 +137,3 @@ def test_a_stray_rank_cannot_write_into_the_run(quick_project: Project) -> None:
 
 def _lives(project: Project, node: str, pid: int) -> bool:
     return bool(project.cluster.on(node, "sh", "-c", f"kill -0 {pid} 2>/dev/null && echo yes", check=False))
-
-
-def test_a_lost_node_brings_the_job_back_on_a_spare(quick_project: Project) -> None:
-    cluster = quick_project.cluster
-    job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, MAX_STEPS="60", PROGRAM_SECONDS="0.3")
-    quick_project.until(job, "step 4/")
-    lost = quick_project.facts(rank=3)[0]["host"]
-    cluster.kill_node(lost)
-    assert cluster.wait(job, "COMPLETED", "FAILED", seconds=120)["JobState"] == "COMPLETED"
-    hosts = {fact["host"] for fact in quick_project.facts(restart=1)}
-    assert len(hosts) == 2
-    assert lost not in hosts
