@@ -108,7 +108,8 @@ def test_environment_overrides_only_when_asked(
     [
         (("evaluate",), "evaluate: which model?"),
         (("evaluate", "no/such/run"), "no such model or run directory"),
-        (("submit", "--model", "x"), "submit: give --model and --images"),
+        (("submit", "--images", "x"), "submit: give --model"),
+        (("submit", "--model", str(Path(__file__).parent)), "submit: give --images"),
         (("train", "--config", "no.yaml"), "no such configuration file"),
         (("train", "--resume", "auto", "--overwrite"), "give one of them"),
         (("data", "make-demo", "--root", str(Path(__file__).parent)), "not empty"),
@@ -294,3 +295,15 @@ def test_every_line_of_a_traceback_names_rank_and_host(
     assert lines[0] == f"{prefix}Traceback (most recent call last):"
     assert lines[-2:] == [f"{prefix}RuntimeError: two", f"{prefix}lines"]
     assert all(line.startswith(prefix) for line in lines)
+
+
+def test_the_test_images_follow_the_data_root(
+    trained_run: Path, spark_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run knows its data; DATA_ROOT counts for who asks for the environment."""
+    from segformer_spark.verbs.inference import _test_images
+
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    assert _test_images(trained_run, from_env=False) == spark_root / "stream-1-test"
+    assert _test_images(trained_run, from_env=True) == tmp_path / "stream-1-test"
+    assert _test_images(None, from_env=True) is None
