@@ -99,13 +99,15 @@ on_this_node() {
 
 preflight() {
     # One second per node: versions, GPUs, storage, data, weights. What is wrong is said with the node's name.
-    local word
+    local word status
     word=$(on_this_node doctor --fingerprint "$@") || return
-    on_every_node doctor --quick --expect "$word" "$@" || {
+    on_every_node doctor --quick --expect "$word" "$@"
+    status=$?
+    if ((status > 0 && status <= 128)); then
         echo "not started: a node is not fit, see the lines above with its name" \
             "(leave it out with sbatch --exclude=NODE; look closer with sbatch slurm/segformer_doctor.sh)"
-        return 1
-    }
+    fi
+    return "$status"
 }
 
 stage_data() {
@@ -119,14 +121,16 @@ unstage_data() {
 train_and_requeue() {
     # Trains, and puts the job into the queue again where that helps; "$@" names the configuration for every step.
     local status verdict
-    preflight "$@" || exit
-    stage_data "$@" || {
+    preflight "$@" && stage_data "$@"
+    status=$?
+    if ((status == 0)); then
+        on_all_ranks train "$@"
         status=$?
+    elif ((status <= 128)); then
         unstage_data "$@"
         exit "$status"
-    }
-    on_all_ranks train "$@"
-    status=$?
+    fi
+    # Above 128 a signal ended it: what came before training may be preempted, too.
     on_this_node job requeue --status "$status" "$@"
     verdict=$?
     case "$verdict" in

@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # MeluXina (LuxProvide): GPU nodes with 4 x A100-40GB and 64 cores, given as whole nodes; modules on compute nodes only.
-#   SITE=meluxina sbatch --account=p200000 --partition=gpu --qos=default --nodes=2 --cpus-per-task=16 slurm/...
+#   SITE=meluxina sbatch --account=p200000 --partition=gpu --qos=default --nodes=2 --cpus-per-task=16 \
+#       --hint=nomultithread slurm/segformer_train.sh
+# Two hardware threads per core are visible; loaders and torch want cores, hence the hint.
 # Account and qos are always required; qos default: 48 h, short: 6 h, test: 30 min, dev needs a reservation.
 # From the user documentation (docs.lxp.lu: quick start, system overview); not run there.
 
@@ -15,5 +17,3 @@ if [[ -z ${SCRATCH_DIR:-} && -d /project/scratch/$account && -n $account ]]; the
 fi
 export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-ib0}"
 export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-ib0}"
-# Two hardware threads per core are visible; loaders and torch want cores.
-export SLURM_HINT="${SLURM_HINT:-nomultithread}"

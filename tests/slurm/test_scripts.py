@@ -36,7 +36,8 @@ def project(tmp_path: Path) -> Path:
         ".venv/bin/python": """printf "python %s\\n" "$*" >> calls
 case "$*" in *'requeue --status 0 '*) exit 10 ;; *requeue*) exit "${VERDICT:-0}" ;; esac""",
         "bin/srun": """printf "srun %s | HF=$HF_HUB_OFFLINE\\n" "$*" >> calls
-case "$*" in *' train '*) exit "${TRAIN_STATUS:-0}" ;; *--quick*) exit "${QUICK_STATUS:-0}" ;; esac""",
+case "$*" in *' train '*) exit "${TRAIN_STATUS:-0}" ;; *--quick*) exit "${QUICK_STATUS:-0}" ;;
+*'job stage '*) exit "${STAGE_STATUS:-0}" ;; esac""",
         "bin/scontrol": 'echo "JobId=7 JobState=RUNNING Restarts=0"',
         "bin/squeue": 'echo "2030-01-01T00:00:00"',
     }.items():
@@ -113,8 +114,12 @@ def test_the_status_of_training_decides(project: Path) -> None:
     assert "srun" not in calls[-1], "SLURM starts no step for a job that it ends"
     done, calls = submit(project, "segformer_train.sh", QUICK_STATUS="1")
     assert done.returncode == 1
-    assert "--quick" in calls[-1], "no training after a preflight that failed"
     assert "not started: a node is not fit" in done.stdout
+    assert "--quick" in calls[-1], "no training after a preflight that failed"
+    for environment in ({"QUICK_STATUS": "138"}, {"STAGE_DATA": "1", "STAGE_STATUS": "143"}):
+        _, calls = submit(project, "segformer_train.sh", **environment)
+        assert not any(" train " in call for call in calls)
+        assert "job requeue --status 1" in calls[-1], "preempted before training began"
 
 
 def test_evaluation_and_inference(project: Path) -> None:
