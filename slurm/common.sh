@@ -9,10 +9,27 @@ fail() {
 [[ ${SLURM_JOB_NAME:-job} =~ ^[A-Za-z0-9._-]{1,64}$ ]] ||
     fail "job name '$SLURM_JOB_NAME': use up to 64 letters, digits, '.', '_', '-' (sbatch --job-name=NAME)"
 
+SITE="${SITE:-generic}"
+
+load_modules() {
+    # sbatch starts no login shell, and that is what defines `module`.
+    local path="$PATH"
+    if [[ $(type -t module) != function && -r /etc/profile ]]; then
+        # shellcheck disable=SC1091
+        source /etc/profile
+        PATH="$path:$PATH"
+    fi
+    if [[ $(type -t module) != function ]]; then
+        echo "SITE=$SITE: there is no module command on $HOSTNAME; going on without $*"
+        return
+    fi
+    module load "$@" || fail "SITE=$SITE: no modules $*; name others in slurm/sites/$SITE.sh (module avail Python)"
+}
+
 # Site: modules, scratch, network interface.
-site="slurm/sites/${SITE:-generic}.sh"
-[[ ${SITE:-generic} =~ ^[A-Za-z0-9_-]+$ && -f $site ]] ||
-    fail "SITE=${SITE:-}: there is no $site; there are: $(cd slurm/sites && echo *.sh | sed 's/\.sh//g')"
+site="slurm/sites/$SITE.sh"
+[[ $SITE =~ ^[A-Za-z0-9_-]+$ && -f $site ]] ||
+    fail "SITE=$SITE: there is no $site; there are: $(cd slurm/sites && echo *.sh | sed 's/\.sh//g')"
 # shellcheck source=slurm/sites/generic.sh
 source "$site"
 

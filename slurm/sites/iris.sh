@@ -6,8 +6,6 @@
 # Jobs in qos besteffort are preempted without grace: let CHECKPOINT_EVERY save often. V100 has no bf16: use
 # PRECISION=fp16 or fp32. From the user documentation (hpc-docs.uni.lu: GPU nodes, qos, signals); not run there.
 
-if [[ $(type -t module) == function ]]; then
-    module load lang/Python || fail "SITE=iris: there is no module lang/Python; name another in slurm/sites/iris.sh"
-fi
+load_modules lang/Python
 # SCRATCH is set by the site: /scratch/users/<login>, files older than 60 days are removed.
 export LOCAL_SCRATCH="${LOCAL_SCRATCH:-/tmp}"

@@ -6,10 +6,7 @@
 # Account and qos are always required; qos default: 48 h, short: 6 h, test: 30 min, dev needs a reservation.
 # From the user documentation (docs.lxp.lu: quick start, system overview); not run there.
 
-if [[ $(type -t module) == function ]]; then
-    module load env/release/2024.1 Python/3.12.3-GCCcore-13.3.0 ||
-        fail "SITE=meluxina: these modules are not there; name others in slurm/sites/meluxina.sh (module avail Python)"
-fi
+load_modules env/release/2024.1 Python/3.12.3-GCCcore-13.3.0
 # Scratch storage of the project: /project/scratch/<account>.
 account="${SLURM_JOB_ACCOUNT:-${SBATCH_ACCOUNT:-}}"
 if [[ -z ${SCRATCH_DIR:-} && -d /project/scratch/$account && -n $account ]]; then

@@ -155,12 +155,22 @@ def test_wrong_folder_environment_and_site(project: Path, tmp_path: Path) -> Non
         assert calls == []
 
 
-@pytest.mark.parametrize("site", ["generic", "meluxina", "iris"])
-def test_sites_without_their_modules(project: Path, site: str) -> None:
-    """As on a machine that has none: what a site sets is set, nothing breaks."""
+@pytest.mark.parametrize("site", ["meluxina", "iris"])
+def test_sites_load_their_modules(project: Path, site: str) -> None:
+    """Where there is a module command; elsewhere they say that there is none, and go on."""
     done, calls = submit(project, "segformer_train.sh", SITE=site)
     assert done.returncode == 0, done.stderr
     assert len(calls) == 4
+    assert f"SITE={site}: there is no module command" in done.stdout
+    module = {"BASH_FUNC_module%%": '() { echo "module $*"; [ -z "$MISSING" ]; }'}
+    done, calls = submit(project, "segformer_train.sh", SITE=site, **module)
+    assert "module load " in done.stdout
+    assert "Python" in done.stdout
+    assert len(calls) == 4
+    done, calls = submit(project, "segformer_train.sh", SITE=site, MISSING="1", **module)
+    assert done.returncode == 2
+    assert f"name others in slurm/sites/{site}.sh" in done.stderr
+    assert calls == []
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
