@@ -114,6 +114,8 @@ def test_a_killed_node(project: Project, spark_root: Path, undisturbed: Referenc
     job = project.submit("segformer_train.sh", *options(3, 1))
     project.until(job, "step 3/")
     project.cluster.kill_node("node3")
+    # As SLURM finds out after SlurmdTimeout; the test of the cut network leaves that to it.
+    project.cluster.login("scontrol", "update", "nodename=node3", "state=down", "reason=test")
     record = check(project, job, undisturbed(3, 6), restarts=1)
     assert [h["host"] for h in record["hardware"]] == ["node1", "node2", "node4"]
 
