@@ -34,7 +34,8 @@ demo: install
 
 test: install-dev
 	$(BIN)/python -m pytest -n 2 --ignore tests/slurm
-	$(BIN)/python -m pytest tests/slurm
+	@# Daemons that wait for each other on a loaded machine: what failed runs once more, and failing twice counts.
+	$(BIN)/python -m pytest tests/slurm || $(BIN)/python -m pytest tests/slurm --last-failed --last-failed-no-failures none
 
 test-demo: install-dev
 	$(BIN)/python -m pytest -m demo -s
