@@ -18,7 +18,8 @@ from segformer_spark.data.sampler import Position
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.run.atomic import write_csv
-from segformer_spark.run.record import host_record, now
+from segformer_spark.run.record import host_record
+from segformer_spark.run.system import now
 from segformer_spark.training.setup import prepare
 
 _WARM_UP = 3

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 OK, WARNING, FAILED = "OK", "warning", "failed"
+EXCLUDE = "exclude the node (sbatch --exclude=NODE), and tell the site"
 _WIDTH = 100
 
 

@@ -15,18 +15,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from segformer_spark.cluster.checks import FAILED, OK, WARNING, Check, passed
-from segformer_spark.cluster.node_checks import (
-    check_quota,
-    check_speed,
-    check_time,
-    check_versions,
-    clock_check,
-    fingerprint,
-    quick_checks,
-    scratch_folder,
-)
-from segformer_spark.config.load import run_path
+from segformer_spark.cluster.checks import EXCLUDE, FAILED, OK, WARNING, Check, passed
+from segformer_spark.cluster.node_checks import check_versions, clock_check, fingerprint, thorough_checks
 from segformer_spark.config.schema import Config
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.run.record import host_record
@@ -35,24 +25,16 @@ from segformer_spark.training.stop import catch_signals
 _REDUCED_BYTES = 64 * 2**20
 _ROUNDS = 5
 _SIGNAL_SECONDS = 20
-_EXCLUDE = "exclude the node (sbatch --exclude=NODE), and tell the site"
 
 
 def job_checks(config: Config, group: Group, environment: Mapping[str, str]) -> list[Check]:
     """The whole table, the same on every rank."""
     hosts = group.gather(socket.gethostname())
     main_fingerprint = group.from_main(fingerprint())
-    runs = run_path(config).parent
     own = [check_versions(main_fingerprint), _check_device(group)]
     if group.launch.local_rank == 0:
         # Once per node. The versions stand above already.
-        own += quick_checks(config, environment, None)[1:]
-        own += [
-            check_speed("output", runs),
-            check_speed("scratch", scratch_folder(environment)),
-            check_quota(runs),
-            check_time(environment),
-        ]
+        own += thorough_checks(config, environment)[1:]
     of_all = list(zip(hosts, group.gather(own), strict=True))
     found = [passed("ranks", _describe_hosts(hosts, group))]
     found += merge([(host, check) for host, checks in of_all for check in checks])
@@ -89,13 +71,13 @@ def _check_device(group: Group) -> Check:
         left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
         difference = ((left.to(group.device) @ right.to(group.device)).cpu() - left @ right).abs().max().item()
     except RuntimeError as error:
-        return Check(name, FAILED, f"{group.device}: {error}", _EXCLUDE)
+        return Check(name, FAILED, f"{group.device}: {error}", EXCLUDE)
     if not difference < 0.1:  # TF32 is off by about 0.02 here; nan is not smaller
         return Check(
             name,
             FAILED,
             f"{group.device}: a product is off by {difference}",
-            _EXCLUDE,
+            EXCLUDE,
         )
     return passed(name, f"{group.device}: a matrix product agrees with the CPU's")
 

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import os
 import platform
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from segformer_spark import __version__
-from segformer_spark.cluster.checks import FAILED, WARNING, Check, passed
+from segformer_spark.cluster.checks import EXCLUDE, FAILED, WARNING, Check, passed
 from segformer_spark.config.load import run_path
 from segformer_spark.config.schema import Config
 from segformer_spark.errors import CheckpointError
 from segformer_spark.models.weights import locate_weights
+from segformer_spark.run.system import output_of
 
 _MIB, _GIB = 2**20, 2**30
-_EXCLUDE = "exclude the node (sbatch --exclude=NODE), and tell the site"
+_COMMAND_SECONDS = 30
 _SKEW_WARNING, _SKEW_FAILED = 5.0, 300.0
 
 
+@functools.cache
 def fingerprint() -> str:
     """Python's and every package's version in one word: two nodes that differ must not train together."""
     versions = sorted(f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions())
@@ -47,6 +50,18 @@ def quick_checks(config: Config, environment: Mapping[str, str], expected: str |
         check_data(config),
         check_weights(config),
         check_clock(runs),
+    ]
+
+
+def thorough_checks(config: Config, environment: Mapping[str, str]) -> list[Check]:
+    """The same, and what takes longer: speed of the storage, quota, time left."""
+    runs = run_path(config).parent
+    return [
+        *quick_checks(config, environment, None),
+        check_speed("output", runs),
+        check_speed("scratch", scratch_folder(environment)),
+        check_quota(runs),
+        check_time(environment),
     ]
 
 
@@ -79,7 +94,9 @@ def check_gpus(device: str, environment: Mapping[str, str]) -> Check:
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     # Where devices are not fenced off, the node's other GPUs are another user's.
     own = [f"--id={visible}"] if re.fullmatch(r"\d+(,\d+)*", visible) else []
-    listed = _output("nvidia-smi", *own, f"--query-gpu={query}", "--format=csv,noheader,nounits")
+    listed = output_of(
+        "nvidia-smi", *own, f"--query-gpu={query}", "--format=csv,noheader,nounits", timeout=_COMMAND_SECONDS
+    )
     if listed is None:
         if granted == 0 and device == "auto":
             return Check(
@@ -95,14 +112,14 @@ def check_gpus(device: str, environment: Mapping[str, str]) -> Check:
     rows = [row for row in cells if len(row) == 4]
     found = f"{len(rows)} x {rows[0][0]}, driver {rows[0][1]}" if rows else "none"
     if len(rows) < max(1, granted):
-        return Check(name, FAILED, f"{found}; SLURM granted {granted}", _EXCLUDE)
+        return Check(name, FAILED, f"{found}; SLURM granted {granted}", EXCLUDE)
     broken = [index for index, row in enumerate(rows) if row[3].isdigit() and int(row[3]) > 0]
     if broken:
         return Check(
             name,
             FAILED,
             f"{found}; uncorrected memory errors on GPU {', '.join(map(str, broken))}",
-            _EXCLUDE,
+            EXCLUDE,
         )
     busy = [f"{index} ({row[2]} MiB)" for index, row in enumerate(rows) if row[2].isdigit() and int(row[2]) > 2000]
     if busy:
@@ -112,15 +129,12 @@ def check_gpus(device: str, environment: Mapping[str, str]) -> Check:
 
 def check_writable(name: str, folder: Path, mend: str) -> Check:
     """Whether a file can be made below `folder`; the folder itself need not exist yet."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    probe = existing / f".probe-{platform.node()}-{os.getpid()}"
     try:
-        probe.write_bytes(b"x")
-        free = shutil.disk_usage(existing).free
+        with _probe(folder) as probe:
+            probe.write_bytes(b"x")
+            free = shutil.disk_usage(probe.parent).free
     except OSError as error:
         return Check(name, FAILED, f"{folder}: cannot be written: {error.strerror}", mend)
-    finally:
-        probe.unlink(missing_ok=True)
     found = f"{folder}: writable, {free / _GIB:.1f} GiB free"
     if free < _GIB:
         return Check(name, FAILED, found, "free space: a checkpoint of B5 alone takes 1 GiB")
@@ -131,21 +145,18 @@ def check_writable(name: str, folder: Path, mend: str) -> Check:
 
 def check_speed(name: str, folder: Path, size: int = 64 * _MIB) -> Check:
     """Time of writing and fsyncing one file of `size` bytes."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    probe = existing / f".probe-{platform.node()}-{os.getpid()}"
     block = os.urandom(_MIB)
     try:
-        started = time.perf_counter()
-        with probe.open("wb") as stream:
-            for _ in range(size // _MIB):
-                stream.write(block)
-            stream.flush()
-            os.fsync(stream.fileno())
-        rate = size / _MIB / (time.perf_counter() - started)
+        with _probe(folder) as probe:
+            started = time.perf_counter()
+            with probe.open("wb") as stream:
+                for _ in range(size // _MIB):
+                    stream.write(block)
+                stream.flush()
+                os.fsync(stream.fileno())
+            rate = size / _MIB / (time.perf_counter() - started)
     except OSError as error:
         return Check(f"{name} speed", FAILED, f"{folder}: {error.strerror}", "free space, or ask for quota")
-    finally:
-        probe.unlink(missing_ok=True)
     found = f"{folder}: {rate:.0f} MiB/s written with fsync"
     if rate < 20:
         return Check(f"{name} speed", WARNING, found, "put it on scratch storage: SAVE_PATH, SCRATCH_DIR")
@@ -178,15 +189,12 @@ def check_weights(config: Config) -> Check:
 
 def check_clock(folder: Path) -> Check:
     """This node's clock against that of the storage, which all nodes share."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    probe = existing / f".clock-{platform.node()}-{os.getpid()}"
     try:
-        probe.write_bytes(b"x")
-        skew = abs(probe.stat().st_mtime - time.time())
+        with _probe(folder) as probe:
+            probe.write_bytes(b"x")
+            skew = abs(probe.stat().st_mtime - time.time())
     except OSError as error:
         return Check("clock", WARNING, f"not compared: {error.strerror}")
-    finally:
-        probe.unlink(missing_ok=True)
     return clock_check("clock", skew, "the storage")
 
 
@@ -202,10 +210,9 @@ def clock_check(name: str, skew: float, other: str) -> Check:
 
 def check_quota(folder: Path) -> Check:
     """Use and limit of this user, where `lfs quota` or `quota` says."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    commands = (("lfs", "quota", "-q", "-u", str(os.getuid()), str(existing)), ("quota", "-w"))
+    commands = (("lfs", "quota", "-q", "-u", str(os.getuid()), str(_existing(folder))), ("quota", "-w"))
     for command in commands:
-        text = _output(*command)
+        text = output_of(*command, timeout=_COMMAND_SECONDS)
         for line in (text or "").splitlines():
             found = parse_quota(line)
             if found is not None:
@@ -242,9 +249,16 @@ def check_time(environment: Mapping[str, str], now: float | None = None) -> Chec
     return passed("time limit", found)
 
 
-def _output(*command: str) -> str | None:
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+@contextmanager
+def _probe(folder: Path) -> Iterator[Path]:
+    """A name for a file to try out, in the folder or above it; whatever was written there is removed."""
+    path = _existing(folder) / f".probe-{platform.node()}-{os.getpid()}"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

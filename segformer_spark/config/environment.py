@@ -62,7 +62,8 @@ def read_environment(environment: Mapping[str, str]) -> list[Override]:
     for variable in environment:
         if variable in names:
             continue
-        meant = _near_miss(variable, list(known)) or _transposed(variable, LAUNCH_VARIABLES)
+        # One letter off counts for fields only: sites have a CACHEDIR or LOCALSCRATCH of their own.
+        meant = _transposed(variable, names) or _one_off(variable, known)
         if meant or variable.startswith("SEGFORMER_"):
             hint = f"did you mean {meant}?" if meant else f"known names: {', '.join(sorted(names))}"
             raise ConfigError(f"environment variable {variable} is not known: {hint} Correct or unset it.")
@@ -83,15 +84,12 @@ def parse_override(dotted: str, text: str, source: str) -> Any:
 
 
 def _transposed(variable: str, names: Iterable[str]) -> str | None:
-    """For general names such as CACHE_DIR: sites have a CACHEDIR or LOCALSCRATCH of their own."""
     return next((name for name in names if len(name) >= 5 and sorted(variable) == sorted(name)), None)
 
 
-def _near_miss(variable: str, names: list[str]) -> str | None:
+def _one_off(variable: str, names: Iterable[str]) -> str | None:
     for name in names:
-        swapped = sorted(variable) == sorted(name) and len(name) >= 5
-        one_off = len(name) >= 8 and abs(len(name) - len(variable)) <= 1 and _edits(variable, name) <= 1
-        if swapped or one_off:
+        if len(name) >= 8 and abs(len(name) - len(variable)) <= 1 and _edits(variable, name) <= 1:
             return name
     return None
 

@@ -50,6 +50,11 @@ def staging_folder(scratch: Path, job: str) -> Path:
     return scratch / f"{_PREFIX}{job}"
 
 
+def own_folder(environment: Mapping[str, str]) -> Path:
+    """The folder of the job that this process belongs to, on this node."""
+    return staging_folder(local_scratch(environment), environment.get("SLURM_JOB_ID", "local"))
+
+
 def staged_copy(cache: Path, folder: Path) -> Path | None:
     """The finished copy of `cache` in a job's folder on this node; None when there is none."""
     copy = folder / cache.name
@@ -101,12 +106,12 @@ def unstage(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_leftovers(scratch: Path, own_job: str) -> list[Path]:
-    """Remove folders of this user's jobs that SLURM no longer knows: they were requeued elsewhere, or killed."""
+def remove_leftovers(own: Path) -> list[Path]:
+    """Remove folders of other jobs of this user that SLURM no longer knows: requeued elsewhere, or killed."""
     removed = []
-    for folder in sorted(scratch.glob(f"{_PREFIX}*")):
+    for folder in sorted(own.parent.glob(f"{_PREFIX}*")):
         job = folder.name.removeprefix(_PREFIX)
-        if job == own_job or not job.isdigit() or not _is_own(folder):
+        if folder == own or not job.isdigit() or not _is_own(folder):
             continue
         if _is_over(job):
             unstage(folder)

@@ -26,7 +26,8 @@ from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import training_record
-from segformer_spark.run.record import command_record, host_record, now, scrub, software_record
+from segformer_spark.run.record import command_record, host_record, scrub, software_record
+from segformer_spark.run.system import now
 
 
 @dataclass(frozen=True)

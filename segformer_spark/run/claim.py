@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import psutil
 from segformer_spark.errors import RunTakenOver, UserError
 from segformer_spark.run.atomic import guarded, write_error, write_json, write_text
 from segformer_spark.run.console import logger
+from segformer_spark.run.system import now
 
 _BEAT_SECONDS = 3.0
 _WATCH_SECONDS = 15.0
@@ -108,7 +108,7 @@ class Claim:
         self._done.set()
         self._thread.join()
         try:
-            end = {"ended": _now(), "outcome": self.outcome}
+            end = {"ended": now(), "outcome": self.outcome}
             write_json(_facts_path(self.run, self.number), {**self._facts, **end})
         except UserError as error:
             logger.warning("%s", error)  # the next attempt finds out by itself
@@ -139,7 +139,7 @@ def hold_run(run: Path, from_step: int, holder: Holder) -> Iterator[Claim]:
     """
     folder = run / "attempts"
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {**asdict(holder), "from_step": from_step, "started": _now()}
+    facts = {**asdict(holder), "from_step": from_step, "started": now()}
     before = _newest(run)
     _refuse_if_alive(run, before, holder)
     number = before + 1
@@ -262,7 +262,3 @@ def _pid_namespace() -> str:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -10,10 +10,8 @@ import platform
 import re
 import shlex
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import torch
 
 from segformer_spark import __version__
 from segformer_spark.config.load import PROJECT_ROOT, ResolvedConfig
+from segformer_spark.run.system import output_of
 
 _SLURM_VARIABLES = (
     "SLURM_JOB_ID",
@@ -42,11 +41,6 @@ _SLURM_VARIABLES = (
     "SLURM_JOB_END_TIME",
 )
 _MAX_DIFF_CHARACTERS = 200_000
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def configuration_record(resolved: ResolvedConfig) -> dict[str, Any]:
@@ -70,10 +64,10 @@ def software_record() -> dict[str, Any]:
 
 def git_record(folder: Path) -> dict[str, Any] | None:
     """Commit and uncommitted changes of the source tree; None outside a repository."""
-    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
+    commit = output_of("git", "-C", str(folder), "rev-parse", "HEAD")
     if commit is None:
         return None
-    diff = _output(["git", "-C", str(folder), "diff", "HEAD"]) or ""
+    diff = output_of("git", "-C", str(folder), "diff", "HEAD") or ""
     return {"commit": commit.strip(), "dirty": bool(diff.strip()), "diff": diff[:_MAX_DIFF_CHARACTERS]}
 
 
@@ -91,7 +85,7 @@ def host_record(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        driver = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+        driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         record |= {
             "gpu": properties.name,
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
@@ -149,11 +143,3 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _output(command: list[str]) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

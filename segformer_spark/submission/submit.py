@@ -21,7 +21,8 @@ from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.directory import training_record
-from segformer_spark.run.record import command_record, host_record, now, scrub, software_record
+from segformer_spark.run.record import command_record, host_record, scrub, software_record
+from segformer_spark.run.system import now
 from segformer_spark.submission.spark_format import (
     check_prediction,
     image_size,

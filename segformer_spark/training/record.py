@@ -19,11 +19,11 @@ from segformer_spark.run.record import (
     command_record,
     configuration_record,
     host_record,
-    now,
     scrub,
     slurm_record,
     software_record,
 )
+from segformer_spark.run.system import now
 from segformer_spark.training.progress import Progress
 from segformer_spark.training.stop import BestTracker
 

@@ -6,9 +6,15 @@ import argparse
 import os
 import socket
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from segformer_spark.verbs.arguments import Subparsers, add_config, add_from_env, add_verb, positive
 from segformer_spark.verbs.launch import joined, resolve
+
+if TYPE_CHECKING:
+    from segformer_spark.cluster.checks import Check
+    from segformer_spark.config.schema import Config
 
 
 def add(subparsers: Subparsers) -> None:
@@ -42,52 +48,41 @@ def doctor(arguments: argparse.Namespace) -> int:
     if arguments.fingerprint:
         print(fingerprint())
         return 0
+    config = resolved.config
     if arguments.quick:
-        return _quick(arguments)
+        return _quick(config, arguments.expect)
     if not arguments.job and not arguments.parity:
-        return _login(arguments)
-    with joined(resolved.config.hardware) as group:
+        from segformer_spark.cluster.node_checks import thorough_checks
+
+        return _show(thorough_checks(config, os.environ))
+    with joined(config.hardware) as group:
         if arguments.job:
-            from segformer_spark.cluster.checks import failures, summary, table
             from segformer_spark.cluster.job_checks import job_checks
 
-            checks = job_checks(resolved.config, group, os.environ)
-            if group.is_main:
-                print("\n".join([*table(checks), summary(checks)]))
-            return 1 if failures(checks) else 0
+            return _show(job_checks(config, group, os.environ), visible=group.is_main)
         from segformer_spark.training.parity import compare_stages, describe
 
-        parity = compare_stages(resolved.config, group, arguments.steps)
+        parity = compare_stages(config, group, arguments.steps)
         if group.is_main:
             print("\n".join(describe(parity)))
     return 0 if parity.holds else 1
 
 
-def _quick(arguments: argparse.Namespace) -> int:
+def _quick(config: Config, expected: str | None) -> int:
     """Problems of this node, each line with its name; silence where there are none."""
     from segformer_spark.cluster.checks import OK, failures, table
     from segformer_spark.cluster.node_checks import quick_checks
 
-    checks = quick_checks(resolve(arguments).config, os.environ, arguments.expect)
+    checks = quick_checks(config, os.environ, expected)
     lines = table([check for check in checks if check.state != OK])
     sys.stdout.write("".join(f"[{socket.gethostname()}] {line}\n" for line in lines))
     return 1 if failures(checks) else 0
 
 
-def _login(arguments: argparse.Namespace) -> int:
-    """Everything that one process can see."""
+def _show(checks: Sequence[Check], *, visible: bool = True) -> int:
+    """Print the table; 1 when a check failed."""
     from segformer_spark.cluster.checks import failures, summary, table
-    from segformer_spark.cluster.node_checks import check_quota, check_speed, check_time, quick_checks, scratch_folder
-    from segformer_spark.config.load import run_path
 
-    config = resolve(arguments).config
-    runs = run_path(config).parent
-    checks = quick_checks(config, os.environ, None)
-    checks += [
-        check_speed("output", runs),
-        check_speed("scratch", scratch_folder(os.environ)),
-        check_quota(runs),
-        check_time(os.environ),
-    ]
-    print("\n".join([*table(checks), summary(checks)]))
+    if visible:
+        print("\n".join([*table(checks), summary(checks)]))
     return 1 if failures(checks) else 0

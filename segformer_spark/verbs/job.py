@@ -47,25 +47,19 @@ def add(subparsers: Subparsers) -> None:
 def stage(arguments: argparse.Namespace) -> int:
     """Copy the configured cache to this node."""
     from segformer_spark.data.cache import find_cache
-    from segformer_spark.data.staging import (
-        local_scratch,
-        remove_leftovers,
-        stage_cache,
-        staging_folder,
-        wants_staging,
-    )
+    from segformer_spark.data.staging import own_folder, remove_leftovers, stage_cache, wants_staging
     from segformer_spark.run.console import duration, logger, progress_bar, setup_logging
 
     setup_logging()
     if not wants_staging(os.environ):
         return 0
-    host, job, data = socket.gethostname(), os.environ.get("SLURM_JOB_ID", "local"), resolve(arguments).config.data
+    host, data = socket.gethostname(), resolve(arguments).config.data
     if data.cache is None:
         raise UserError(
             "STAGE_DATA=1 copies a cache and none is set: build one (sbatch slurm/prepare_data.sh), set DATA_CACHE"
         )
-    scratch = local_scratch(os.environ)
-    for old in remove_leftovers(scratch, job):
+    folder = own_folder(os.environ)
+    for old in remove_leftovers(folder):
         logger.info("[%s] removed %s of a job that is over", host, old)
     cache, started = find_cache(Path(data.cache), data), time.monotonic()
     total, copied = sum(file.stat().st_size for file in cache.iterdir()), 0
@@ -76,7 +70,7 @@ def stage(arguments: argparse.Namespace) -> int:
             copied += done
             advance(done)
 
-        copy = stage_cache(cache, staging_folder(scratch, job), count)
+        copy = stage_cache(cache, folder, count)
     if copy is not None:
         seconds = time.monotonic() - started
         logger.info(
@@ -94,7 +88,7 @@ def unstage(arguments: argparse.Namespace) -> int:
     """Remove this job's copy."""
     from segformer_spark.data import staging
 
-    staging.unstage(staging.staging_folder(staging.local_scratch(os.environ), os.environ.get("SLURM_JOB_ID", "local")))
+    staging.unstage(staging.own_folder(os.environ))
     return 0
 
 
@@ -139,7 +133,7 @@ def requeue(arguments: argparse.Namespace) -> int:
             print(f"done: {decision.reason}. Next: MODEL_PATH={run.path} sbatch slurm/segformer_eval.sh")
     if decision.verdict == GIVEN_UP and not reason:
         print(f"not requeued: {decision.reason}. When that is mended, {again}")
-    if decision.verdict != REQUEUED:
+    if not decision.requeue:
         return decision.verdict
     if reason:
         print(f"not requeued from here: {decision.reason}, but {reason}. If you cancelled it, {again}")

@@ -87,13 +87,12 @@ def choose_resume(resolved: ResolvedConfig) -> str | None:
 def _local_cache(resolved: ResolvedConfig, from_env: bool) -> Path | None:
     """This node's copy of the cache, where STAGE_DATA asked for one and it is there."""
     from segformer_spark.data.cache import find_cache
-    from segformer_spark.data.staging import local_scratch, staged_copy, staging_folder, wants_staging
+    from segformer_spark.data.staging import own_folder, staged_copy, wants_staging
 
     data = resolved.config.data
     if not from_env or not wants_staging(os.environ) or data.cache is None:
         return None
-    folder = staging_folder(local_scratch(os.environ), os.environ.get("SLURM_JOB_ID", "local"))
-    return staged_copy(find_cache(Path(data.cache), data), folder)
+    return staged_copy(find_cache(Path(data.cache), data), own_folder(os.environ))
 
 
 def _dry_run(resolved: ResolvedConfig, arguments: argparse.Namespace) -> int:

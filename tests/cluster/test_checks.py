@@ -81,7 +81,7 @@ def test_gpus(tools: Path, output: str, granted: str, state: str, text: str) -> 
 
 
 def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_checks, "_output", lambda *command: None)
+    monkeypatch.setattr(node_checks, "output_of", lambda *command, timeout: None)
     assert check_gpus("cpu", {"SLURM_GPUS_ON_NODE": "4"}).state == OK
     assert check_gpus("auto", {}).state == WARNING
     assert check_gpus("cuda", {}).state == FAILED

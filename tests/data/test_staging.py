@@ -108,12 +108,15 @@ def test_leftovers_of_jobs_that_are_over(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", str(tools), prepend=":")
     squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n")
     squeue.chmod(0o755)
-    assert remove_leftovers(tmp_path, "7") == []
+    assert remove_leftovers(staging_folder(tmp_path, "7")) == []
     squeue.write_text(
         '#!/bin/sh\ncase "$3" in 5) echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1 ;;\n'
         "6) echo CANCELLED ;; *) echo RUNNING ;; esac\n"
     )
-    assert [path.name for path in remove_leftovers(tmp_path, "7")] == ["segformer_spark-5", "segformer_spark-6"]
+    assert [path.name for path in remove_leftovers(staging_folder(tmp_path, "7"))] == [
+        "segformer_spark-5",
+        "segformer_spark-6",
+    ]
     assert staging_folder(tmp_path, "7").is_dir()
     assert staging_folder(tmp_path, "8").is_dir()
 

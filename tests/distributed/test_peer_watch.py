@@ -42,15 +42,19 @@ def start(rank: int, port: int, how: str) -> subprocess.Popen[str]:
     )
 
 
+def wait_until_joined(ranks: list[subprocess.Popen[str]]) -> None:
+    for rank in ranks:
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "joined\n"
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_rank_that_stands_still_ends_the_others(lost: int) -> None:
     """SIGSTOP leaves its connections open, as a cut cable does: no error reaches the other rank."""
     port = _free_port()
     ranks = [start(rank, port, "wait") for rank in range(2)]
     try:
-        for rank in ranks:
-            assert rank.stdout is not None
-            assert rank.stdout.readline() == "joined\n"
+        wait_until_joined(ranks)
         ranks[lost].send_signal(19)
         other = ranks[1 - lost]
         _, stderr = other.communicate(timeout=30)
@@ -74,9 +78,7 @@ def test_ranks_that_were_suspended_together_go_on() -> None:
     port = _free_port()
     ranks = [start(rank, port, "wait") for rank in range(2)]
     try:
-        for rank in ranks:
-            assert rank.stdout is not None
-            assert rank.stdout.readline() == "joined\n"
+        wait_until_joined(ranks)
         for number in (19, 18):
             for rank in ranks:
                 rank.send_signal(number)
