@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.deepspeed import deepspeed_config
@@ -25,7 +25,8 @@ from segformer_spark.engine.average import WeightAverage
 from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.engine.state import EngineState
 from segformer_spark.errors import ConfigError, TrainingDiverged
-from segformer_spark.models.segformer import SegFormer, portable_names, resize_logits
+from segformer_spark.losses.build import WeightedSum
+from segformer_spark.models.segformer import SegFormer, portable_names
 from segformer_spark.run.console import logger
 
 
@@ -41,7 +42,7 @@ class StepResult:
 class Engine:
     """Forward, backward, update and named state of a model under ZeRO 0, 1 or 2."""
 
-    def __init__(self, model: SegFormer, loss: nn.Module, config: Config, plan: BatchPlan, group: Group) -> None:
+    def __init__(self, model: SegFormer, loss: WeightedSum, config: Config, plan: BatchPlan, group: Group) -> None:
         """Hand the model to DeepSpeed. Collective.
 
         Raises:
@@ -68,7 +69,7 @@ class Engine:
         self.precision = config.training.precision
         self._own_norm: float | None = None
         self._compiles = config.hardware.compile
-        self.loss = loss.to(group.device)
+        self.loss: WeightedSum = loss.to(group.device)
         optimizer = build_optimizer(model, config.training.optimizer, group.device)
         settings = deepspeed_config(config, plan)
         deepspeed.init_distributed()  # adopts the process group that exists already
@@ -129,7 +130,7 @@ class Engine:
             self._seed(step, part)
             images, labels = self._on_device(batch)
             logits = self.engine(images)
-            loss: Tensor = self.loss(resize_logits(logits, (labels.shape[-2], labels.shape[-1])), labels)
+            loss: Tensor = self.loss.of_coarse(logits, labels)
             _refuse_infinite(loss, step)
             total += loss.detach()
             self._backward(loss, last=part == len(batches) - 1)
@@ -154,7 +155,7 @@ class Engine:
         self._seed(step, len(parts))
         with self._autocast():
             logits = self.model.decode(joined)
-        loss: Tensor = self.loss(resize_logits(logits, (labels.shape[-2], labels.shape[-1])), labels)
+        loss: Tensor = self.loss.of_coarse(logits, labels)
         _refuse_infinite(loss, step)
         head = [parameter for parameter in self.model.head_parameters() if parameter.requires_grad]
         scale = self._loss_scale()

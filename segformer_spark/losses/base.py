@@ -52,3 +52,19 @@ class GlobalBatchLoss(nn.Module):
         """The quotient of two sums over all ranks; 0 where there is nothing to divide by."""
         sums = self.reduce(torch.stack([total, weight]))
         return sums[0] / sums[1].detach().clamp_min(torch.finfo(sums.dtype).tiny)
+
+
+class SumLoss(GlobalBatchLoss):
+    """A loss that is a function of sums over pixels, so that pixels may come a part at a time."""
+
+    def sums(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What a set of pixels contributes; the sums of a batch are those of its parts added up."""
+        raise NotImplementedError
+
+    def value(self, sums: Tensor) -> Tensor:
+        """The loss from the sums of this rank's batch."""
+        raise NotImplementedError
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""
+        return self.value(self.sums(logits, labels))

@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from segformer_spark.config.schema import LossConfig
 from segformer_spark.errors import ConfigError
-from segformer_spark.losses.base import Reduce, no_reduce
+from segformer_spark.losses.base import Reduce, SumLoss, no_reduce
 from segformer_spark.losses.boundary import BoundaryCrossEntropyLoss
 from segformer_spark.losses.cross_entropy import CrossEntropyLoss, FocalLoss
 from segformer_spark.losses.dice import DiceLoss
 from segformer_spark.losses.lovasz import LovaszSoftmaxLoss
 from segformer_spark.losses.ohem import OhemLoss
+from segformer_spark.losses.streamed import streamed_sums
 
 
 class WeightedSum(nn.Module):
@@ -29,7 +31,37 @@ class WeightedSum(nn.Module):
         """Logits (B, C, H, W) and labels (B, H, W) of any integer type -> scalar fp32 (fp64 for fp64 logits)."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         labels = labels.long()
-        return torch.stack([self.weights[name] * part(logits, labels) for name, part in self.parts.items()]).sum()
+        return self._sum({name: part(logits, labels) for name, part in self.parts.items()})
+
+    def of_coarse(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The same loss of logits (B, C, h, w) that are upsampled to the labels' size (B, H, W).
+
+        Where all parts are sums over pixels the full-size logits never exist (losses/streamed.py).
+        """
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        parts = {name: part for name, part in self.parts.items() if isinstance(part, SumLoss)}
+        if len(parts) < len(self.parts):
+            size = (labels.shape[-2], labels.shape[-1])
+            enlarged = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            return self.forward(enlarged, labels)
+        shapes: list[torch.Size] = []
+
+        def sums(enlarged: Tensor, own: Tensor) -> Tensor:
+            values = [part.sums(enlarged, own) for part in parts.values()]
+            shapes[:] = [value.shape for value in values]
+            return torch.cat([value.flatten() for value in values])
+
+        streamed = streamed_sums(logits, labels, sums)
+        total = torch.split(streamed, [shape.numel() for shape in shapes])
+        return self._sum(
+            {
+                name: part.value(own.view(shape))
+                for (name, part), own, shape in zip(parts.items(), total, shapes, strict=True)
+            }
+        )
+
+    def _sum(self, values: dict[str, Tensor]) -> Tensor:
+        return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
 
 
 def build_loss(config: LossConfig, num_classes: int, ignore_index: int, reduce: Reduce = no_reduce) -> WeightedSum:

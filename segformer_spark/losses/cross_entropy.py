@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.losses.base import GlobalBatchLoss
+from segformer_spark.losses.base import SumLoss
 
 
-class CrossEntropyLoss(GlobalBatchLoss):
+class CrossEntropyLoss(SumLoss):
     """Mean cross-entropy over the valid pixels of all ranks.
 
     As torch.nn.functional.cross_entropy with reduction "mean" on the whole batch, weights and label smoothing included:
@@ -22,8 +22,8 @@ class CrossEntropyLoss(GlobalBatchLoss):
         super().__init__(**shared)
         self.label_smoothing = label_smoothing
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""
+    def sums(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, C, H, W) float and labels (B, H, W) int64 -> (2,): weighted losses, and weights."""
         total = functional.cross_entropy(
             logits,
             labels,
@@ -32,18 +32,21 @@ class CrossEntropyLoss(GlobalBatchLoss):
             reduction="none",  # "sum" has no deterministic version on GPUs
             label_smoothing=self.label_smoothing,
         ).sum()
-        return self.divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits))
+        return torch.stack([total, pixel_weight(labels, self.class_weights, self.ignore_index, logits)])
+
+    def value(self, sums: Tensor) -> Tensor:
+        return self.divide(*sums)
 
 
-class FocalLoss(GlobalBatchLoss):
+class FocalLoss(SumLoss):
     """Focal loss -w_y (1 - p_y)^gamma log p_y, normalised as CrossEntropyLoss (Lin et al. 2017, equation 5)."""
 
     def __init__(self, *, gamma: float = 2.0, **shared: Any) -> None:
         super().__init__(**shared)
         self.gamma = gamma
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""
+    def sums(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, C, H, W) float and labels (B, H, W) int64 -> (2,): weighted losses, and weights."""
         valid, target, log_p = self.true_class(logits, labels)
         # 1 - exp(log p) without cancellation where p is close to 1.
         miss = -torch.expm1(log_p)
@@ -51,7 +54,10 @@ class FocalLoss(GlobalBatchLoss):
         modulation = miss.clamp_min(torch.finfo(miss.dtype).tiny) ** self.gamma if self.gamma else torch.ones_like(miss)
         value = self.weighted(-modulation * log_p, target)
         total = (value * valid).sum()
-        return self.divide(total, pixel_weight(labels, self.class_weights, self.ignore_index, logits))
+        return torch.stack([total, pixel_weight(labels, self.class_weights, self.ignore_index, logits)])
+
+    def value(self, sums: Tensor) -> Tensor:
+        return self.divide(*sums)
 
 
 def pixel_weight(labels: Tensor, class_weights: Tensor | None, ignore_index: int, like: Tensor) -> Tensor:

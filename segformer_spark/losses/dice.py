@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segformer_spark.losses.base import GlobalBatchLoss
+from segformer_spark.losses.base import SumLoss
 
 
-class DiceLoss(GlobalBatchLoss):
+class DiceLoss(SumLoss):
     """1 - weighted mean over classes of (2 sum p y + s) / (sum p + sum y + s).
 
     The sums run over all valid pixels of all ranks, so the loss does not depend on how a batch is divided. Classes
@@ -21,8 +21,8 @@ class DiceLoss(GlobalBatchLoss):
         super().__init__(**shared)
         self.smooth = smooth
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""
+    def sums(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, C, H, W) float and labels (B, H, W) int64 -> (3, C): overlap, predicted and true pixels."""
         num_classes = logits.shape[1]
         valid = labels != self.ignore_index
         # One class per bin; ignored pixels fall into a bin of their own and drop out of every sum.
@@ -32,9 +32,12 @@ class DiceLoss(GlobalBatchLoss):
         own = probabilities.gather(1, bins.clamp_max(num_classes - 1)[:, None]).squeeze(1)
         overlap = own.new_zeros(num_classes + 1).index_add(0, bins, own)[:num_classes]
         predicted = (probabilities * valid.flatten()[:, None]).sum(0)
-        overlap, predicted, truth = self.reduce(torch.stack([overlap, predicted, truth])).unbind(0)
+        return torch.stack([overlap, predicted, truth])
+
+    def value(self, sums: Tensor) -> Tensor:
+        overlap, predicted, truth = self.reduce(sums).unbind(0)
         dice = (2 * overlap + self.smooth) / (predicted + truth + self.smooth)
-        weights = (truth > 0).to(logits.dtype).detach()
+        weights = (truth > 0).to(sums.dtype).detach()
         if self.class_weights is not None:
-            weights = weights * self.class_weights.to(logits.dtype)
-        return (weights * (1 - dice)).sum() / weights.sum().clamp_min(torch.finfo(logits.dtype).tiny)
+            weights = weights * self.class_weights.to(sums.dtype)
+        return (weights * (1 - dice)).sum() / weights.sum().clamp_min(torch.finfo(sums.dtype).tiny)

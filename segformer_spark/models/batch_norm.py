@@ -7,6 +7,7 @@ running statistics stay fp32 when the module is cast to a shorter type.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,15 @@ from torch.nn import functional
 
 Reduce = Callable[[Tensor], Tensor]
 """Returns the elementwise sum of a tensor over all ranks."""
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """Mean and biased variance (C,) of the values of all ranks, and their number per channel."""
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
 
 
 class CrossRankBatchNorm2d(nn.BatchNorm2d):
@@ -41,7 +51,7 @@ class CrossRankBatchNorm2d(nn.BatchNorm2d):
         if not self.training or self.reduce is None:
             return self._forward_local(values, weight, bias).to(input.dtype)
         output, mean, variance, count = _Normalize.apply(values, weight, bias, self.eps, self.reduce)
-        self._update_running(mean, variance, float(count))
+        self.update_running(BatchStatistics(mean, variance, count))
         result: Tensor = output.to(input.dtype)
         return result
 
@@ -54,14 +64,16 @@ class CrossRankBatchNorm2d(nn.BatchNorm2d):
         )
 
     @torch.no_grad()
-    def _update_running(self, mean: Tensor, variance: Tensor, count: float) -> None:
+    def update_running(self, statistics: BatchStatistics) -> None:
+        """Take a batch into the running statistics."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         momentum = 0.1 if self.momentum is None else self.momentum
         self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * (count / max(count - 1.0, 1.0)), momentum)
+        count = statistics.count
+        self.running_mean.lerp_(statistics.mean, momentum)
+        self.running_var.lerp_(statistics.variance * (count / (count - 1).clamp_min(1)), momentum)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossRankBatchNorm2d:
         statistics = {name: self._buffers[name] for name in ("running_mean", "running_var")}

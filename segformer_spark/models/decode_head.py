@@ -7,7 +7,8 @@ The head computes F . concat_i(Up(W_i x_i + b_i)) with a 1x1 convolution F witho
 
 Each level is projected straight at its own resolution with the product matrix, upsampled and added: the same
 parameters, gradients and checkpoints, no map of 4 x hidden channels, and 1.4 to 2.6 times fewer multiply-adds in the
-whole model at 512 x 512. It does not hold for heads with a norm or activation before the upsampling.
+whole model at 512 x 512. It does not hold for heads with a norm or activation before the upsampling. Maps are channels
+last (B, H, W, C), as the encoder's blocks leave them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
+from segformer_spark.models.classify_pixels import classify_pixels
+from segformer_spark.models.upsample import BAND, add_band, project_and_add, widen
+from segformer_spark.ops.interpolation import bands
 
 
 class MergedDecodeHead(nn.Module):
@@ -41,31 +45,85 @@ class MergedDecodeHead(nn.Module):
 
     def forward(self, encoder_hidden_states: Sequence[Tensor], **kwargs: Any) -> Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first -> logits (B, num_classes, H_0, W_0)."""
-        fused = self._merged(encoder_hidden_states)
-        fused = functional.relu(self.batch_norm(fused))
-        logits: Tensor = self.classifier(self.dropout(fused))
+        device = encoder_hidden_states[0].device.type
+        dtype = encoder_hidden_states[0].dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            features = [feature.permute(0, 2, 3, 1).to(dtype) for feature in encoder_hidden_states]
+            weights, bias = self._merged_weights()
+            if self.training:
+                logits = self._train(_fuse(features, weights, bias))
+            elif torch.is_grad_enabled():
+                logits = self._classify(_fuse(features, weights, bias))
+            else:
+                logits = self._infer(features, weights, bias)
+        return logits.permute(0, 3, 1, 2).contiguous()
+
+    def _train(self, fused: Tensor) -> Tensor:
+        norm, classifier = self.batch_norm, self.classifier
+        assert classifier.bias is not None
+        logits, statistics = classify_pixels(
+            fused.flatten(0, 2),
+            norm.weight,
+            norm.bias,
+            classifier.weight.flatten(1),
+            classifier.bias,
+            eps=norm.eps,
+            dropout=self.dropout.p,
+            reduce=norm.reduce,
+        )
+        norm.update_running(statistics)
+        return logits.view(*fused.shape[:3], -1)
+
+    def _classify(self, fused: Tensor) -> Tensor:
+        """Evaluation with gradients, layer by layer."""
+        active = functional.relu(self.batch_norm(fused.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return functional.linear(active, self.classifier.weight.flatten(1).to(active.dtype), self._bias(active.dtype))
+
+    def _infer(self, features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
+        """Batch norm folded into the projections; the widest map exists for a band of rows at a time."""
+        norm, dtype = self.batch_norm, features[0].dtype
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = (bias - norm.running_mean) * scale + norm.bias
+        finest, *coarser = ((scale[:, None] * weight).to(dtype) for weight in weights)
+        batch, height, width, _ = features[0].shape
+        levels = [
+            widen(functional.linear(feature, weight), width)
+            for feature, weight in zip(features[1:], coarser, strict=True)
+        ]
+        classifier = self.classifier.weight.flatten(1).to(dtype)
+        logits = features[0].new_empty(batch, height, width, len(classifier))
+        for rows in bands(height, BAND):
+            band = functional.linear(features[0][:, rows], finest, bias.to(dtype))
+            for level in levels:
+                add_band(band.flatten(2), level.flatten(2), rows, height)
+            logits[:, rows] = functional.linear(band.relu_(), classifier, self._bias(dtype))
         return logits
 
-    def _merged(self, features: Sequence[Tensor]) -> Tensor:
-        size = features[0].shape[-2:]
-        total: Tensor | None = None
-        for feature, (weight, bias) in zip(features, self._merged_weights(features[0].device.type), strict=True):
-            level = functional.conv2d(feature, weight[:, :, None, None], bias)
-            if level.shape[-2:] != size:
-                level = functional.interpolate(level, size=size, mode="bilinear", align_corners=False)
-            total = level if total is None else total + level
-        assert total is not None
-        return total
+    def _bias(self, dtype: torch.dtype) -> Tensor:
+        assert self.classifier.bias is not None
+        return self.classifier.bias.to(dtype)
 
-    def _merged_weights(self, device_type: str) -> list[tuple[Tensor, Tensor | None]]:
-        """F_i W_i per level; the summed bias goes with the first level, which is not upsampled."""
+    def _merged_weights(self) -> tuple[list[Tensor], Tensor]:
+        """F_i W_i (D, C_i) per level and the summed bias (D,), in fp32 at least."""
         projections = [module.proj for module in getattr(self, self._projections_name)]
-        with torch.autocast(device_type, enabled=False):
-            fuse = self.linear_fuse.weight.flatten(1)
-            # The head concatenates the coarsest level first.
-            parts = fuse.chunk(len(projections), dim=1)[::-1]
-            bias = torch.stack(
-                [part @ projection.bias for part, projection in zip(parts, projections, strict=True)]
-            ).sum(0)
-            weights = [part @ projection.weight for part, projection in zip(parts, projections, strict=True)]
-        return [(weight, bias if level == 0 else None) for level, weight in enumerate(weights)]
+        fuse = self.linear_fuse.weight.flatten(1)
+        fuse = fuse.to(torch.promote_types(fuse.dtype, torch.float32))
+        # The head concatenates the coarsest level first.
+        parts = fuse.chunk(len(projections), dim=1)[::-1]
+        bias = torch.stack([part @ one.bias.to(fuse.dtype) for part, one in zip(parts, projections, strict=True)])
+        weights = [part @ one.weight.to(fuse.dtype) for part, one in zip(parts, projections, strict=True)]
+        return weights, bias.sum(0)
+
+
+def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
+    """The levels (B, H_i, W_i, C_i) projected, upsampled and added: (B, H_0, W_0, D)."""
+    dtype, width = features[0].dtype, features[0].shape[2]
+    finest, *coarser = (weight.to(dtype) for weight in weights)
+    levels = [
+        widen(functional.linear(feature, weight), width) for feature, weight in zip(features[1:], coarser, strict=True)
+    ]
+    return project_and_add(features[0], finest, bias.to(dtype), levels)

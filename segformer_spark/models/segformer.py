@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
-from transformers.models.segformer.modeling_segformer import SegformerLayer
 from transformers.utils import logging as transformers_logging
 
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d, Reduce
 from segformer_spark.models.decode_head import MergedDecodeHead
+from segformer_spark.models.mix_transformer import Block, encode, take_over_blocks
 
 transformers_logging.disable_progress_bar()
 
@@ -73,9 +73,11 @@ class SegFormer(nn.Module):
     def __init__(self, network: SegformerForSemanticSegmentation, *, freeze_backbone: bool = False) -> None:
         super().__init__()
         network.decode_head = MergedDecodeHead(network.decode_head)
+        take_over_blocks(network.segformer)
         self.network = network
         self.freeze_backbone = freeze_backbone
         self._recomputed_blocks: list[nn.Module] = []
+        self._encode: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = encode
         if freeze_backbone:
             self.encoder.requires_grad_(False)
 
@@ -96,10 +98,8 @@ class SegFormer(nn.Module):
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) float -> four maps (B, C_i, H_i, W_i), finest first."""
-        features: tuple[Tensor, ...] = self.network.segformer(
-            images, output_hidden_states=True, return_dict=True
-        ).hidden_states
-        return features
+        maps: tuple[Tensor, ...] = self._encode(self.encoder, images)
+        return tuple(features.permute(0, 3, 1, 2) for features in maps)
 
     def decode(self, features: Sequence[Tensor]) -> Tensor:
         """The encoder's maps -> logits at the finest map's size."""
@@ -112,8 +112,8 @@ class SegFormer(nn.Module):
         The generator's state is restored for it, so that stochastic depth drops the same paths.
         """
         for block in self.encoder.modules():
-            if isinstance(block, SegformerLayer) and block not in self._recomputed_blocks:
-                block.forward = functools.partial(_recomputed, block.forward)
+            if isinstance(block, Block) and block not in self._recomputed_blocks:
+                setattr(block, "forward", functools.partial(_recomputed, block.forward))  # noqa: B010  a method of one object
                 self._recomputed_blocks.append(block)
 
     def recomputed_blocks(self) -> list[nn.Module]:
@@ -121,17 +121,8 @@ class SegFormer(nn.Module):
         return list(self._recomputed_blocks)
 
     def compile_encoder(self) -> None:
-        """Let torch.compile build the encoder at its first use, for one input size at a time.
-
-        transformers hooks into the encoder when it is first asked for its features: that must not happen while the
-        graph is traced, or it breaks there.
-        """
-        was_training = self.training
-        device = next(self.parameters()).device
-        with torch.no_grad():
-            self.eval().encode(torch.zeros(1, 3, 64, 64, device=device))
-        self.train(was_training)
-        self.encoder.compile(dynamic=False)
+        """Let torch.compile build the encoder at its first use, for one input size at a time."""
+        self._encode = torch.compile(encode, dynamic=False)
 
     def train(self, mode: bool = True) -> SegFormer:
         """As nn.Module; a frozen encoder stays in evaluation mode, without stochastic depth."""

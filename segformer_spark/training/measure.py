@@ -15,13 +15,13 @@ from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.evaluation.predict import autocast
-from segformer_spark.losses.build import build_loss
-from segformer_spark.models.segformer import SegFormer, build_segformer, resize_logits
+from segformer_spark.losses.build import WeightedSum, build_loss
+from segformer_spark.models.segformer import SegFormer, build_segformer
 
 _BYTES = 4
 
 
-def measured_parts(config: Config, class_names: Sequence[str]) -> tuple[SegFormer, nn.Module]:
+def measured_parts(config: Config, class_names: Sequence[str]) -> tuple[SegFormer, WeightedSum]:
     """The configured model with random weights, and its loss with equal class weights: as dear as the real ones."""
     model = build_segformer(
         config.model.variant,
@@ -59,7 +59,7 @@ class PassCost:
 
 def measure_pass(
     model: SegFormer,
-    loss: nn.Module,
+    loss: WeightedSum,
     num_images: int,
     image_size: int,
     device: torch.device,
@@ -84,7 +84,7 @@ def measure_pass(
     def finish(features: Sequence[Tensor]) -> Tensor:
         with autocast(device, precision):
             logits = model.decode(features)
-        value: Tensor = loss(resize_logits(logits, (image_size, image_size)), labels)
+        value: Tensor = loss.of_coarse(logits, labels)
         return value
 
     in_encoder, in_head = _KeptTensors(model), _KeptTensors(model)

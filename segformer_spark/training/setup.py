@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from segformer_spark.checkpoint.compatibility import configuration_state
 from segformer_spark.config.batch import BatchPlan, plan_batches
@@ -20,7 +19,7 @@ from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.data.sampler import TrainBatchSampler
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import check_precision
-from segformer_spark.losses.build import build_loss
+from segformer_spark.losses.build import WeightedSum, build_loss
 from segformer_spark.models.pretrained import build_model
 from segformer_spark.models.segformer import SegFormer
 from segformer_spark.training.plan import check_dataset, peak_lr, plan_steps, resolve_loss
@@ -37,7 +36,7 @@ class Setup:
     sampler: TrainBatchSampler
     schedule: Schedule
     model: SegFormer
-    loss: nn.Module
+    loss: WeightedSum
     configuration: dict[str, Any]
 
 

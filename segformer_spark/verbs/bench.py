@@ -4,14 +4,87 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segformer_spark.verbs.arguments import Subparsers, add_actions, add_config, add_from_env, add_verb, positive
 from segformer_spark.verbs.launch import joined, resolve
 
+if TYPE_CHECKING:
+    from segformer_spark.bench.pairs import Contest
+
+_ROUNDS = 5
+
 
 def add(subparsers: Subparsers) -> None:
     """Declare the verb and its actions."""
-    actions = add_actions(subparsers, "bench", "Measure.")
+    actions = add_actions(subparsers, "bench", "Measure this package and its peers by turns, or its scaling.")
+    for kind, text in (("train", "Compare a training step"), ("infer", "Compare inference")):
+        parser = add_verb(
+            actions,
+            kind,
+            f"{text} with transformers and segmentation_models_pytorch.",
+            f"segformer-spark bench {kind} --variant b2",
+            train if kind == "train" else infer,
+        )
+        _add_model(parser, batch=2 if kind == "train" else 1)
+        if kind == "train":
+            parser.add_argument("--zero-stage", type=int, choices=(0, 1, 2), default=0, help="(default: %(default)s)")
+            parser.add_argument("--recompute", action="store_true", help="with activation checkpointing")
+            parser.add_argument("--compile", action="store_true", help="with torch.compile")
+        _add_common(parser)
+    parser = add_verb(
+        actions,
+        "loss",
+        "Compare CE + Dice from coarse logits with the full-size way.",
+        "segformer-spark bench loss --classes 150",
+        loss,
+    )
+    _add_size(parser, image_size=512, batch=2, classes=19)
+    _add_common(parser)
+    parser = add_verb(
+        actions,
+        "loader",
+        "Compare decoding and light augmentation with the seed's way.",
+        "segformer-spark bench loader",
+        loader,
+    )
+    parser.add_argument("--native", type=positive, default=1024, help="side of the files (default: %(default)s)")
+    parser.add_argument("--image-size", type=positive, default=512, help="side of the samples (default: %(default)s)")
+    parser.add_argument("--images", type=positive, default=32, help="per call (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("data/bench"), help="for the set (default: %(default)s)")
+    _add_common(parser)
+    parser = add_verb(
+        actions,
+        "evaluate",
+        "Compare the metric with a mean IoU in NumPy.",
+        "segformer-spark bench evaluate",
+        evaluate,
+    )
+    _add_size(parser, image_size=1024, batch=4, classes=3)
+    _add_common(parser)
+    _add_scaling(actions)
+
+
+def _add_size(parser: argparse.ArgumentParser, *, image_size: int, batch: int, classes: int) -> None:
+    parser.add_argument("--image-size", type=positive, default=image_size, help="in pixels (default: %(default)s)")
+    parser.add_argument("--batch", type=positive, default=batch, help="images at a time (default: %(default)s)")
+    parser.add_argument("--classes", type=positive, default=classes, help="(default: %(default)s)")
+
+
+def _add_model(parser: argparse.ArgumentParser, *, batch: int) -> None:
+    parser.add_argument("--variant", choices=[f"b{n}" for n in range(6)], default="b2", help="(default: %(default)s)")
+    _add_size(parser, image_size=512, batch=batch, classes=3)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pairs", type=positive, default=_ROUNDS, help="rounds of turns (default: %(default)s)")
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a contestant out")
+    parser.add_argument("--json", type=Path, default=None, help="write everything that was measured to this file")
+
+
+def _add_scaling(actions: Subparsers) -> None:
     parser = add_verb(
         actions,
         "scaling",
@@ -28,6 +101,55 @@ def add(subparsers: Subparsers) -> None:
         help="keep the configured global batch, so that each rank has less to do (default: keep the micro-batch)",
     )
     parser.add_argument("--csv", type=Path, default=Path("scaling.csv"), help="(default: %(default)s)")
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """A training step."""
+    return _model("train", arguments)
+
+
+def infer(arguments: argparse.Namespace) -> int:
+    """Inference."""
+    return _model("infer", arguments)
+
+
+def _model(kind: str, arguments: argparse.Namespace) -> int:
+    from segformer_spark.bench.contests import ModelOptions, model_contest
+    from segformer_spark.distributed.process_group import choose_device
+
+    options = {name: getattr(arguments, name) for name in ModelOptions.__dataclass_fields__ if name in arguments}
+    options["device"] = choose_device(arguments.device, 0).type
+    return _run(model_contest(kind, ModelOptions(**options)), arguments)
+
+
+def loss(arguments: argparse.Namespace) -> int:
+    """The loss."""
+    from segformer_spark.bench.contests import loss_contest
+
+    return _run(loss_contest(arguments.image_size, arguments.batch, arguments.classes), arguments)
+
+
+def loader(arguments: argparse.Namespace) -> int:
+    """The loader."""
+    from segformer_spark.bench.contests import loader_contest
+
+    contest = loader_contest(arguments.folder, arguments.native, arguments.image_size, arguments.images)
+    return _run(contest, arguments)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """The metric."""
+    from segformer_spark.bench.contests import evaluate_contest
+
+    return _run(evaluate_contest(arguments.image_size, arguments.batch, arguments.classes), arguments)
+
+
+def _run(contest: Contest, arguments: argparse.Namespace) -> int:
+    from segformer_spark.bench.report import run_contest
+
+    for line in run_contest(contest, arguments.pairs, arguments.without, arguments.json):
+        print(line, flush=True)
+    return 0
 
 
 def scaling(arguments: argparse.Namespace) -> int:

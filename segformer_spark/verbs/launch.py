@@ -19,11 +19,14 @@ def joined(hardware: HardwareConfig) -> Iterator[Group]:
     """The ranks that the launcher started, with logging and threads set up."""
     from segformer_spark.distributed.environment import detect_launch
     from segformer_spark.distributed.process_group import choose_device, process_group, set_threads
+    from segformer_spark.run.allocator import keep_freed_memory
     from segformer_spark.run.console import setup_logging
 
     launch = detect_launch(os.environ)
     setup_logging(launch.rank, launch.world_size)
     device = choose_device(hardware.device, launch.local_rank)
+    if device.type == "cpu":
+        keep_freed_memory()
     set_threads(hardware.threads, launch.local_world_size)
     with process_group(launch, device, hardware.timeout_minutes, hardware.peer_timeout) as group:
         yield group

@@ -28,7 +28,7 @@ def test_n_micro_batches_are_one_batch(one_batch: dict[str, Any], world: int, st
         np.testing.assert_allclose(result["losses"], one_batch["losses"], rtol=1e-5)
         np.testing.assert_allclose(result["norms"], one_batch["norms"], rtol=1e-5)
         for name in STATISTICS:
-            np.testing.assert_allclose(result["weights"][name], one_batch["weights"][name], rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(result["weights"][name], one_batch["weights"][name], rtol=1e-4, atol=3e-6)
 
 
 def mean_of_losses(group: Group, micro: int) -> list[float]:

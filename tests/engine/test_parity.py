@@ -79,7 +79,7 @@ def test_stages_agree_on_the_same_ranks() -> None:
     runs = [run_on_ranks(2, train, stage)[0] for stage in (0, 1, 2)]
     for run in runs[1:]:
         np.testing.assert_allclose(run["losses"], runs[0]["losses"], rtol=1e-6)
-        np.testing.assert_allclose(run["norms"], runs[0]["norms"], rtol=1e-6)
+        np.testing.assert_allclose(run["norms"], runs[0]["norms"], rtol=3e-6)
         np.testing.assert_array_equal(run["losses"], runs[1]["losses"])
 
 

@@ -25,7 +25,7 @@ def cost(num_images: int, side: int = 64, *, recompute: bool = False) -> PassCos
 
 
 def test_activations_grow_with_images_and_pixels() -> None:
-    one, two, four, large = cost(1), cost(2), cost(4), cost(1, 128)
+    one, two, four, large = cost(1, 128), cost(2, 128), cost(4, 128), cost(1, 256)
     for part in ("encoder_bytes", "head_bytes"):
         kept = [getattr(c, part) for c in (one, two, four, large)]
         per_image = kept[1] - kept[0]
@@ -58,10 +58,11 @@ def test_a_layer_keeps_what_it_is_known_to_keep() -> None:
         def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
             return features[0]
 
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return logits.square().sum()
+    class Squares:
+        def of_coarse(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return logits.square().sum()
 
-    cost = measure_pass(Tiny(), loss, 5, 8, CPU)  # type: ignore[arg-type]
+    cost = measure_pass(Tiny(), Squares(), 5, 8, CPU)  # type: ignore[arg-type]
     images, logits = 5 * 3 * 8 * 8 * 4, 5 * 2 * 8 * 8 * 4
     assert (cost.encoder_bytes, cost.head_bytes) == (images, logits)
 

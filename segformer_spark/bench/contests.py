@@ -1,0 +1,92 @@
+"""The contests of `bench`: which contestants, with which tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segformer_spark.bench.pairs import Contest, Task
+from segformer_spark.bench.tasks import OURS
+from segformer_spark.data.demo.write import write_demo_set
+
+LIGHT_AUGMENTATION = (
+    "augmentation.horizontal_flip=0.5",
+    "augmentation.vertical_flip=0",
+    "augmentation.affine=0",
+    "augmentation.color=0",
+    "augmentation.blur=0",
+    "augmentation.coarse_dropout=0",
+)
+PRODUCTS = "matrix products (peak)"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a training or inference contest is about."""
+
+    variant: str
+    image_size: int
+    batch: int
+    classes: int
+    precision: str
+    device: str
+    zero_stage: int = 0
+    recompute: bool = False
+    compile: bool = False
+
+    def task(self, kind: str, who: str, **more: Any) -> Task:
+        return {"kind": kind, "who": who, **self.__dict__, **more}
+
+
+def model_contest(kind: str, options: ModelOptions) -> Contest:
+    """`train` or `infer`: this package, transformers with SDPA and eager attention, smp, and the machine's peak.
+
+    On a CPU transformers also gets the allocator's settings that this package makes.
+    """
+    tasks = {
+        OURS: options.task(kind, OURS),
+        "transformers SDPA": options.task(kind, "transformers", attention="sdpa"),
+        "transformers eager": options.task(kind, "transformers", attention="eager"),
+        "smp": options.task(kind, "smp"),
+        PRODUCTS: options.task("products", OURS),
+    }
+    if options.device == "cpu":
+        tasks["transformers SDPA, memory kept"] = options.task(kind, "transformers", attention="sdpa", keep_memory=True)
+    what = "training step" if kind == "train" else "inference"
+    title = (
+        f"{what}: SegFormer-{options.variant.upper()}, {options.batch} x {options.image_size} px, "
+        f"{options.classes} classes, {options.precision}"
+    )
+    return Contest(title, tasks, "images", options.batch)
+
+
+def loss_contest(image_size: int, batch: int, classes: int) -> Contest:
+    """CE + Dice from quarter-size logits, and its gradient."""
+    shared = {"kind": "loss", "image_size": image_size, "batch": batch, "classes": classes}
+    tasks = {OURS: {**shared, "who": OURS}, "full-size logits": {**shared, "who": "full size"}}
+    return Contest(f"CE + Dice: {batch} x {image_size} px, {classes} classes", tasks, "images", batch)
+
+
+def evaluate_contest(image_size: int, images: int, classes: int) -> Contest:
+    """Counting predicted against true labels."""
+    shared = {"kind": "evaluate", "image_size": image_size, "images": images, "classes": classes}
+    tasks = {OURS: {**shared, "who": OURS}, "mean IoU in NumPy": {**shared, "who": "numpy"}}
+    return Contest(f"metric: {image_size} x {image_size} px, {classes} classes", tasks, "images", images)
+
+
+def loader_contest(folder: Path, native: int, image_size: int, images: int) -> Contest:
+    """Decoding and light augmentation on one core, on a rendered set and on its cache."""
+    root = folder / f"rendered_{native}"
+    if not root.is_dir():
+        write_demo_set(root, num_train=images, num_val=1, num_test=1, size=native, seed=0)
+    shared = {
+        "kind": "loader",
+        "root": str(root),
+        "image_size": image_size,
+        "images": images,
+        "threads": 1,
+        "settings": list(LIGHT_AUGMENTATION),
+    }
+    tasks: dict[str, Task] = {OURS: {**shared, "who": OURS}, "seed's way": {**shared, "who": "seed"}}
+    return Contest(f"loader: {native} -> {image_size} px, one core", tasks, "images", images)

@@ -1,0 +1,159 @@
+"""Compare contestants by turns: each lives in a process of its own, and they work one after the other, A B A B.
+
+A machine's speed drifts by tens of per cent within minutes; the ratio of two neighbours hardly does. The figure to
+quote is the median of the pairwise ratios, with their spread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from segformer_spark.errors import UserError
+
+Task = dict[str, Any]
+"""What a worker is asked to do: "kind" and "who" name a function of bench/tasks.py, the rest are its arguments."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who is compared, on what.
+
+    Attributes:
+        tasks: {name: task}; the first is the one that the others are compared with.
+        unit: what a call does `units` of ("images").
+    """
+
+    title: str
+    tasks: Mapping[str, Task]
+    unit: str
+    units: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant's figures.
+
+    Attributes:
+        seconds: of every call, in order.
+        ratios: of every call, over the first contestant's call of the same round.
+        memory_mib: highest resident memory above that after the imports; None where the system does not say.
+        flops: of a call where they are known, forward and backward, 2 per multiply-add.
+    """
+
+    name: str
+    seconds: Sequence[float]
+    ratios: Sequence[float]
+    memory_mib: float | None
+    flops: float | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+
+def compare(contest: Contest, rounds: int) -> list[Row]:
+    """Let the contestants work by turns, after a call each that does not count.
+
+    Raises:
+        UserError: a contestant cannot work; its message is passed on.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contest.tasks}
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(_worker(name, task)) for name, task in contest.tasks.items()}
+        for _ in range(rounds):
+            for name, worker in workers.items():
+                seconds[name].append(worker.ask("run")["seconds"])
+        ends = {name: worker.ask("end") for name, worker in workers.items()}
+    first = next(iter(seconds.values()))
+    return [
+        Row(
+            name,
+            own,
+            [time / reference for time, reference in zip(own, first, strict=True)],
+            ends[name]["memory_mib"],
+            ends[name]["flops"],
+        )
+        for name, own in seconds.items()
+    ]
+
+
+class _Worker:
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+        self._name, self._process = name, process
+
+    def ask(self, request: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(request + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # what it printed before it ended says why
+        line = self._process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": f"ended with {self._process.wait()}"}
+        if "error" in answer:
+            raise UserError(f"bench: {self._name}: {answer['error']}")
+        return answer
+
+
+@contextmanager
+def _worker(name: str, task: Task) -> Iterator[_Worker]:
+    environment = os.environ | task.get("environment", {})
+    command = [sys.executable, "-m", "segformer_spark.bench.worker"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        worker = _Worker(name, process)
+        try:
+            worker.ask(json.dumps({key: value for key, value in task.items() if key != "environment"}))
+            yield worker
+        finally:
+            process.kill()
+
+
+def table(contest: Contest, rows: Sequence[Row], peak_flops: float | None = None) -> list[str]:
+    """Aligned lines: time, units per second, ratio with its spread, memory, share of the machine's peak."""
+    lines = [
+        contest.title,
+        f"{'':<34}{'ms':>10}{contest.unit + '/s':>12}{'ratio':>8}{'from':>7}{'to':>7}{'MiB':>8}{'peak':>7}",
+    ]
+    for row in rows:
+        memory = "" if row.memory_mib is None else f"{row.memory_mib:.0f}"
+        share = "" if row.flops is None or peak_flops is None else f"{100 * row.flops / row.median / peak_flops:.0f} %"
+        lines.append(
+            f"{row.name:<34}{1000 * row.median:>10.1f}{contest.units / row.median:>12.2f}{row.ratio:>8.2f}"
+            f"{min(row.ratios):>7.2f}{max(row.ratios):>7.2f}{memory:>8}{share:>7}"
+        )
+    return lines
+
+
+def as_json(contest: Contest, rows: Sequence[Row], **more: Any) -> dict[str, Any]:
+    """Everything that was measured, ready for a file."""
+    return {
+        "title": contest.title,
+        "unit": contest.unit,
+        "units_per_call": contest.units,
+        "tasks": dict(contest.tasks),
+        "rows": [
+            {
+                **asdict(row),
+                "median_seconds": row.median,
+                "ratio": row.ratio,
+                "ratio_range": [min(row.ratios), max(row.ratios)],
+            }
+            for row in rows
+        ],
+        **more,
+    }

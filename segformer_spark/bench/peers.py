@@ -1,0 +1,185 @@
+"""The contestants that this package is compared with, built from installed packages; nothing else uses them.
+
+- transformers: SegformerForSemanticSegmentation under a plain step as its Trainer does it (fused AdamW, clipping at 1),
+  with the attention that its configuration names.
+- smp: segmentation_models_pytorch's Segformer, whose decoder is 256 wide whatever the encoder.
+- seed: the pipeline that this project replaced: PIL, a float distance to every colour, full-size logits.
+- evaluate: mean IoU in NumPy as the metric of Hugging Face's `evaluate` computes it: a histogram per class and image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from segformer_spark.bench.work import Work, label_maps, names, random_batch, random_logits
+from segformer_spark.config.load import load_config
+from segformer_spark.config.schema import AugmentationConfig
+from segformer_spark.data.dataset import IGNORE_INDEX
+from segformer_spark.data.readers.spark import SPARK_CLASSES, read_rows
+from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD
+from segformer_spark.data.transforms import build_augmentation
+from segformer_spark.errors import UserError
+from segformer_spark.models.segformer import segformer_config
+
+
+def _transformers(task: dict[str, Any]) -> nn.Module:
+    from transformers import SegformerForSemanticSegmentation
+
+    config = segformer_config(task["variant"], names(task["classes"]))
+    config._attn_implementation = task["attention"]
+    model: nn.Module = SegformerForSemanticSegmentation(config)
+    return model
+
+
+def _smp(task: dict[str, Any]) -> nn.Module:
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError as error:
+        raise UserError(
+            "segmentation_models_pytorch is not installed: pip install segmentation-models-pytorch"
+        ) from error
+    model: nn.Module = smp.Segformer(f"mit_{task['variant']}", encoder_weights=None, classes=task["classes"])
+    return model
+
+
+def _autocast(task: dict[str, Any]) -> AbstractContextManager[object]:
+    if task["precision"] == "fp32":
+        return nullcontext()
+    return torch.autocast(task["device"], dtype=torch.bfloat16 if task["precision"] == "bf16" else torch.float16)
+
+
+def _normalized(images: Tensor) -> Tensor:
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images.float() / 255 - mean) / std
+
+
+@dataclass
+class _Train(Work):
+    task: dict[str, Any]
+
+    def prepare(self) -> None:
+        self._model = (_smp if self.task["who"] == "smp" else _transformers)(self.task).to(self.task["device"]).train()
+        images, labels = random_batch(self.task)
+        self._images, self._labels = _normalized(images).to(self.task["device"]), labels.long().to(self.task["device"])
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=6e-5, weight_decay=0.01, fused=True)
+
+    def run(self) -> None:
+        with _autocast(self.task):
+            loss: Tensor
+            if self.task["who"] == "smp":
+                loss = functional.cross_entropy(self._model(self._images), self._labels, ignore_index=IGNORE_INDEX)
+            else:
+                loss = self._model(self._images, labels=self._labels).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._images.is_cuda:
+            torch.cuda.synchronize()
+
+
+@dataclass
+class _Infer(Work):
+    task: dict[str, Any]
+
+    def prepare(self) -> None:
+        self._model = (_smp if self.task["who"] == "smp" else _transformers)(self.task).to(self.task["device"]).eval()
+        self._images = random_batch(self.task)[0]
+
+    @torch.no_grad()
+    def run(self) -> None:
+        with _autocast(self.task):
+            out = self._model(_normalized(self._images).to(self.task["device"]))
+        logits = out if isinstance(out, Tensor) else out.logits
+        functional.interpolate(logits, size=self._images.shape[-2:], mode="bilinear").argmax(1).cpu()
+
+
+@dataclass
+class _FullSizeLoss(Work):
+    """Cross-entropy and Dice of the full-size logits, layer by layer."""
+
+    task: dict[str, Any]
+
+    def prepare(self) -> None:
+        self._logits, labels = random_logits(self.task)
+        self._labels = labels.long()
+
+    def run(self) -> None:
+        self._logits.grad = None
+        logits = functional.interpolate(self._logits, size=self._labels.shape[-2:], mode="bilinear")
+        probabilities = logits.softmax(1)
+        truth = functional.one_hot(self._labels, logits.shape[1]).permute(0, 3, 1, 2).float()
+        overlap, total = (probabilities * truth).sum((0, 2, 3)), (probabilities + truth).sum((0, 2, 3))
+        dice = 1 - ((2 * overlap + 1) / (total + 1)).mean()
+        (0.5 * functional.cross_entropy(logits, self._labels) + 0.5 * dice).backward()  # type: ignore[no-untyped-call]
+
+
+@dataclass
+class _SeedLoader(Work):
+    task: dict[str, Any]
+
+    def prepare(self) -> None:
+        from pathlib import Path
+
+        config = load_config(overrides=self.task["settings"]).config
+        self._rows = read_rows(Path(self.task["root"]), "train")
+        self._augmentation = build_augmentation(AugmentationConfig(**config.augmentation.model_dump()))
+        self._next = 0
+
+    def run(self) -> None:
+        for _ in range(self.task["images"]):
+            row = self._rows[self._next % len(self._rows)]
+            self._next += 1
+            self._sample(row.image, row.mask)
+
+    def _sample(self, image_path: Any, mask_path: Any) -> tuple[Tensor, Tensor]:
+        from PIL import Image
+
+        side = self.task["image_size"]
+        image = np.array(Image.open(image_path).convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
+        colors = np.array(Image.open(mask_path).convert("RGB").resize((side, side), Image.Resampling.NEAREST))
+        palette = np.array(SPARK_CLASSES.colors, np.float32)
+        distances = np.linalg.norm(colors[:, :, None].astype(np.float32) - palette[None, None], axis=-1)
+        out = self._augmentation(image=image, mask=distances.argmin(-1).astype(np.uint8))
+        pixels = torch.from_numpy(out["image"]).permute(2, 0, 1)[None]
+        return _normalized(pixels)[0], torch.from_numpy(out["mask"]).long()
+
+
+@dataclass
+class _NumpyMeanIou(Work):
+    task: dict[str, Any]
+
+    def prepare(self) -> None:
+        predicted, truth = label_maps(self.task)
+        self._predicted, self._truth = predicted.numpy(), truth.numpy()
+
+    def run(self) -> None:
+        classes = self.task["classes"]
+        totals = np.zeros((4, classes), np.float64)
+        for predicted, truth in zip(self._predicted, self._truth, strict=True):
+            valid = np.not_equal(truth, IGNORE_INDEX)
+            predicted, truth = predicted[valid], np.array(truth)[valid]
+            agreed = predicted[predicted == truth]
+            overlap, of_predicted, of_truth = (
+                np.histogram(values, bins=classes, range=(0, classes - 1))[0] for values in (agreed, predicted, truth)
+            )
+            totals += overlap, of_predicted + of_truth - overlap, of_predicted, of_truth
+
+
+PEERS: dict[tuple[str, str], Callable[[dict[str, Any]], Work]] = {
+    ("train", "transformers"): _Train,
+    ("train", "smp"): _Train,
+    ("infer", "transformers"): _Infer,
+    ("infer", "smp"): _Infer,
+    ("loss", "full size"): _FullSizeLoss,
+    ("loader", "seed"): _SeedLoader,
+    ("evaluate", "numpy"): _NumpyMeanIou,
+}

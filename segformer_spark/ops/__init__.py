@@ -1,0 +1,1 @@
+"""Operations that several rooms share, on tensors alone."""
