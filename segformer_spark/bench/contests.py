@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from segformer_spark.bench.pairs import Contest, Task
 from segformer_spark.bench.tasks import OURS
 from segformer_spark.data.demo.write import write_demo_set
+from segformer_spark.run.console import logger
 
 LIGHT_AUGMENTATION = (
     "augmentation.horizontal_flip=0.5",
@@ -48,9 +50,12 @@ def model_contest(kind: str, options: ModelOptions) -> Contest:
         OURS: options.task(kind, OURS),
         "transformers SDPA": options.task(kind, "transformers", attention="sdpa"),
         "transformers eager": options.task(kind, "transformers", attention="eager"),
-        "smp": options.task(kind, "smp"),
         PRODUCTS: options.task("products", OURS),
     }
+    if importlib.util.find_spec("segmentation_models_pytorch") is None:
+        logger.info("smp is left out, it is not installed: pip install 'segformer-spark[bench]'")
+    else:
+        tasks["smp"] = options.task(kind, "smp")
     if options.device == "cpu":
         tasks["transformers SDPA, memory kept"] = options.task(kind, "transformers", attention="sdpa", keep_memory=True)
     what = "training step" if kind == "train" else "inference"

@@ -43,9 +43,7 @@ def _smp(task: dict[str, Any]) -> nn.Module:
     try:
         import segmentation_models_pytorch as smp
     except ImportError as error:
-        raise UserError(
-            "segmentation_models_pytorch is not installed: pip install segmentation-models-pytorch"
-        ) from error
+        raise UserError("segmentation_models_pytorch is not installed: pip install 'segformer-spark[bench]'") from error
     model: nn.Module = smp.Segformer(f"mit_{task['variant']}", encoder_weights=None, classes=task["classes"])
     return model
 

@@ -29,6 +29,8 @@ FOREIGN_SHARE = 0.05
 
 _MIN_FOREIGN_PIXELS = 16
 _NO_LABEL = 65535
+_SQUARES = np.arange(-255, 256, dtype=np.int32) ** 2
+_FAR = np.iinfo(np.int32).max
 
 
 def read_image(path: Path) -> Image:
@@ -144,15 +146,16 @@ def read_color_mask(
     """
     pixels = read_image(path)
     table = [*colors, *([] if ignored is None else [ignored])]
-    ids, foreign = nearest_color(pixels, table, foreign_distance)
+    places, nearest, foreign = _nearest_colors(pixels, table, foreign_distance)
     if ignored is not None:
-        ids[ids == len(colors)] = IGNORE_INDEX
+        nearest[nearest == len(colors)] = IGNORE_INDEX
+    ids = np.zeros(pixels.shape[:2], np.uint8)
+    ids.reshape(-1)[places] = nearest
     # Relative to what is not plain background: a spacecraft may cover less than a hundredth of the image.
-    num_colored = int((pixels != np.asarray(colors[0], np.uint8)).any(-1).sum())
-    share = float(foreign.sum()) / max(num_colored, _MIN_FOREIGN_PIXELS / FOREIGN_SHARE)
+    share = float(np.count_nonzero(foreign)) / max(len(places), _MIN_FOREIGN_PIXELS / FOREIGN_SHARE)
     _refuse_index_mask(path, pixels, colors)
     if share > FOREIGN_SHARE:
-        values, counts = np.unique(pixels[foreign], axis=0, return_counts=True)
+        values, counts = np.unique(pixels.reshape(-1, 3)[places[foreign]], axis=0, return_counts=True)
         seen = tuple(int(v) for v in values[counts.argmax()])
         expected = ", ".join(str(color) for color in colors)
         raise DataError(
@@ -178,21 +181,29 @@ def nearest_color(
 ) -> tuple[Mask, NDArray[np.bool_]]:
     """Return, per pixel, the id of the nearest colour and whether it is further than `foreign_distance`.
 
-    |p - c|^2 = |p|^2 - 2 p.c + |c|^2; all terms are integers below 2^24, so float32 is exact. Ties go to the lower id.
-    Pixels that equal the first colour, most of a SPARK mask, are settled by one comparison.
+    Ties go to the lower id. Pixels that equal the first colour, most of a SPARK mask, are settled by one comparison,
+    the others by tables of squares.
     """
-    packed = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).view(np.uint32)[..., 0]
-    first = np.array([*colors[0], 255], np.uint8).view(np.uint32)[0]
-    rest = packed != first
-    palette = np.asarray(colors, np.float32)
-    points = pixels[rest].astype(np.float32)
-    scores = (palette**2).sum(1) - 2.0 * (points @ palette.T)
-    nearest = scores.argmin(1)
-    squared_distance = scores[np.arange(len(nearest)), nearest] + (points**2).sum(1)
-    ids, foreign = np.zeros(rest.shape, np.uint8), np.zeros(rest.shape, np.bool_)
-    ids[rest] = nearest
-    foreign[rest] = squared_distance > foreign_distance**2
+    ids, foreign = np.zeros(pixels.shape[:2], np.uint8), np.zeros(pixels.shape[:2], np.bool_)
+    places, nearest, far = _nearest_colors(pixels, colors, foreign_distance)
+    ids.reshape(-1)[places], foreign.reshape(-1)[places] = nearest, far
     return ids, foreign
+
+
+def _nearest_colors(
+    pixels: Image, colors: Sequence[Color], foreign_distance: float
+) -> tuple[NDArray[np.intp], NDArray[np.uint8], NDArray[np.bool_]]:
+    """Flat places of the pixels that differ from the first colour, their nearest colours, whether they are foreign."""
+    packed = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).view(np.uint32).ravel()
+    places = np.flatnonzero(packed != np.array([*colors[0], 255], np.uint8).view(np.uint32)[0])
+    channels = packed[places].view(np.uint8).reshape(-1, 4).T[:3]
+    nearest, distance = np.zeros(len(places), np.uint8), np.full(len(places), _FAR, np.int32)
+    for number, color in enumerate(colors):
+        red, green, blue = (_SQUARES[255 - value : 511 - value] for value in color)
+        own = red[channels[0]] + green[channels[1]] + blue[channels[2]]
+        nearest[own < distance] = number
+        np.minimum(distance, own, out=distance)
+    return places, nearest, distance > foreign_distance**2
 
 
 def check_sizes(image: Image, mask: Mask, image_path: Path, mask_path: Path) -> None:

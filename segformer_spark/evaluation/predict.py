@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,8 @@ from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.sliding import sliding_logits
 from segformer_spark.metrics.confusion import EvaluationCounts
-from segformer_spark.models.segformer import SegFormer, resize_logits
+from segformer_spark.models.segformer import SegFormer
+from segformer_spark.ops.interpolation import bands, enlarge_rows, source_rows
 from segformer_spark.run.console import progress
 
 TTA_FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -34,6 +35,9 @@ TTA_FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
 """Test-time augmentation: axes of (B, C, H, W) flipped in each pass."""
 
 _SPECK = 0.1
+_BAND_VALUES, _MIN_ROWS = 4_000_000, 16
+"""Enlarged logits that exist at a time: at 150 classes a whole image of 1024 pixels would take 630 MB."""
+
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -112,14 +116,7 @@ class Predictor:
     def _class_ids(self, passes: list[tuple[tuple[int, ...], Tensor]], row: int, item: EvalItem) -> Tensor:
         window = item.window
         size = item.size if window is None else (window.height, window.width)
-        if len(passes) == 1:
-            scores = resize_logits(passes[0][1][row : row + 1], size)
-        else:
-            scores = sum(
-                (resize_logits(logits[row : row + 1], size).flip(axes).softmax(1) for axes, logits in passes),
-                start=torch.zeros((), device=self.device),
-            )
-        ids = scores[0].argmax(0).to(torch.uint8 if scores.shape[1] <= 256 else torch.int32)
+        ids = enlarged_ids([logits[row].float().flip(axes) for axes, logits in passes], size)
         return ids if window is None else self._paste(ids, window, item.size)
 
     def _paste(self, ids: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
@@ -131,6 +128,23 @@ class Predictor:
         part = ids[top - window.top : bottom - window.top, left - window.left : right - window.left]
         whole[top:bottom, left:right] = part
         return whole
+
+
+def enlarged_ids(passes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Class ids at `size` from logits that are enlarged first, a band of rows at a time; uint8, or int32 if need be.
+
+    Args:
+        passes: logits (C, h, w) in fp32; with several, their mean probability decides.
+    """
+    classes, length, _ = passes[0].shape
+    dtype = torch.uint8 if classes <= 256 else torch.int32
+    ids = torch.empty(size, dtype=dtype, device=passes[0].device)
+    for rows in bands(size[0], max(_MIN_ROWS, _BAND_VALUES // (classes * size[1]))):
+        needed = source_rows(length, size[0], rows.start, rows.stop)
+        scores = [enlarge_rows(logits[:, needed], length, rows, size) for logits in passes]
+        whole = scores[0] if len(scores) == 1 else torch.stack([one.softmax(0) for one in scores]).sum(0)
+        ids[rows] = whole.argmax(0).to(dtype)
+    return ids
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
+
+_EXACT_IN_FP32 = 2**24
+"""OpenCV counts in fp32."""
 
 PREDICTED, TRUTH, OVERLAP = 0, 1, 2
 
@@ -17,9 +22,22 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int, ignore
     Args:
         prediction, truth: class ids of one shape, any integer type.
     """
-    fused = truth.flatten().long() * num_classes + prediction.flatten().long()
-    fused = fused[truth.flatten() != ignore_index]
-    return torch.bincount(fused, minlength=num_classes**2).view(num_classes, num_classes)
+    return _joint_counts(prediction, truth, num_classes, ignore_index)[:-1]
+
+
+def _joint_counts(prediction: Tensor, truth: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Counts (C + 1, C) int64 in one pass; the last row is what was predicted where the truth is `ignore_index`."""
+    bytes_here = prediction.dtype == truth.dtype == torch.uint8 and prediction.device.type == "cpu"
+    if bytes_here and num_classes < ignore_index and truth.numel() <= _EXACT_IN_FP32:
+        dtype = np.uint8 if (num_classes + 1) * num_classes <= 2**8 else np.uint16
+        fused = np.minimum(truth.numpy(), num_classes).astype(dtype) * dtype(num_classes) + prediction.numpy()
+        size = (num_classes + 1) * num_classes
+        counts = cv2.calcHist([fused.reshape(1, -1)], [0], None, [size], [0, size])
+        return torch.from_numpy(counts.astype(np.int64)).view(num_classes + 1, num_classes)
+    rows = truth.flatten().long()
+    rows = torch.where(rows == ignore_index, num_classes, rows)
+    fused_ids = rows * num_classes + prediction.flatten().long()
+    return torch.bincount(fused_ids, minlength=(num_classes + 1) * num_classes).view(num_classes + 1, num_classes)
 
 
 @dataclass
@@ -52,12 +70,12 @@ class EvaluationCounts:
 
     def add(self, index: int, group: int, prediction: Tensor, truth: Tensor, ignore_index: int) -> None:
         """Count image `index` from class ids (H, W)."""
-        matrix = confusion_matrix(prediction, truth, self.confusion.shape[-1], ignore_index)
+        counts = _joint_counts(prediction, truth, self.confusion.shape[-1], ignore_index)
+        matrix = counts[:-1]
         self.confusion[group] += matrix
         self.per_image[index] += torch.stack([matrix.sum(0), matrix.sum(1), matrix.diagonal()], dim=1)
         self.seen[index] += 1
-        unlabelled = prediction[truth == ignore_index].flatten().long()
-        self.ignored[group] += torch.bincount(unlabelled, minlength=self.ignored.shape[-1])
+        self.ignored[group] += counts[-1]
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> EvaluationCounts:
         """Add the counts of all ranks.
