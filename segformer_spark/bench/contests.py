@@ -44,7 +44,8 @@ class ModelOptions:
 def model_contest(kind: str, options: ModelOptions) -> Contest:
     """`train` or `infer`: this package, transformers with SDPA and eager attention, smp, and the machine's peak.
 
-    On a CPU transformers also gets the allocator's settings that this package makes.
+    On a CPU transformers and smp take part once more with the allocator's settings that this package makes.
+    torch.compile is for all models, activation checkpointing for this package's alone.
     """
     tasks = {
         OURS: options.task(kind, OURS),
@@ -68,30 +69,34 @@ def model_contest(kind: str, options: ModelOptions) -> Contest:
 
 def loss_contest(image_size: int, batch: int, classes: int) -> Contest:
     """CE + Dice from quarter-size logits, and its gradient."""
-    shared = {"kind": "loss", "image_size": image_size, "batch": batch, "classes": classes}
+    shared = {"kind": "loss", "keep_memory": True, "image_size": image_size, "batch": batch, "classes": classes}
     tasks = {OURS: {**shared, "who": OURS}, "full-size logits": {**shared, "who": "full size"}}
     return Contest(f"CE + Dice: {batch} x {image_size} px, {classes} classes", tasks, "images", batch)
 
 
 def evaluate_contest(image_size: int, images: int, classes: int) -> Contest:
     """Counting predicted against true labels."""
-    shared = {"kind": "evaluate", "image_size": image_size, "images": images, "classes": classes}
+    shared = {"kind": "evaluate", "keep_memory": True, "image_size": image_size, "images": images, "classes": classes}
     tasks = {OURS: {**shared, "who": OURS}, "mean IoU in NumPy": {**shared, "who": "numpy"}}
     return Contest(f"metric: {image_size} x {image_size} px, {classes} classes", tasks, "images", images)
 
 
 def loader_contest(folder: Path, native: int, image_size: int, images: int) -> Contest:
-    """Decoding and light augmentation on one core, on a rendered set and on its cache."""
-    root = folder / f"rendered_{native}"
+    """Decoding and light augmentation on one core, of a rendered set."""
+    root = folder / f"rendered_{native}_{images}"
     if not root.is_dir():
         write_demo_set(root, num_train=images, num_val=1, num_test=1, size=native, seed=0)
     shared = {
         "kind": "loader",
+        "keep_memory": True,
         "root": str(root),
         "image_size": image_size,
         "images": images,
         "threads": 1,
         "settings": list(LIGHT_AUGMENTATION),
     }
-    tasks: dict[str, Task] = {OURS: {**shared, "who": OURS}, "seed's way": {**shared, "who": "seed"}}
+    tasks: dict[str, Task] = {
+        OURS: {**shared, "who": OURS},
+        "seed's way": {**shared, "who": "seed", "keep_memory": True},
+    }
     return Contest(f"loader: {native} -> {image_size} px, one core", tasks, "images", images)

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -121,6 +121,10 @@ def _worker(name: str, task: Task) -> Iterator[_Worker]:
             yield worker
         finally:
             process.kill()
+            assert process.stdin is not None
+            # A request that it did not live to read is still in the buffer.
+            with suppress(BrokenPipeError):
+                process.stdin.close()
 
 
 def table(contest: Contest, rows: Sequence[Row], peak_flops: float | None = None) -> list[str]:

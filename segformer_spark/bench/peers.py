@@ -67,6 +67,8 @@ class _Train(Work):
         self._model = (_smp if self.task["who"] == "smp" else _transformers)(self.task).to(self.task["device"]).train()
         images, labels = random_batch(self.task)
         self._images, self._labels = _normalized(images).to(self.task["device"]), labels.long().to(self.task["device"])
+        if self.task["compile"]:
+            self._model.compile(dynamic=False)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=6e-5, weight_decay=0.01, fused=True)
 
     def run(self) -> None:

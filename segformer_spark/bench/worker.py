@@ -6,9 +6,9 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, TextIO
+
+from segformer_spark.run.system import forget_highest_memory, resident_bytes
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
@@ -18,8 +18,8 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         from segformer_spark.bench.tasks import build
 
         work = build(task)
-        before = _resident("VmRSS")
-        _forget_peak()
+        before = resident_bytes()
+        forget_highest_memory()
         work.prepare()
         work.run()
     except Exception as error:  # noqa: BLE001  whatever it is, the parent tells the user
@@ -28,35 +28,26 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     _answer(answers, {"ready": True})
     for request in requests:
         if request.strip() == "end":
-            peak = _resident("VmHWM")
-            memory = None if peak is None or before is None else (peak - before) / 1024
-            _answer(answers, {"memory_mib": memory, "flops": work.flops})
+            _answer(answers, {"memory_mib": _memory_mib(before), "flops": work.flops})
             return
         started = time.perf_counter()
         work.run()
         _answer(answers, {"seconds": time.perf_counter() - started})
 
 
+def _memory_mib(before: int | None) -> float | None:
+    """What the work took at its highest: of a GPU's memory where it has used one."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    highest = resident_bytes(highest=True)
+    return None if highest is None or before is None else (highest - before) / 2**20
+
+
 def _answer(answers: TextIO, value: dict[str, Any]) -> None:
     answers.write(json.dumps(value) + "\n")
     answers.flush()
-
-
-def _resident(field: str) -> int | None:
-    """Resident memory in KiB, now (VmRSS) or at its highest (VmHWM); None where there is no /proc."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith(field):
-                return int(line.split()[1])
-    except OSError:
-        pass
-    return None
-
-
-def _forget_peak() -> None:
-    # Elsewhere the peak of the imports stays, which is less than that of what follows.
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ Here every tensor is whole and named. Exporting and importing are collective: al
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
 )
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from segformer_spark.engine.state import EngineState
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_BUCKET_VALUES = 2**23
+"""Values that are gathered at a time, 32 MiB."""
+
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -29,14 +32,11 @@ def export_state(engine: Any, names: dict[str, str]) -> EngineState:
     step = _optimizer_step(engine)
     if step > 0:
         _link_moments(engine)
-    parameters: dict[str, Tensor] = {}
-    moments: dict[str, dict[str, Tensor]] = {key: {} for key in _MOMENTS} if step > 0 else {}
-    for live, parameter in module.named_parameters():
-        name = names[live]
-        parameters[name] = _copy(_master(parameter))
-        if step > 0 and parameter.requires_grad:
-            for key in _MOMENTS:
-                moments[key][name] = _copy(_moment(engine, parameter, key))
+    parameters = {names[live]: _copy(parameter.float()) for live, parameter in module.named_parameters()}
+    trained = {names[live]: parameter for live, parameter in module.named_parameters() if parameter.requires_grad}
+    if _uses_zero(engine):
+        parameters |= _gathered(trained, None)
+    moments = {key: _moments(engine, trained, key) for key in _MOMENTS} if step > 0 else {}
     buffers = {names[live]: _copy(buffer) for live, buffer in module.named_buffers() if live in names}
     return EngineState(parameters, buffers, moments, step, _loss_scaler(engine))
 
@@ -71,9 +71,40 @@ def _uses_zero(engine: Any) -> bool:
     return bool(engine.zero_optimization())
 
 
-def _master(parameter: nn.Parameter) -> Tensor:
-    master = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-    return parameter.detach().float() if master is None else master
+@torch.no_grad()
+def _gathered(parameters: Mapping[str, nn.Parameter], key: str | None) -> dict[str, Tensor]:
+    """Whole fp32 masters, or moments, on the CPU: every rank puts in the fragments that it owns.
+
+    As DeepSpeed's safe_get_full_fp32_param and safe_get_full_optimizer_state do, which reduce each tensor by itself.
+    """
+    whole: dict[str, Tensor] = {}
+    for bucket in _buckets(parameters):
+        first = bucket[0][1]
+        flat = torch.zeros(sum(p.numel() for _, p in bucket), device=first.device)
+        for (_, parameter), place in zip(bucket, _places(bucket, flat), strict=True):
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            if mapping is not None:
+                own = mapping.lp_fragment_address
+                place[own.start : own.start + own.numel].copy_(mapping.get_hp_fragment(key))
+        dist.all_reduce(flat, group=first._dp_group)  # type: ignore[attr-defined]
+        places = _places(bucket, flat)
+        whole |= {name: _copy(place.view_as(p)) for (name, p), place in zip(bucket, places, strict=True)}
+    return whole
+
+
+def _buckets(parameters: Mapping[str, nn.Parameter]) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    bucket: list[tuple[str, nn.Parameter]] = []
+    for item in parameters.items():
+        bucket.append(item)
+        if sum(p.numel() for _, p in bucket) >= _BUCKET_VALUES:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
+
+
+def _places(bucket: Sequence[tuple[str, nn.Parameter]], flat: Tensor) -> Sequence[Tensor]:
+    return torch.split(flat, [p.numel() for _, p in bucket])
 
 
 def _flat_partitions(engine: Any) -> list[Tensor]:
@@ -120,10 +151,10 @@ def _create_moments(engine: Any, step: int) -> None:
     _link_moments(engine)
 
 
-def _moment(engine: Any, parameter: nn.Parameter, key: str) -> Tensor:
+def _moments(engine: Any, parameters: Mapping[str, nn.Parameter], key: str) -> dict[str, Tensor]:
     if _uses_zero(engine):
-        return safe_get_full_optimizer_state(parameter, key)  # type: ignore[no-any-return]
-    return engine.optimizer.state[parameter][key]  # type: ignore[no-any-return]
+        return _gathered(parameters, key)
+    return {name: _copy(engine.optimizer.state[parameter][key]) for name, parameter in parameters.items()}
 
 
 def _set_moment(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -> None:

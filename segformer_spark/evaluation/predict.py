@@ -139,6 +139,8 @@ def enlarged_ids(passes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     classes, length, _ = passes[0].shape
     dtype = torch.uint8 if classes <= 256 else torch.int32
     ids = torch.empty(size, dtype=dtype, device=passes[0].device)
+    # In a product with zeros an infinite score would spread over its row and column.
+    passes = [torch.nan_to_num(logits) for logits in passes]
     for rows in bands(size[0], max(_MIN_ROWS, _BAND_VALUES // (classes * size[1]))):
         needed = source_rows(length, size[0], rows.start, rows.stop)
         scores = [enlarge_rows(logits[:, needed], length, rows, size) for logits in passes]

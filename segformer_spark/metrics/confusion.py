@@ -21,6 +21,9 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int, ignore
 
     Args:
         prediction, truth: class ids of one shape, any integer type.
+
+    Raises:
+        ValueError: an id that is neither a class nor `ignore_index`.
     """
     return _joint_counts(prediction, truth, num_classes, ignore_index)[:-1]
 
@@ -33,11 +36,21 @@ def _joint_counts(prediction: Tensor, truth: Tensor, num_classes: int, ignore_in
         fused = np.minimum(truth.numpy(), num_classes).astype(dtype) * dtype(num_classes) + prediction.numpy()
         size = (num_classes + 1) * num_classes
         counts = cv2.calcHist([fused.reshape(1, -1)], [0], None, [size], [0, size])
-        return torch.from_numpy(counts.astype(np.int64)).view(num_classes + 1, num_classes)
+        joint = torch.from_numpy(counts.astype(np.int64)).view(num_classes + 1, num_classes)
+        _check(int(joint[-1].sum()) == np.count_nonzero(truth.numpy() == ignore_index), num_classes)
+        return joint
     rows = truth.flatten().long()
     rows = torch.where(rows == ignore_index, num_classes, rows)
-    fused_ids = rows * num_classes + prediction.flatten().long()
-    return torch.bincount(fused_ids, minlength=(num_classes + 1) * num_classes).view(num_classes + 1, num_classes)
+    counted = torch.bincount(
+        rows * num_classes + prediction.flatten().long(), minlength=(num_classes + 1) * num_classes
+    )
+    _check(len(counted) == (num_classes + 1) * num_classes, num_classes)
+    return counted.view(num_classes + 1, num_classes)
+
+
+def _check(known: bool, num_classes: int) -> None:
+    if not known:
+        raise ValueError(f"labels that are no class: there are {num_classes} classes")
 
 
 @dataclass

@@ -37,7 +37,7 @@ class _ClassifyPixels(torch.autograd.Function):
         statistics = batch_statistics(values, reduce)
         inverse_std = torch.rsqrt(statistics.variance + eps)
         scale, shift = norm_weight * inverse_std, norm_bias.to(inverse_std.dtype)
-        dropped = round(dropout * _LEVELS)
+        dropped = min(round(dropout * _LEVELS), _LEVELS - 1)
         keep_scale = _LEVELS / (_LEVELS - dropped)
         projection = (weight * keep_scale).to(values.dtype)
         logits = values.new_empty(len(values), len(weight))

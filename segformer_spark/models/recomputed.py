@@ -70,7 +70,7 @@ def mix_ffn(maps: Tensor, norm: nn.LayerNorm, first: nn.Linear, conv: nn.Conv2d,
     device = maps.device.type
     dtype = _arithmetic(maps)
     with torch.autocast(device, enabled=False):
-        result: Tensor = _MixFfn.apply(maps, norm.eps, dtype, norm.weight, norm.bias, *weights)
+        result: Tensor = _MixFfn.apply(maps, norm.eps, dtype, *_norm_parameters(norm, maps), *weights)
     return result
 
 
@@ -118,8 +118,16 @@ def project_and_reduce(maps: Tensor, norm: nn.LayerNorm, query: nn.Linear, reduc
     weights = (query.weight, query.bias, reduce.weight, reduce.bias)
     dtype = _arithmetic(maps)
     with torch.autocast(maps.device.type, enabled=False):
-        result: tuple[Tensor, Tensor] = _ProjectAndReduce.apply(maps, norm.eps, dtype, norm.weight, norm.bias, *weights)
+        result: tuple[Tensor, Tensor] = _ProjectAndReduce.apply(
+            maps, norm.eps, dtype, *_norm_parameters(norm, maps), *weights
+        )
     return result
+
+
+def _norm_parameters(norm: nn.LayerNorm, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """No narrower than the maps: under autocast a model in fp16 has norms that give fp32."""
+    dtype = torch.promote_types(norm.weight.dtype, maps.dtype)
+    return norm.weight.to(dtype), norm.bias.to(dtype)
 
 
 def _arithmetic(maps: Tensor) -> torch.dtype:

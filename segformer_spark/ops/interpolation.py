@@ -2,7 +2,7 @@
 
 Interpolation is linear along each axis: Up(x) = R x C, with a few weights per row and column of the result. As products
 over bands it needs no full-size map of its own, and its gradient is a product, too: deterministic on every device,
-where torch scatters. All of it is torch's interpolate with align_corners=False, to rounding.
+where torch scatters. All of it is torch's interpolate with align_corners=False, to rounding, for finite values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=32)
 def interpolation_matrix(length: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The matrix (size, length) of linear interpolation."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.evaluation.predict import autocast
 from segformer_spark.losses.build import WeightedSum, build_loss
 from segformer_spark.models.segformer import SegFormer, build_segformer
+from segformer_spark.run.allocator import release_freed_memory
+from segformer_spark.run.system import forget_highest_memory, resident_bytes
 
 _BYTES = 4
 
@@ -46,7 +48,7 @@ class PassCost:
         seconds, encoder_seconds: median of the whole pass, and of the encoder's forward pass alone.
         encoder_bytes, head_bytes: tensors kept for the backward pass by the encoder, and by head and loss, without
             parameters.
-        peak_bytes: highest memory that torch held on a GPU; None on a CPU.
+        workspace_bytes: what the pass took at its highest beyond kept tensors and gradients; 0 where nobody can tell.
     """
 
     num_images: int
@@ -54,7 +56,7 @@ class PassCost:
     encoder_seconds: float
     encoder_bytes: int
     head_bytes: int
-    peak_bytes: int | None
+    workspace_bytes: int
 
 
 def measure_pass(
@@ -74,8 +76,7 @@ def measure_pass(
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_images, 3, image_size, image_size, generator=generator).to(device)
     labels = torch.randint(0, model.num_classes, (num_images, image_size, image_size), generator=generator).to(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    memory = _Memory(device)
 
     def encode() -> Sequence[Tensor]:
         with autocast(device, precision):
@@ -94,6 +95,8 @@ def measure_pass(
         value = finish(features)
     value.backward()  # type: ignore[no-untyped-call]
     del features, value
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    workspace = max(0, memory.taken() - gradients - in_encoder.num_bytes - in_head.num_bytes)
 
     def whole_pass() -> None:
         finish(encode()).backward()  # type: ignore[no-untyped-call]
@@ -102,8 +105,26 @@ def measure_pass(
     with torch.no_grad():
         encoder = statistics.median(_timed(encode, device) for _ in range(repeats))
     model.zero_grad(set_to_none=True)
-    peak = int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
-    return PassCost(num_images, seconds, encoder, in_encoder.num_bytes, in_head.num_bytes, peak)
+    return PassCost(num_images, seconds, encoder, in_encoder.num_bytes, in_head.num_bytes, workspace)
+
+
+class _Memory:
+    """Memory that is taken from now on, at its highest."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+        else:
+            release_freed_memory()
+            self._before = resident_bytes() or 0
+            forget_highest_memory()
+
+    def taken(self) -> int:
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device)) - self._before
+        return (resident_bytes(highest=True) or 0) - self._before
 
 
 class _KeptTensors(torch.autograd.graph.saved_tensors_hooks):
@@ -163,17 +184,20 @@ class MemoryEstimate:
     average: int
     activations: int
     joined_head: int
+    workspace: int
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.average + self.activations + self.joined_head
+        """The sum of all parts."""
+        return sum(asdict(self).values())
 
 
 def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: PassCost) -> MemoryEstimate:
     """Memory of a step under ZeRO (Rajbhandari et al. 2020, section 5), with activations as measured.
 
     fp32 parameters; gradients whole, or divided by the ranks under stage 2; AdamW's two moments and, under ZeRO, a
-    second fp32 copy of the weights, divided by the ranks under stages 1 and 2. Workspace and fragmentation come on top.
+    second fp32 copy of the weights, divided by the ranks under stages 1 and 2. Workspace, as measured, grows with the
+    images. What the libraries and the CUDA context take comes on top.
     """
     weights = sum(p.numel() for p in model.parameters()) * _BYTES
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * _BYTES
@@ -188,6 +212,7 @@ def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: Pas
         average=weights if config.training.ema.decay is not None else 0,
         activations=(cost.encoder_bytes + cost.head_bytes) * plan.micro_batch // cost.num_images,
         joined_head=cost.head_bytes * plan.micro_batch * others // cost.num_images,
+        workspace=cost.workspace_bytes * plan.micro_batch // cost.num_images,
     )
 
 

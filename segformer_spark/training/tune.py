@@ -205,15 +205,9 @@ def _available(device: torch.device) -> float:
 
 
 def _trial(cost: PassCost, memory: MemoryEstimate) -> BatchTrial:
-    """Memory by the estimate; on a GPU what a pass was seen to hold, and the states that it did not have."""
-    states = memory.total - memory.activations
-    whole = memory.total
-    if cost.peak_bytes is not None:
-        whole = max(whole, cost.peak_bytes + memory.optimizer + memory.average)
-    gib = 2**30
-    return BatchTrial(
-        cost.num_images, cost.seconds, cost.num_images / cost.seconds, whole / gib, (whole - states) / gib
-    )
+    """What grows with the images is what is kept and the workspace."""
+    growing, gib = memory.activations + memory.workspace, 2**30
+    return BatchTrial(cost.num_images, cost.seconds, cost.num_images / cost.seconds, memory.total / gib, growing / gib)
 
 
 def recommend(trials: Sequence[BatchTrial]) -> BatchTrial:

@@ -29,8 +29,8 @@ def add(subparsers: Subparsers) -> None:
         _add_model(parser, batch=2 if kind == "train" else 1)
         if kind == "train":
             parser.add_argument("--zero-stage", type=int, choices=(0, 1, 2), default=0, help="(default: %(default)s)")
-            parser.add_argument("--recompute", action="store_true", help="with activation checkpointing")
-            parser.add_argument("--compile", action="store_true", help="with torch.compile")
+            parser.add_argument("--recompute", action="store_true", help="this package with activation checkpointing")
+            parser.add_argument("--compile", action="store_true", help="all with torch.compile")
         _add_common(parser)
     parser = add_verb(
         actions,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from segformer_spark.bench import pairs
 from segformer_spark.bench.contests import PRODUCTS, ModelOptions, loader_contest, loss_contest, model_contest
 from segformer_spark.bench.pairs import Contest, Row, compare, table
 from segformer_spark.bench.report import run_contest
@@ -50,9 +51,9 @@ def test_the_loader_contest_renders_its_set_once(tmp_path: Path) -> None:
     contest = loader_contest(tmp_path, native=64, image_size=32, images=2)
     rows = compare(contest, 1)
     assert [row.name for row in rows] == [OURS, "seed's way"]
-    stamp = (tmp_path / "rendered_64" / "train.csv").stat().st_mtime_ns
+    stamp = (tmp_path / "rendered_64_2" / "train.csv").stat().st_mtime_ns
     loader_contest(tmp_path, native=64, image_size=32, images=2)
-    assert (tmp_path / "rendered_64" / "train.csv").stat().st_mtime_ns == stamp
+    assert (tmp_path / "rendered_64_2" / "train.csv").stat().st_mtime_ns == stamp
 
 
 def test_a_contestant_that_cannot_work_says_why() -> None:
@@ -76,3 +77,11 @@ def test_the_verb_prints_a_table_and_writes_everything(tmp_path: Path, capsys: p
     assert all(row["name"] in printed for row in written["rows"])
     assert {"hardware", "software", "command"} <= written["record"].keys()
     assert written["rows"][1]["ratio"] == statistics.median(written["rows"][1]["ratios"])
+
+
+def test_a_worker_that_is_killed_is_an_error_for_the_user() -> None:
+    contest = loss_contest(32, 1, 3)
+    with pytest.raises(UserError, match="ended with -9"), pairs._worker("ours", contest.tasks[OURS]) as worker:
+        worker._process.kill()
+        worker._process.wait()
+        worker.ask("run")

@@ -9,7 +9,7 @@ from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, _eval_item
 from segformer_spark.errors import ConfigError
-from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, main_box
+from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, enlarged_ids, main_box
 from segformer_spark.models.segformer import build_segformer, resize_logits
 
 
@@ -155,3 +155,25 @@ def test_how_a_whole_image_is_shown(resize: str, expected: tuple[int, int]) -> N
     ]
     shapes = [ids.shape for _, ids in predictor.predict([items])]
     assert shapes == [(240, 320), (200, 320)], "several sizes in one batch"
+
+
+def test_an_infinite_score_stays_where_it_is() -> None:
+    logits = torch.zeros(3, 32, 32)
+    logits[1] = 1
+    logits[1, 10, 10] = -torch.inf
+    ids = enlarged_ids([logits], (128, 128))
+    assert set(np.argwhere(ids.numpy() != 1).ravel().tolist()) <= set(range(36, 48)), "at the pixels around it"
+    assert ids[42, 42] != 1
+
+
+@pytest.mark.parametrize("band", [1, 10**9])
+def test_bands_and_flips_decide_as_whole_maps(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import segformer_spark.evaluation.predict as module
+
+    monkeypatch.setattr(module, "_BAND_VALUES", band)
+    generator = torch.Generator().manual_seed(0)
+    passes = [torch.randn(5, 9, 13, generator=generator) for _ in range(3)]
+    whole = [resize_logits(one[None], (70, 51))[0] for one in passes]
+    assert torch.equal(enlarged_ids(passes[:1], (70, 51)).long(), whole[0].argmax(0))
+    mean = torch.stack([one.softmax(0) for one in whole]).mean(0)
+    assert torch.equal(enlarged_ids(passes, (70, 51)).long(), mean.argmax(0))

@@ -76,3 +76,11 @@ def test_an_image_counted_twice_or_never_is_our_mistake(seen: list[int]) -> None
         counts.add(index, 0, blank, blank, IGNORE)
     with pytest.raises(AssertionError, match="exactly one rank"):
         counts.reduce(lambda value: value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize("classes", [3, 150])
+def test_a_label_that_is_no_class_is_refused(dtype: torch.dtype, classes: int) -> None:
+    truth = torch.tensor([0, 1, classes + 4], dtype=dtype)
+    with pytest.raises(ValueError, match=f"there are {classes} classes"):
+        confusion_matrix(torch.zeros(3, dtype=dtype), truth, classes, IGNORE)

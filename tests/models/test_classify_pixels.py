@@ -76,3 +76,8 @@ def test_kept_values_are_scaled() -> None:
     drawn = torch.stack([classify_pixels(*own, eps=1e-5, dropout=0.2, reduce=None)[0] for _ in range(300)])
     torch.testing.assert_close(drawn.mean(0).mean(0), whole.mean(0), rtol=0.02, atol=0.02)
     assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_dropout_close_to_one_leaves_something() -> None:
+    logits = classify_pixels(*inputs(), eps=1e-5, dropout=0.9999999, reduce=None)[0]
+    assert torch.isfinite(logits).all()

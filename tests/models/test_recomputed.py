@@ -89,3 +89,21 @@ def test_bf16_autocast_keeps_the_residual_path_in_fp32() -> None:
     short.float().sum().backward()
     assert values.grad is not None
     assert values.grad.dtype == first.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_weights_with_fp32_maps(dtype: torch.dtype) -> None:
+    """As under fp16 in DeepSpeed: the model is in fp16, and autocast on a GPU computes norms in fp32."""
+    torch.manual_seed(0)
+    values, norm = torch.randn(1, 4, 4, WIDTH, requires_grad=True), nn.LayerNorm(WIDTH)
+    first, second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+    conv, reduce = nn.Conv2d(WIDTH, WIDTH, 3, 1, 1, groups=WIDTH), nn.Conv2d(WIDTH, WIDTH, 2, 2)
+    exact = mix_ffn(values, norm, first, conv, second), *project_and_reduce(values, norm, first, reduce)
+    for module in (norm, first, second, conv, reduce):
+        module.to(dtype)
+    short = mix_ffn(values, norm, first, conv, second), *project_and_reduce(values, norm, first, reduce)
+    for one, other in zip(short, exact, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.05)
+    sum(one.float().sum() for one in short).backward()
+    assert norm.weight.grad is not None
+    assert norm.weight.grad.dtype == dtype
