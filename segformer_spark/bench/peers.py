@@ -12,16 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from segformer_spark.bench.work import Work, label_maps, names, random_batch, random_logits
 from segformer_spark.config.load import load_config
-from segformer_spark.config.schema import AugmentationConfig
 from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.data.readers.spark import SPARK_CLASSES, read_rows
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD
@@ -127,11 +128,9 @@ class _SeedLoader(Work):
     task: dict[str, Any]
 
     def prepare(self) -> None:
-        from pathlib import Path
-
         config = load_config(overrides=self.task["settings"]).config
         self._rows = read_rows(Path(self.task["root"]), "train")
-        self._augmentation = build_augmentation(AugmentationConfig(**config.augmentation.model_dump()))
+        self._augmentation = build_augmentation(config.augmentation)
         self._next = 0
 
     def run(self) -> None:
@@ -140,9 +139,7 @@ class _SeedLoader(Work):
             self._next += 1
             self._sample(row.image, row.mask)
 
-    def _sample(self, image_path: Any, mask_path: Any) -> tuple[Tensor, Tensor]:
-        from PIL import Image
-
+    def _sample(self, image_path: Path, mask_path: Path) -> tuple[Tensor, Tensor]:
         side = self.task["image_size"]
         image = np.array(Image.open(image_path).convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
         colors = np.array(Image.open(mask_path).convert("RGB").resize((side, side), Image.Resampling.NEAREST))

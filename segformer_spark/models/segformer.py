@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging as transformers_logging
@@ -192,14 +191,6 @@ def build_segformer(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SegFormer(SegformerForSemanticSegmentation(config), freeze_backbone=freeze_backbone)
-
-
-def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear logits (B, C, h, w) -> (B, C, *size) in fp32, straight from the model's resolution."""
-    logits = logits.float()
-    if logits.shape[-2:] == size:
-        return logits
-    return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def portable_names(model: SegFormer) -> dict[str, str]:

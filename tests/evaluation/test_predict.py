@@ -4,13 +4,18 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, _eval_item
 from segformer_spark.errors import ConfigError
 from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, enlarged_ids, main_box
-from segformer_spark.models.segformer import build_segformer, resize_logits
+from segformer_spark.models.segformer import build_segformer
+
+
+def torchs(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 class Corner(nn.Module):
@@ -49,7 +54,7 @@ def test_logits_are_upsampled_before_argmax() -> None:
     from segformer_spark.data.transforms import normalize_images
 
     with torch.inference_mode():
-        expected = resize_logits(model(normalize_images(one.pixels[None])), (200, 150))[0].argmax(0)
+        expected = torchs(model(normalize_images(one.pixels[None])), (200, 150))[0].argmax(0)
     np.testing.assert_array_equal(predict(model, [one])[0], expected.numpy())
 
 
@@ -173,7 +178,7 @@ def test_bands_and_flips_decide_as_whole_maps(band: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "_BAND_VALUES", band)
     generator = torch.Generator().manual_seed(0)
     passes = [torch.randn(5, 9, 13, generator=generator) for _ in range(3)]
-    whole = [resize_logits(one[None], (70, 51))[0] for one in passes]
+    whole = [torchs(one[None], (70, 51))[0] for one in passes]
     assert torch.equal(enlarged_ids(passes[:1], (70, 51)).long(), whole[0].argmax(0))
     mean = torch.stack([one.softmax(0) for one in whole]).mean(0)
     assert torch.equal(enlarged_ids(passes, (70, 51)).long(), mean.argmax(0))

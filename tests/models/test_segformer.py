@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segformer_spark.models.segformer import build_segformer, portable_names, resize_logits
+from segformer_spark.models.segformer import build_segformer, portable_names
 
 # Study A and C: base + C x (D + 1).
 COUNTS = {
@@ -68,11 +68,3 @@ def test_portable_names_are_those_of_the_published_files() -> None:
         "decode_head.batch_norm.running_var",
         "decode_head.classifier.bias",
     } <= published
-
-
-def test_logits_are_resized_in_fp32() -> None:
-    logits = torch.randn(1, 2, 4, 5, dtype=torch.bfloat16)
-    out = resize_logits(logits, (16, 21))
-    assert out.dtype == torch.float32
-    assert out.shape == (1, 2, 16, 21)
-    torch.testing.assert_close(resize_logits(logits, (4, 5)), logits.float())
