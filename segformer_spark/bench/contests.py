@@ -58,7 +58,8 @@ def model_contest(kind: str, options: ModelOptions) -> Contest:
     else:
         tasks["smp"] = options.task(kind, "smp")
     if options.device == "cpu":
-        tasks["transformers SDPA, memory kept"] = options.task(kind, "transformers", attention="sdpa", keep_memory=True)
+        for name in [name for name in ("transformers SDPA", "smp") if name in tasks]:
+            tasks[f"{name}, memory kept"] = {**tasks[name], "keep_memory": True}
     what = "training step" if kind == "train" else "inference"
     title = (
         f"{what}: SegFormer-{options.variant.upper()}, {options.batch} x {options.image_size} px, "

@@ -36,6 +36,10 @@ def test_ratios_are_pairwise_and_their_median_is_quoted() -> None:
 def test_contestants_of_a_model_contest_run(kind: str) -> None:
     contest = model_contest(kind, TINY)
     wanted = {name: task for name, task in contest.tasks.items() if name not in ("smp", "transformers eager")}
+    assert contest.tasks["transformers SDPA, memory kept"] == {
+        **contest.tasks["transformers SDPA"],
+        "keep_memory": True,
+    }
     rows = compare(Contest(contest.title, wanted, "images", 1), 2)
     assert [row.name for row in rows] == list(wanted)
     for row in rows:
