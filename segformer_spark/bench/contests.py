@@ -65,21 +65,21 @@ def model_contest(kind: str, options: ModelOptions) -> Contest:
         f"{what}: SegFormer-{options.variant.upper()}, {options.batch} x {options.image_size} px, "
         f"{options.classes} classes, {options.precision}"
     )
-    return Contest(title, tasks, "images", options.batch)
+    return Contest(title, tasks, options.batch)
 
 
 def loss_contest(image_size: int, batch: int, classes: int) -> Contest:
     """CE + Dice from quarter-size logits, and its gradient."""
     shared = {"kind": "loss", "keep_memory": True, "image_size": image_size, "batch": batch, "classes": classes}
     tasks = {OURS: {**shared, "who": OURS}, "full-size logits": {**shared, "who": "full size"}}
-    return Contest(f"CE + Dice: {batch} x {image_size} px, {classes} classes", tasks, "images", batch)
+    return Contest(f"CE + Dice: {batch} x {image_size} px, {classes} classes", tasks, batch)
 
 
 def evaluate_contest(image_size: int, images: int, classes: int) -> Contest:
     """Counting predicted against true labels."""
     shared = {"kind": "evaluate", "keep_memory": True, "image_size": image_size, "images": images, "classes": classes}
     tasks = {OURS: {**shared, "who": OURS}, "mean IoU in NumPy": {**shared, "who": "numpy"}}
-    return Contest(f"metric: {image_size} x {image_size} px, {classes} classes", tasks, "images", images)
+    return Contest(f"metric: {image_size} x {image_size} px, {classes} classes", tasks, images)
 
 
 def loader_contest(folder: Path, native: int, image_size: int, images: int) -> Contest:
@@ -98,6 +98,6 @@ def loader_contest(folder: Path, native: int, image_size: int, images: int) -> C
     }
     tasks: dict[str, Task] = {
         OURS: {**shared, "who": OURS},
-        "seed's way": {**shared, "who": "seed", "keep_memory": True},
+        "seed's way": {**shared, "who": "seed"},
     }
-    return Contest(f"loader: {native} -> {image_size} px, one core", tasks, "images", images)
+    return Contest(f"loader: {native} -> {image_size} px, one core", tasks, images)

@@ -7,7 +7,6 @@ quote is the median of the pairwise ratios, with their spread.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,13 +27,12 @@ class Contest:
 
     Attributes:
         tasks: {name: task}; the first is the one that the others are compared with.
-        unit: what a call does `units` of ("images").
+        images: that one call works on.
     """
 
     title: str
     tasks: Mapping[str, Task]
-    unit: str
-    units: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -110,14 +108,11 @@ class _Worker:
 
 @contextmanager
 def _worker(name: str, task: Task) -> Iterator[_Worker]:
-    environment = os.environ | task.get("environment", {})
     command = [sys.executable, "-m", "segformer_spark.bench.worker"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         worker = _Worker(name, process)
         try:
-            worker.ask(json.dumps({key: value for key, value in task.items() if key != "environment"}))
+            worker.ask(json.dumps(task))
             yield worker
         finally:
             process.kill()
@@ -128,16 +123,16 @@ def _worker(name: str, task: Task) -> Iterator[_Worker]:
 
 
 def table(contest: Contest, rows: Sequence[Row], peak_flops: float | None = None) -> list[str]:
-    """Aligned lines: time, units per second, ratio with its spread, memory, share of the machine's peak."""
+    """Aligned lines: time, images per second, ratio with its spread, memory, share of the machine's peak."""
     lines = [
         contest.title,
-        f"{'':<34}{'ms':>10}{contest.unit + '/s':>12}{'ratio':>8}{'from':>7}{'to':>7}{'MiB':>8}{'peak':>7}",
+        f"{'':<34}{'ms':>10}{'images/s':>12}{'ratio':>8}{'from':>7}{'to':>7}{'MiB':>8}{'peak':>7}",
     ]
     for row in rows:
         memory = "" if row.memory_mib is None else f"{row.memory_mib:.0f}"
         share = "" if row.flops is None or peak_flops is None else f"{100 * row.flops / row.median / peak_flops:.0f} %"
         lines.append(
-            f"{row.name:<34}{1000 * row.median:>10.1f}{contest.units / row.median:>12.2f}{row.ratio:>8.2f}"
+            f"{row.name:<34}{1000 * row.median:>10.1f}{contest.images / row.median:>12.2f}{row.ratio:>8.2f}"
             f"{min(row.ratios):>7.2f}{max(row.ratios):>7.2f}{memory:>8}{share:>7}"
         )
     return lines
@@ -147,8 +142,7 @@ def as_json(contest: Contest, rows: Sequence[Row], **more: Any) -> dict[str, Any
     """Everything that was measured, ready for a file."""
     return {
         "title": contest.title,
-        "unit": contest.unit,
-        "units_per_call": contest.units,
+        "images_per_call": contest.images,
         "tasks": dict(contest.tasks),
         "rows": [
             {

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from segformer_spark.bench.work import Work, label_maps, names, random_batch, ra
 from segformer_spark.config.load import load_config
 from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.data.readers.spark import SPARK_CLASSES, read_rows
-from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD
-from segformer_spark.data.transforms import build_augmentation
+from segformer_spark.data.transforms import build_augmentation, normalize_images
 from segformer_spark.errors import UserError
+from segformer_spark.evaluation.predict import autocast
 from segformer_spark.models.segformer import segformer_config
 
 
@@ -41,39 +41,49 @@ def _transformers(task: dict[str, Any]) -> nn.Module:
 
 
 def _smp(task: dict[str, Any]) -> nn.Module:
-    try:
-        import segmentation_models_pytorch as smp
-    except ImportError as error:
-        raise UserError("segmentation_models_pytorch is not installed: pip install 'segformer-spark[bench]'") from error
-    model: nn.Module = smp.Segformer(f"mit_{task['variant']}", encoder_weights=None, classes=task["classes"])
+    model: nn.Module = _load_smp().Segformer(f"mit_{task['variant']}", encoder_weights=None, classes=task["classes"])
     return model
 
 
-def _autocast(task: dict[str, Any]) -> AbstractContextManager[object]:
-    if task["precision"] == "fp32":
-        return nullcontext()
-    return torch.autocast(task["device"], dtype=torch.bfloat16 if task["precision"] == "bf16" else torch.float16)
-
-
-def _normalized(images: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (images.float() / 255 - mean) / std
+def _load_smp() -> Any:
+    try:
+        import segmentation_models_pytorch
+    except ImportError as error:
+        raise UserError("segmentation_models_pytorch is not installed: pip install 'segformer-spark[bench]'") from error
+    return segmentation_models_pytorch
 
 
 @dataclass
-class _Train(Work):
+class _Model(Work):
+    """A peer's model."""
+
     task: dict[str, Any]
 
+    def load(self) -> None:
+        if self.task["who"] == "smp":
+            _load_smp()
+
+    def build(self) -> nn.Module:
+        """The model with random weights on the task's device."""
+        return (_smp if self.task["who"] == "smp" else _transformers)(self.task).to(self.task["device"])
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of the forward pass."""
+        return autocast(torch.device(self.task["device"]), self.task["precision"])
+
+
+class _Train(_Model):
     def prepare(self) -> None:
-        self._model = (_smp if self.task["who"] == "smp" else _transformers)(self.task).to(self.task["device"]).train()
+        self._model = self.build().train()
         images, labels = random_batch(self.task)
-        self._images, self._labels = _normalized(images).to(self.task["device"]), labels.long().to(self.task["device"])
+        self._images = normalize_images(images).to(self.task["device"])
+        self._labels = labels.long().to(self.task["device"])
         if self.task["compile"]:
             self._model.compile(dynamic=False)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=6e-5, weight_decay=0.01, fused=True)
 
     def run(self) -> None:
-        with _autocast(self.task):
+        with self.autocast():
             loss: Tensor
             if self.task["who"] == "smp":
                 loss = functional.cross_entropy(self._model(self._images), self._labels, ignore_index=IGNORE_INDEX)
@@ -87,18 +97,15 @@ class _Train(Work):
             torch.cuda.synchronize()
 
 
-@dataclass
-class _Infer(Work):
-    task: dict[str, Any]
-
+class _Infer(_Model):
     def prepare(self) -> None:
-        self._model = (_smp if self.task["who"] == "smp" else _transformers)(self.task).to(self.task["device"]).eval()
+        self._model = self.build().eval()
         self._images = random_batch(self.task)[0]
 
     @torch.no_grad()
     def run(self) -> None:
-        with _autocast(self.task):
-            out = self._model(_normalized(self._images).to(self.task["device"]))
+        with self.autocast():
+            out = self._model(normalize_images(self._images).to(self.task["device"]))
         logits = out if isinstance(out, Tensor) else out.logits
         functional.interpolate(logits, size=self._images.shape[-2:], mode="bilinear").argmax(1).cpu()
 
@@ -147,7 +154,7 @@ class _SeedLoader(Work):
         distances = np.linalg.norm(colors[:, :, None].astype(np.float32) - palette[None, None], axis=-1)
         out = self._augmentation(image=image, mask=distances.argmin(-1).astype(np.uint8))
         pixels = torch.from_numpy(out["image"]).permute(2, 0, 1)[None]
-        return _normalized(pixels)[0], torch.from_numpy(out["mask"]).long()
+        return normalize_images(pixels)[0], torch.from_numpy(out["mask"]).long()
 
 
 @dataclass

@@ -24,7 +24,7 @@ from segformer_spark.data.registry import open_training_set
 from segformer_spark.data.transforms import TrainTransform
 from segformer_spark.distributed.environment import detect_launch
 from segformer_spark.distributed.process_group import choose_device, process_group, set_threads
-from segformer_spark.engine.engine import Engine
+from segformer_spark.engine.engine import Engine, load_deepspeed
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.losses.build import build_loss
@@ -60,6 +60,9 @@ class _Train(Work):
     """An optimizer step of the engine, from uint8 images to updated weights."""
 
     task: dict[str, Any]
+
+    def load(self) -> None:
+        load_deepspeed(choose_device(self.task["device"], 0))
 
     def prepare(self) -> None:
         task = self.task

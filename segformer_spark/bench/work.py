@@ -17,6 +17,9 @@ class Work:
 
     flops: float | None = None
 
+    def load(self) -> None:
+        """Import the libraries that `prepare` needs; their memory does not count."""
+
     def prepare(self) -> None:
         """Build what `run` needs; all memory that it takes counts."""
 

@@ -18,6 +18,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         from segformer_spark.bench.tasks import build
 
         work = build(task)
+        work.load()
         before = resident_bytes()
         forget_highest_memory()
         work.prepare()

@@ -49,15 +49,9 @@ class Engine:
             ConfigError: a precision that this device or stage cannot do, or a bad DeepSpeed file.
         """
         check_precision(config, group.device)
-        # deepspeed asks for the accelerator when it is imported.
-        os.environ.setdefault("DS_ACCELERATOR", group.device.type)
         # deepspeed makes this the current device: with one GPU bound to each task it is 0 on every rank.
         os.environ["LOCAL_RANK"] = str(group.launch.local_rank if group.device.index is None else group.device.index)
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        import deepspeed
-
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        _skip_shared_memory_op(deepspeed)
+        deepspeed = load_deepspeed(group.device)
         model.to(group.device)
         if config.training.activation_checkpointing:
             model.checkpoint_activations()
@@ -247,6 +241,18 @@ def check_precision(config: Config, device: torch.device) -> None:
         raise ConfigError("training.precision fp16 needs deepspeed.zero_stage 1 or 2; with stage 0 use bf16 or fp32")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError("training.precision bf16: this GPU has no bf16 arithmetic; use fp32 or fp16")
+
+
+def load_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed for this device, and keep it quiet."""
+    # deepspeed asks for the accelerator when it is imported.
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    _skip_shared_memory_op(deepspeed)
+    return deepspeed
 
 
 def _skip_shared_memory_op(deepspeed: Any) -> None:

@@ -97,9 +97,10 @@ def _costs(
         "activations": memory.activations,
         "head's activations of the other micro-batches": memory.joined_head,
         "workspace": memory.workspace,
+        "caches of the libraries": memory.libraries,
     }
     listed = ", ".join(f"{name} {value / _MIB:.0f}" for name, value in parts.items() if value)
-    yield f"memory per device in MiB: {listed}; {memory.total / _MIB:.0f} in all, on top of the libraries"
+    yield f"memory per device in MiB: {listed}; {memory.total / _MIB:.0f} in all, on top of the imports"
     yield f"  activations measured on {num_images} image(s) at {config.data.image_size} px on {where}"
     seconds = step_seconds(config, plan, cost)
     yield f"time per step: {seconds:.2f} s on {where}, communication and loading not included"

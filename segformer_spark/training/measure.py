@@ -48,7 +48,9 @@ class PassCost:
         seconds, encoder_seconds: median of the whole pass, and of the encoder's forward pass alone.
         encoder_bytes, head_bytes: tensors kept for the backward pass by the encoder, and by head and loss, without
             parameters.
-        workspace_bytes: what the pass took at its highest beyond kept tensors and gradients; 0 where nobody can tell.
+        workspace_bytes: what the pass took at its highest beyond kept tensors and gradients, holes between freed blocks
+            included; 0 where nobody can tell.
+        library_bytes: what the first pass left behind: code and caches of the libraries.
     """
 
     num_images: int
@@ -57,6 +59,7 @@ class PassCost:
     encoder_bytes: int
     head_bytes: int
     workspace_bytes: int
+    library_bytes: int
 
 
 def measure_pass(
@@ -76,7 +79,6 @@ def measure_pass(
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_images, 3, image_size, image_size, generator=generator).to(device)
     labels = torch.randint(0, model.num_classes, (num_images, image_size, image_size), generator=generator).to(device)
-    memory = _Memory(device)
 
     def encode() -> Sequence[Tensor]:
         with autocast(device, precision):
@@ -88,28 +90,34 @@ def measure_pass(
         value: Tensor = loss.of_coarse(logits, labels)
         return value
 
+    def whole_pass() -> None:
+        finish(encode()).backward()  # type: ignore[no-untyped-call]
+
+    memory = _Memory(device)
+    whole_pass()
+    model.zero_grad(set_to_none=True)
+    libraries = memory.left()
+    memory = _Memory(device)
     in_encoder, in_head = _KeptTensors(model), _KeptTensors(model)
     with in_encoder:
         features = encode()
     with in_head:
         value = finish(features)
+    in_forward = memory.taken()
     value.backward()  # type: ignore[no-untyped-call]
     del features, value
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    workspace = max(0, memory.taken() - gradients - in_encoder.num_bytes - in_head.num_bytes)
-
-    def whole_pass() -> None:
-        finish(encode()).backward()  # type: ignore[no-untyped-call]
-
+    highest = max(in_forward, memory.taken() - gradients)
+    workspace = max(0, highest - in_encoder.num_bytes - in_head.num_bytes)
     seconds = statistics.median(_timed(whole_pass, device) for _ in range(repeats))
     with torch.no_grad():
         encoder = statistics.median(_timed(encode, device) for _ in range(repeats))
     model.zero_grad(set_to_none=True)
-    return PassCost(num_images, seconds, encoder, in_encoder.num_bytes, in_head.num_bytes, workspace)
+    return PassCost(num_images, seconds, encoder, in_encoder.num_bytes, in_head.num_bytes, workspace, libraries)
 
 
 class _Memory:
-    """Memory that is taken from now on, at its highest."""
+    """Memory that is taken from now on."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -121,7 +129,15 @@ class _Memory:
             self._before = resident_bytes() or 0
             forget_highest_memory()
 
+    def left(self) -> int:
+        """What is still taken when all that is free has been given back."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.memory_allocated(self._device)) - self._before
+        release_freed_memory()
+        return max(0, (resident_bytes() or 0) - self._before)
+
     def taken(self) -> int:
+        """At its highest so far."""
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device)) - self._before
         return (resident_bytes(highest=True) or 0) - self._before
@@ -185,6 +201,7 @@ class MemoryEstimate:
     activations: int
     joined_head: int
     workspace: int
+    libraries: int
 
     @property
     def total(self) -> int:
@@ -197,7 +214,7 @@ def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: Pas
 
     fp32 parameters; gradients whole, or divided by the ranks under stage 2; AdamW's two moments and, under ZeRO, a
     second fp32 copy of the weights, divided by the ranks under stages 1 and 2. Workspace, as measured, grows with the
-    images. What the libraries and the CUDA context take comes on top.
+    images. What importing the libraries and the CUDA context take comes on top.
     """
     weights = sum(p.numel() for p in model.parameters()) * _BYTES
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * _BYTES
@@ -213,6 +230,7 @@ def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: Pas
         activations=(cost.encoder_bytes + cost.head_bytes) * plan.micro_batch // cost.num_images,
         joined_head=cost.head_bytes * plan.micro_batch * others // cost.num_images,
         workspace=cost.workspace_bytes * plan.micro_batch // cost.num_images,
+        libraries=cost.library_bytes,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def find_batch_size(
     if limit_gib is None:
         limit_gib = _available(group.device) / 2**30
     trials: list[BatchTrial] = []
-    micro = 1
+    micro, library_bytes = 1, 0
     while micro <= largest:
         if trials and trials[-1].memory_of_twice > limit_gib:
             expected = trials[-1].memory_of_twice
@@ -186,6 +186,8 @@ def find_batch_size(
         except torch.cuda.OutOfMemoryError:
             logger.info("%d images do not fit", micro)
             break
+        library_bytes = library_bytes or cost.library_bytes  # only the first pass of a process finds them
+        cost = replace(cost, library_bytes=library_bytes)
         trials.append(_trial(cost, estimate_memory(model, config, BatchPlan(micro, 1, group.world_size), cost)))
         logger.info(
             "micro-batch %d  %.2f s  %.2f images/s  %.2f GiB",

@@ -20,7 +20,7 @@ TINY = ModelOptions("b0", 64, 1, 3, "fp32", "cpu")
 
 
 def test_ratios_are_pairwise_and_their_median_is_quoted() -> None:
-    contest = Contest("title", {"a": {}, "b": {}}, "images", 4)
+    contest = Contest("title", {"a": {}, "b": {}}, 4)
     seconds = {"a": [1.0, 2.0, 4.0], "b": [2.0, 2.0, 12.0]}
     rows = [
         Row(name, own, [t / r for t, r in zip(own, seconds["a"], strict=True)], 12.0, 8.0)
@@ -40,7 +40,7 @@ def test_contestants_of_a_model_contest_run(kind: str) -> None:
         **contest.tasks["transformers SDPA"],
         "keep_memory": True,
     }
-    rows = compare(Contest(contest.title, wanted, "images", 1), 2)
+    rows = compare(Contest(contest.title, wanted, 1), 2)
     assert [row.name for row in rows] == list(wanted)
     for row in rows:
         assert len(row.seconds) == len(row.ratios) == 2
@@ -64,7 +64,7 @@ def test_a_contestant_that_cannot_work_says_why() -> None:
     contest = loss_contest(32, 1, 3)
     broken = {**contest.tasks, "nobody": {"kind": "loss", "who": "nobody"}}
     with pytest.raises(UserError, match="nobody: UserError: no task loss for nobody"):
-        compare(Contest("", broken, "images", 1), 1)
+        compare(Contest("", broken, 1), 1)
     with pytest.raises(UserError, match="the contestants are"):
         list(run_contest(contest, 1, ["me"], None))
 

@@ -77,7 +77,7 @@ def test_rates_that_do_not_rise() -> None:
 
 
 def trials(group: Group, limit: float) -> list[BatchTrial]:
-    config = load_config(overrides=["data.image_size=64", "model.variant=b0"]).config
+    config = load_config(overrides=["data.image_size=256", "model.variant=b0"]).config
     return find_batch_size(config, ["a", "b"], group, limit_gib=limit, largest=4)
 
 
