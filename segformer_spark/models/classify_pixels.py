@@ -60,25 +60,27 @@ class _ClassifyPixels(torch.autograd.Function):
         wide = mean.dtype
         scale, shift = norm_weight * inverse_std, norm_bias.to(wide)
         projection = (weight * ctx.keep_scale).to(grad.dtype)
-        inner = torch.empty_like(values)
+
+        def of_norm(rows: slice) -> tuple[Tensor, Tensor]:
+            active = _activation(values[rows], mean, scale, shift, None if all_kept is None else all_kept[rows])
+            return active, torch.ops.aten.threshold_backward((grad[rows] @ projection).to(wide), active, 0)
+
         grad_projection = torch.zeros_like(weight, dtype=wide)
         sums = mean.new_zeros(2, len(mean))
         for rows in _chunks(values):
-            kept = None if all_kept is None else all_kept[rows]
-            active = _activation(values[rows], mean, scale, shift, kept)
+            active, inner = of_norm(rows)
             grad_projection += grad[rows].T @ active.to(grad.dtype)
-            of_norm = torch.ops.aten.threshold_backward((grad[rows] @ projection).to(wide), active, 0)
-            sums[0] += of_norm.sum(0)
-            sums[1] += (of_norm * (values[rows].to(wide) - mean)).sum(0)
-            inner[rows] = of_norm
+            sums[0] += inner.sum(0)
+            sums[1] += (inner * (values[rows].to(wide) - mean)).sum(0)
         grad_norm_bias, grad_norm_weight = sums[0].clone(), sums[1] * inverse_std
         totals = sums if ctx.reduce is None else ctx.reduce(sums)
         mean_grad, slope = totals[0] / count, totals[1] * inverse_std.square() / count
+        # Into the memory of the values: a second map of this size would be the highest point of the whole step.
         for rows in _chunks(values):
             centered = values[rows].to(wide) - mean
-            inner[rows] = torch.addcmul(inner[rows] - mean_grad, centered, slope, value=-1).mul_(scale)
+            values[rows] = torch.addcmul(of_norm(rows)[1] - mean_grad, centered, slope, value=-1).mul_(scale)
         return (
-            inner,
+            values,
             grad_norm_weight.to(norm_weight.dtype),
             grad_norm_bias.to(norm_bias.dtype),
             (grad_projection * ctx.keep_scale).to(weight.dtype),
@@ -105,7 +107,8 @@ def classify_pixels(
     Dropout's probability is rounded to 1 / 65536, and what is kept is scaled to match.
 
     Args:
-        values: (N, D) contiguous, all pixels of the batch.
+        values: (N, D) contiguous, all pixels of the batch. The backward pass overwrites them with their gradient; a
+            second one is refused by autograd.
         norm_weight, norm_bias: (D,).
         weight, bias: the classifier's, (C, D) and (C,).
         eps: of the batch norm.
@@ -155,5 +158,5 @@ def _draw(kept: Tensor, dropped: int) -> None:
 
 
 def _chunks(values: Tensor) -> Iterator[slice]:
-    size = max(1, _CACHED_VALUES // values.shape[1]) if values.device.type == "cpu" else len(values)
-    return (slice(start, start + size) for start in range(0, len(values), max(1, size)))
+    size = max(1, _CACHED_VALUES // values.shape[1] if values.device.type == "cpu" else len(values))
+    return (slice(start, start + size) for start in range(0, len(values), size))

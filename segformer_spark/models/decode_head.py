@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
 from segformer_spark.models.classify_pixels import classify_pixels
+from segformer_spark.models.recomputed import arithmetic
 from segformer_spark.models.upsample import BAND, add_band, project_and_add, widen
 from segformer_spark.ops.interpolation import bands
 
@@ -29,6 +30,7 @@ from segformer_spark.ops.interpolation import bands
 class MergedDecodeHead(nn.Module):
     """Takes over the submodules of transformers' SegformerDecodeHead under their own names."""
 
+    linear_projections: nn.ModuleList
     linear_fuse: nn.Conv2d
     batch_norm: CrossRankBatchNorm2d
     dropout: nn.Dropout
@@ -39,17 +41,11 @@ class MergedDecodeHead(nn.Module):
         for name, child in head.named_children():
             self.add_module(name, child)
         self.batch_norm = CrossRankBatchNorm2d.from_batch_norm(head.batch_norm)  # type: ignore[arg-type]
-        # transformers 5 renamed linear_c to linear_projections.
-        name = "linear_projections" if hasattr(head, "linear_projections") else "linear_c"
-        self._projections_name = name
 
     def forward(self, encoder_hidden_states: Sequence[Tensor], **kwargs: Any) -> Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first -> logits (B, num_classes, H_0, W_0)."""
-        device = encoder_hidden_states[0].device.type
-        dtype = encoder_hidden_states[0].dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
+        dtype = arithmetic(encoder_hidden_states[0])
+        with torch.autocast(encoder_hidden_states[0].device.type, enabled=False):
             features = [feature.permute(0, 2, 3, 1).to(dtype) for feature in encoder_hidden_states]
             weights, bias = self._merged_weights()
             if self.training:
@@ -88,12 +84,9 @@ class MergedDecodeHead(nn.Module):
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         bias = (bias - norm.running_mean) * scale + norm.bias
-        finest, *coarser = ((scale[:, None] * weight).to(dtype) for weight in weights)
+        weights = [scale[:, None] * weight for weight in weights]
+        finest, levels = weights[0].to(dtype), _widened(features, weights)
         batch, height, width, _ = features[0].shape
-        levels = [
-            widen(functional.linear(feature, weight), width)
-            for feature, weight in zip(features[1:], coarser, strict=True)
-        ]
         classifier = self.classifier.weight.flatten(1).to(dtype)
         logits = features[0].new_empty(batch, height, width, len(classifier))
         for rows in bands(height, BAND):
@@ -109,7 +102,8 @@ class MergedDecodeHead(nn.Module):
 
     def _merged_weights(self) -> tuple[list[Tensor], Tensor]:
         """F_i W_i (D, C_i) per level and the summed bias (D,), in fp32 at least."""
-        projections = [module.proj for module in getattr(self, self._projections_name)]
+        modules: Any = self.linear_projections
+        projections = [module.proj for module in modules]
         fuse = self.linear_fuse.weight.flatten(1)
         fuse = fuse.to(torch.promote_types(fuse.dtype, torch.float32))
         # The head concatenates the coarsest level first.
@@ -121,9 +115,12 @@ class MergedDecodeHead(nn.Module):
 
 def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
     """The levels (B, H_i, W_i, C_i) projected, upsampled and added: (B, H_0, W_0, D)."""
-    dtype, width = features[0].dtype, features[0].shape[2]
-    finest, *coarser = (weight.to(dtype) for weight in weights)
-    levels = [
-        widen(functional.linear(feature, weight), width) for feature, weight in zip(features[1:], coarser, strict=True)
-    ]
-    return project_and_add(features[0], finest, bias.to(dtype), levels)
+    dtype = features[0].dtype
+    return project_and_add(features[0], weights[0].to(dtype), bias.to(dtype), _widened(features, weights))
+
+
+def _widened(features: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """All levels but the finest, projected and as wide as it: (B, H_i, W_0, D)."""
+    width = features[0].shape[2]
+    pairs = zip(features[1:], weights[1:], strict=True)
+    return [widen(functional.linear(feature, weight.to(feature.dtype)), width) for feature, weight in pairs]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from segformer_spark.models.recomputed import mix_ffn, project_and_reduce
 
@@ -19,6 +20,9 @@ class Block(nn.Module):
     """An encoder block: attention over reduced keys, then the Mix-FFN, each on a residual branch.
 
     Takes over the submodules of transformers' SegformerLayer under their own names.
+
+    Attributes:
+        recompute: keep only the input, and compute the rest again in the backward pass.
     """
 
     layernorm_before: nn.LayerNorm
@@ -30,10 +34,17 @@ class Block(nn.Module):
         super().__init__()
         for name, child in layer.named_children():
             self.add_module(name, child)
+        self.recompute = False
         self.drop_rate = float(getattr(layer.drop_path, "drop_prob", 0.0))
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, H, W, C) -> the same shape."""
+        if self.recompute and torch.is_grad_enabled():
+            result: Tensor = checkpoint(self._transform, maps, use_reentrant=False)
+            return result
+        return self._transform(maps)
+
+    def _transform(self, maps: Tensor) -> Tensor:
         maps = self._add(maps, self._attend(maps))
         return self._add(maps, self._mix(maps))
 

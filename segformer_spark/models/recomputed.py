@@ -67,9 +67,8 @@ def mix_ffn(maps: Tensor, norm: nn.LayerNorm, first: nn.Linear, conv: nn.Conv2d,
         maps: (B, H, W, C).
     """
     weights = (first.weight, first.bias, conv.weight, conv.bias, second.weight, second.bias)
-    device = maps.device.type
-    dtype = _arithmetic(maps)
-    with torch.autocast(device, enabled=False):
+    dtype = arithmetic(maps)
+    with torch.autocast(maps.device.type, enabled=False):
         result: Tensor = _MixFfn.apply(maps, norm.eps, dtype, *_norm_parameters(norm, maps), *weights)
     return result
 
@@ -116,7 +115,7 @@ def project_and_reduce(maps: Tensor, norm: nn.LayerNorm, query: nn.Linear, reduc
         (B, H, W, C) and (B, H // k, W // k, C).
     """
     weights = (query.weight, query.bias, reduce.weight, reduce.bias)
-    dtype = _arithmetic(maps)
+    dtype = arithmetic(maps)
     with torch.autocast(maps.device.type, enabled=False):
         result: tuple[Tensor, Tensor] = _ProjectAndReduce.apply(
             maps, norm.eps, dtype, *_norm_parameters(norm, maps), *weights
@@ -130,7 +129,8 @@ def _norm_parameters(norm: nn.LayerNorm, maps: Tensor) -> tuple[Tensor, Tensor]:
     return norm.weight.to(dtype), norm.bias.to(dtype)
 
 
-def _arithmetic(maps: Tensor) -> torch.dtype:
+def arithmetic(maps: Tensor) -> torch.dtype:
+    """The type that layers compute in: autocast's where it is on, else that of the maps."""
     device = maps.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else maps.dtype
 

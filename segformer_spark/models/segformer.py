@@ -6,7 +6,6 @@ uses the portable names of the published checkpoints (`portable_names`).
 
 from __future__ import annotations
 
-import functools
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging as transformers_logging
 
@@ -75,7 +73,6 @@ class SegFormer(nn.Module):
         take_over_blocks(network.segformer)
         self.network = network
         self.freeze_backbone = freeze_backbone
-        self._recomputed_blocks: list[nn.Module] = []
         self._encode: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = encode
         if freeze_backbone:
             self.encoder.requires_grad_(False)
@@ -110,14 +107,15 @@ class SegFormer(nn.Module):
 
         The generator's state is restored for it, so that stochastic depth drops the same paths.
         """
-        for block in self.encoder.modules():
-            if isinstance(block, Block) and block not in self._recomputed_blocks:
-                setattr(block, "forward", functools.partial(_recomputed, block.forward))  # noqa: B010  a method of one object
-                self._recomputed_blocks.append(block)
+        for block in self._blocks():
+            block.recompute = True
 
-    def recomputed_blocks(self) -> list[nn.Module]:
+    def recomputed_blocks(self) -> list[Block]:
         """The blocks that `checkpoint_activations` chose; empty before."""
-        return list(self._recomputed_blocks)
+        return [block for block in self._blocks() if block.recompute]
+
+    def _blocks(self) -> Iterator[Block]:
+        return (block for block in self.encoder.modules() if isinstance(block, Block))
 
     def compile_encoder(self) -> None:
         """Let torch.compile build the encoder at its first use, for one input size at a time."""
@@ -140,12 +138,6 @@ class SegFormer(nn.Module):
         """Parameters of the decode head."""
         parameters: Iterator[nn.Parameter] = self.network.decode_head.parameters()
         return parameters
-
-
-def _recomputed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*inputs, **options)
-    return checkpoint(forward, *inputs, use_reentrant=False, **options)
 
 
 _BLOCK = re.compile(r"(?:stages\.(\d+)\.blocks|encoder\.block\.(\d+))\.(\d+)\.")

@@ -30,7 +30,7 @@ def layer_by_layer(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
 def test_values_and_gradients_are_those_of_the_layers(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CACHED_VALUES", chunk * WIDTH)
     own = inputs()
-    logits, statistics = classify_pixels(*own, eps=1e-5, dropout=0.0, reduce=None)
+    logits, statistics = classify_pixels(own[0].clone(), *own[1:], eps=1e-5, dropout=0.0, reduce=None)
     expected = layer_by_layer(*own)
     torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(statistics.mean, own[0].mean(0))
@@ -61,13 +61,23 @@ def test_gradients_follow_what_dropout_kept() -> None:
 
     def value(values: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(7)
-        return classify_pixels(values, *own[1:], eps=1e-5, dropout=0.3, reduce=None)[0].square().sum()
+        return classify_pixels(values.clone(), *own[1:], eps=1e-5, dropout=0.3, reduce=None)[0].square().sum()
 
     (gradient,) = torch.autograd.grad(value(own[0]), own[0])
     step = torch.randn_like(own[0]) * 1e-6
     with torch.no_grad():
         difference = value(own[0] + step) - value(own[0] - step)
     assert float(difference) == pytest.approx(2 * float((gradient * step).sum()), rel=1e-4)
+
+
+def test_the_gradient_takes_the_place_of_the_values_and_a_second_one_is_refused() -> None:
+    own = inputs()
+    values = own[0].clone()
+    loss = classify_pixels(values, *own[1:], eps=1e-5, dropout=0.1, reduce=None)[0].square().sum()
+    (gradient,) = torch.autograd.grad(loss, values, retain_graph=True)
+    assert gradient.data_ptr() == values.data_ptr()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, values)
 
 
 def test_kept_values_are_scaled() -> None:
