@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.bench.pairs import Contest, Task
+from segformer_spark.bench.rendered import rendered_cache, rendered_set
 from segformer_spark.bench.tasks import OURS
-from segformer_spark.data.demo.write import write_demo_set
 from segformer_spark.run.console import logger
 
 LIGHT_AUGMENTATION = (
@@ -82,11 +82,18 @@ def evaluate_contest(image_size: int, images: int, classes: int) -> Contest:
     return Contest(f"metric: {image_size} x {image_size} px, {classes} classes", tasks, images)
 
 
-def loader_contest(folder: Path, native: int, image_size: int, images: int) -> Contest:
-    """Decoding and light augmentation on one core, of a rendered set."""
-    root = folder / f"rendered_{native}_{images}"
-    if not root.is_dir():
-        write_demo_set(root, num_train=images, num_val=1, num_test=1, size=native, seed=0)
+def loader_contest(folder: Path, native: int, image_size: int, images: int, source: str = "files") -> Contest:
+    """Decoding and light augmentation on one core, of a rendered set.
+
+    Args:
+        source: what this package reads: files, files with `data.reduced_decode` ("reduced"), or a cache ("cache").
+    """
+    root = rendered_set(folder, native, images)
+    own = {
+        "files": [],
+        "reduced": ["data.reduced_decode=true"],
+        "cache": [f"data.cache={rendered_cache(root, image_size)}"] if source == "cache" else [],
+    }
     shared = {
         "kind": "loader",
         "keep_memory": True,
@@ -94,10 +101,9 @@ def loader_contest(folder: Path, native: int, image_size: int, images: int) -> C
         "image_size": image_size,
         "images": images,
         "threads": 1,
-        "settings": list(LIGHT_AUGMENTATION),
     }
     tasks: dict[str, Task] = {
-        OURS: {**shared, "who": OURS},
-        "seed's way": {**shared, "who": "seed"},
+        OURS: {**shared, "who": OURS, "settings": [*LIGHT_AUGMENTATION, *own[source]]},
+        "seed's way": {**shared, "who": "seed", "settings": list(LIGHT_AUGMENTATION)},
     }
-    return Contest(f"loader: {native} -> {image_size} px, one core", tasks, images)
+    return Contest(f"loader: {native} -> {image_size} px from {source}, one core", tasks, images)

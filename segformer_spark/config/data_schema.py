@@ -82,6 +82,11 @@ class DataConfig(Section):
         env="DATA_CACHE",
         resume_safe=True,
     )
+    reduced_decode: bool = field(
+        False,
+        "Decode the JPEG images of the training split at 1/2, 1/4 or 1/8 of their size where image_size allows it; "
+        "twice as fast, with pixels that differ a little (docs/data.md).",
+    )
     folder: FolderConfig = FolderConfig()
 
 

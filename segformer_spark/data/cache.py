@@ -68,6 +68,7 @@ class CachedDataset:
         self._records: list[tuple[int, list[int]]] = [
             (number, record) for number, records in enumerate(meta["shards"]) for record in records
         ]
+        self.needed_side: int | None = None
         self._maps: dict[int, mmap.mmap] = {}
 
     @property
@@ -90,7 +91,7 @@ class CachedDataset:
         ids = np.frombuffer(bytearray(zlib.decompress(mask)), np.uint8).reshape(height, width)
         if self.storage == "raw":
             return Sample(np.frombuffer(image, np.uint8).reshape(height, width, 3), ids)
-        return Sample(decode_image(bytes(image), self.files(index)[0]), ids)
+        return Sample(decode_image(bytes(image), self.files(index)[0], self.needed_side), ids)
 
     def sample_id(self, index: int) -> str:
         return str(self._images[index]["id"])

@@ -39,7 +39,10 @@ class ClassInfo:
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image: `image` uint8 (H, W, 3) RGB, `mask` uint8 (H, W) of class ids or IGNORE_INDEX."""
+    """One labelled image: `image` uint8 (H, W, 3) RGB, `mask` uint8 (H, W) of class ids or IGNORE_INDEX.
+
+    With `data.reduced_decode` the image may have 1/2, 1/4 or 1/8 of the mask's sides.
+    """
 
     image: Image
     mask: Mask

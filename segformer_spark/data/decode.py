@@ -29,29 +29,47 @@ FOREIGN_SHARE = 0.05
 
 _MIN_FOREIGN_PIXELS = 16
 _NO_LABEL = 65535
+_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 _SQUARES = np.arange(-255, 256, dtype=np.int32) ** 2
 _FAR = np.iinfo(np.int32).max
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path, needed_side: int | None = None) -> Image:
     """Decode a JPEG or PNG to uint8 (H, W, 3) RGB.
+
+    Args:
+        needed_side: decode a JPEG at 1/2, 1/4 or 1/8 of its size, as far as its shorter side stays this long.
 
     Raises:
         DataError: missing, truncated or not an image.
     """
-    return decode_image(_read_whole(path), path)
+    return decode_image(_read_whole(path), path, needed_side)
 
 
-def decode_image(content: bytes, path: Path) -> Image:
-    """Decode the content of an image file to uint8 (H, W, 3) RGB; `path` is for the error message."""
+def decode_image(content: bytes, path: Path, needed_side: int | None = None) -> Image:
+    """Decode the content of an image file, as `read_image` does; `path` is for the error message."""
+    flag = cv2.IMREAD_COLOR if needed_side is None else _reduced_flag(content, needed_side)
     try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if content else None
     except cv2.error as error:
         raise DataError(f"{path}: this is not an image that can be decoded: {error.err}") from error
     if pixels is None:
         raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)")
     rgb: Image = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return rgb
+
+
+def _reduced_flag(content: bytes, needed_side: int) -> int:
+    """How OpenCV shall decode: a JPEG's decoder leaves high frequencies out, for other formats nothing is gained."""
+    if not content.startswith(_JPEG_START):
+        return cv2.IMREAD_COLOR
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as picture:  # reads the header alone
+            shorter = min(picture.size)
+    except (OSError, SyntaxError):
+        return cv2.IMREAD_COLOR  # whose error tells
+    fitting = (flag for factor, flag in _REDUCED.items() if -(-shorter // factor) >= needed_side)
+    return next(fitting, cv2.IMREAD_COLOR)
 
 
 _remembered: dict[Path, bytes] | None = None
@@ -206,9 +224,10 @@ def _nearest_colors(
     return places, nearest, distance > foreign_distance**2
 
 
-def check_sizes(image: Image, mask: Mask, image_path: Path, mask_path: Path) -> None:
-    """Raise DataError when an image and its mask differ in size."""
-    if image.shape[:2] != mask.shape:
+def check_sizes(image: Image, mask: Mask, image_path: Path, mask_path: Path, *, reduced: bool = False) -> None:
+    """Raise DataError when an image, with `reduced` maybe decoded at a fraction of its size, and its mask differ."""
+    factors = (1, *_REDUCED) if reduced else (1,)
+    if all(image.shape[:2] != tuple(-(-side // factor) for side in mask.shape) for factor in factors):
         height, width = image.shape[:2]
         raise DataError(
             f"{image_path} is {width}x{height}, its mask {mask_path} is {mask.shape[1]}x{mask.shape[0]}; "

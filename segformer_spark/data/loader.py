@@ -118,6 +118,8 @@ def fed_sample(dataset: SegmentationDataset, transform: TrainTransform, epoch: i
 
 def check_labels(mask: Mask, num_classes: int, name: str) -> None:
     """Raise DataError for an id that is no class: on a GPU it would be an assert much later."""
+    if mask.max(initial=0) < num_classes:  # spares the selection for masks without ignored pixels
+        return
     highest = int(mask[mask != IGNORE_INDEX].max(initial=0))
     if highest >= num_classes:
         raise DataError(f"{name}: the mask holds label {highest}, the data set has classes 0..{num_classes - 1}")

@@ -57,9 +57,19 @@ def open_training_set(config: DataConfig, crop: CropConfig) -> SegmentationDatas
                 f"augmentation.crop.mode {crop.mode} cuts from native images, the cache holds {dataset.size} px; build "
                 "it with --size native"
             )
+    if config.reduced_decode:
+        _reduce(dataset, config, crop)
     if crop.mode == "box" and dataset.box(0) is None and dataset.classes.background is None:
         raise ConfigError(
             f"augmentation.crop.mode box: {config.dataset} has neither labelled boxes nor a background class that "
             "objects stand out from"
         )
     return dataset
+
+
+def _reduce(dataset: SegmentationDataset, config: DataConfig, crop: CropConfig) -> None:
+    if crop.mode != "none":
+        raise ConfigError(f"data.reduced_decode goes with whole images, augmentation.crop.mode is {crop.mode}")
+    if not hasattr(dataset, "needed_side"):
+        raise ConfigError(f"data.reduced_decode: the reader of {config.dataset} cannot; leave it false")
+    dataset.needed_side = config.image_size

@@ -50,6 +50,13 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--native", type=positive, default=1024, help="side of the files (default: %(default)s)")
     parser.add_argument("--image-size", type=positive, default=512, help="side of the samples (default: %(default)s)")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        choices=("files", "reduced", "cache"),
+        default="files",
+        help="what this package reads: files, files at a reduced scale, a cache (default: %(default)s)",
+    )
     parser.add_argument("--images", type=positive, default=32, help="per call (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("data/bench"), help="for the set (default: %(default)s)")
     _add_common(parser)
@@ -133,8 +140,8 @@ def loader(arguments: argparse.Namespace) -> int:
     """The loader."""
     from segformer_spark.bench.contests import loader_contest
 
-    contest = loader_contest(arguments.folder, arguments.native, arguments.image_size, arguments.images)
-    return _run(contest, arguments)
+    options = (arguments.native, arguments.image_size, arguments.images, arguments.source)
+    return _run(loader_contest(arguments.folder, *options), arguments)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

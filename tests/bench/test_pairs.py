@@ -51,10 +51,13 @@ def test_contestants_of_a_model_contest_run(kind: str) -> None:
     assert {row.name for row in rows if row.flops} == {OURS, PRODUCTS}
 
 
-def test_the_loader_contest_renders_its_set_once(tmp_path: Path) -> None:
-    contest = loader_contest(tmp_path, native=64, image_size=32, images=2)
+@pytest.mark.parametrize("source", ["files", "reduced", "cache"])
+def test_the_loader_contest_renders_its_set_once(source: str, tmp_path: Path) -> None:
+    contest = loader_contest(tmp_path, native=64, image_size=32, images=2, source=source)
     rows = compare(contest, 1)
     assert [row.name for row in rows] == [OURS, "seed's way"]
+    assert source in contest.title
+    assert len(list((tmp_path / "rendered_64_2").glob("cache/*/cache.json"))) == (source == "cache")
     stamp = (tmp_path / "rendered_64_2" / "train.csv").stat().st_mtime_ns
     loader_contest(tmp_path, native=64, image_size=32, images=2)
     assert (tmp_path / "rendered_64_2" / "train.csv").stat().st_mtime_ns == stamp

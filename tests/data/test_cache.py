@@ -152,6 +152,21 @@ def test_a_file_that_is_not_the_manifests(own_spark_root: Path, tmp_path: Path) 
         build(config, tmp_path, 48, "raw")
 
 
+def test_reduced_decoding_is_for_whole_images_of_files_and_of_original_bytes(
+    own_spark_root: Path, tmp_path: Path
+) -> None:
+    plain, reduced = configuration(own_spark_root), configuration(own_spark_root, "data.reduced_decode=true")
+    native = open_training_set(plain.data, plain.augmentation.crop).load(0)
+    small = open_training_set(reduced.data, reduced.augmentation.crop).load(0)
+    assert small.image.shape[0] == native.image.shape[0] // 2 >= 48
+    assert np.array_equal(small.mask, native.mask)
+    build(plain, tmp_path, None, "original")
+    cached = configuration(own_spark_root, "data.reduced_decode=true", f"data.cache={tmp_path}")
+    assert fed(cached) == fed(reduced) != fed(plain)
+    with pytest.raises(ConfigError, match="reduced_decode goes with whole images, augmentation.crop.mode is random"):
+        open_training_set(reduced.data, CropConfig(mode="random"))
+
+
 def test_a_cache_that_does_not_fit_says_why(own_spark_root: Path, tmp_path: Path) -> None:
     config = configuration(own_spark_root)
     folder = build(config, tmp_path, 48, "raw")

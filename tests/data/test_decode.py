@@ -122,6 +122,32 @@ def test_sizes_must_agree() -> None:
         check_sizes(np.zeros((2, 4, 3), np.uint8), np.zeros((2, 2), np.uint8), Path("i"), Path("m"))
 
 
+@pytest.mark.parametrize(
+    ("needed", "size"), [(52, (52, 68)), (27, (52, 68)), (26, (26, 34)), (14, (26, 34)), (13, (13, 17)), (1, (13, 17))]
+)
+def test_a_jpeg_is_decoded_no_smaller_than_needed(tmp_path: Path, needed: int, size: tuple[int, int]) -> None:
+    rows, columns = np.mgrid[:104, :136]
+    whole = np.stack([rows, columns, rows + columns], -1).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "i.jpg"), whole[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 98])
+    cv2.imwrite(str(tmp_path / "i.png"), whole[:, :, ::-1])
+    reduced = read_image(tmp_path / "i.jpg", needed)
+    assert reduced.shape == (*size, 3)
+    averaged = cv2.resize(whole, size[::-1], interpolation=cv2.INTER_AREA)
+    inner = (slice(1, -1), slice(1, -1))
+    assert np.abs(reduced[inner].astype(int) - averaged[inner]).max() <= 6
+    check_sizes(reduced, np.zeros((104, 136), np.uint8), Path("i"), Path("m"), reduced=True)
+    assert np.array_equal(read_image(tmp_path / "i.png", needed), whole), "a PNG has no smaller versions in it"
+    assert read_image(tmp_path / "i.jpg", 53).shape == whole.shape
+
+
+def test_other_sizes_are_refused_for_reduced_images_too() -> None:
+    for size in ((2, 4), (3, 2), (1, 1)):
+        with pytest.raises(DataError, match="sizes must be equal"):
+            check_sizes(np.zeros((2, 2, 3), np.uint8), np.zeros(size, np.uint8), Path("i"), Path("m"), reduced=True)
+    with pytest.raises(DataError, match="sizes must be equal"):
+        check_sizes(np.zeros((2, 2, 3), np.uint8), np.zeros((4, 4), np.uint8), Path("i"), Path("m"))
+
+
 def test_files_that_no_decoder_takes(tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
     chunk = b"IHDR" + header

@@ -17,11 +17,13 @@ class PairDataset:
     Attributes:
         labels: {label in the mask file: class id or IGNORE_INDEX}.
         pairs: (image, mask) files of the split, in order.
+        needed_side: see `read_image`; masks are decoded at their size in any case.
     """
 
     classes: ClassInfo
     labels: Mapping[int, int]
     groups: Sequence[str] = ()
+    needed_side: int | None = None
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
         self.pairs = list(pairs)
@@ -31,8 +33,8 @@ class PairDataset:
 
     def load(self, index: int) -> Sample:
         image_path, mask_path = self.pairs[index]
-        image, mask = read_image(image_path), self.read_mask(mask_path)
-        check_sizes(image, mask, image_path, mask_path)
+        image, mask = read_image(image_path, self.needed_side), self.read_mask(mask_path)
+        check_sizes(image, mask, image_path, mask_path, reduced=self.needed_side is not None)
         return Sample(image, mask)
 
     def read_mask(self, path: Path) -> Mask:
