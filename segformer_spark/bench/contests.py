@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,20 @@ def model_contest(kind: str, options: ModelOptions) -> Contest:
         f"{options.classes} classes, {options.precision}"
     )
     return Contest(title, tasks, options.batch)
+
+
+def zero_contest(options: ModelOptions, ranks: int) -> Contest:
+    """A training step under ZeRO-1 and ZeRO-2 against stage 0, which is DDP, on local ranks."""
+    tasks = {
+        f"ZeRO stage {stage}": replace(options, zero_stage=stage).task("train", OURS, ranks=ranks)
+        for stage in (0, 1, 2)
+    }
+    title = (
+        f"training step: SegFormer-{options.variant.upper()}, {ranks} ranks x {options.batch} x "
+        f"{options.image_size} px, "
+        f"{options.classes} classes, {options.precision}"
+    )
+    return Contest(title, tasks, ranks * options.batch)
 
 
 def loss_contest(image_size: int, batch: int, classes: int) -> Contest:

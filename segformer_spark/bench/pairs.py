@@ -7,6 +7,7 @@ quote is the median of the pairwise ratios, with their spread.
 from __future__ import annotations
 
 import json
+import socket
 import statistics
 import subprocess
 import sys
@@ -18,7 +19,10 @@ from typing import Any
 from segformer_spark.errors import UserError
 
 Task = dict[str, Any]
-"""What a worker is asked to do: "kind" and "who" name a function of bench/tasks.py, the rest are its arguments."""
+"""What a worker is asked to do: "kind" and "who" name a function of bench/tasks.py, the rest are its arguments.
+
+With "ranks" above 1 so many workers do it together; each is told its "rank" and their "port" on this machine.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,10 @@ class Row:
     """One contestant's figures.
 
     Attributes:
-        seconds: of every call, in order.
+        seconds: of every call, in order; of the slowest rank.
         ratios: of every call, over the first contestant's call of the same round.
-        memory_mib: highest resident memory above that after the imports; None where the system does not say.
+        memory_mib: highest resident memory above that after the imports, of the first rank; None where the system does
+            not say.
         flops: of a call where they are known, forward and backward, 2 per multiply-add.
     """
 
@@ -69,11 +74,11 @@ def compare(contest: Contest, rounds: int) -> list[Row]:
     """
     seconds: dict[str, list[float]] = {name: [] for name in contest.tasks}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(_worker(name, task)) for name, task in contest.tasks.items()}
+        teams = {name: stack.enter_context(_team(name, task)) for name, task in contest.tasks.items()}
         for _ in range(rounds):
-            for name, worker in workers.items():
-                seconds[name].append(worker.ask("run")["seconds"])
-        ends = {name: worker.ask("end") for name, worker in workers.items()}
+            for name, team in teams.items():
+                seconds[name].append(max(answer["seconds"] for answer in _ask(team, "run")))
+        ends = {name: _ask(team, "end")[0] for name, team in teams.items()}
     first = next(iter(seconds.values()))
     return [
         Row(
@@ -91,14 +96,14 @@ class _Worker:
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self._name, self._process = name, process
 
-    def ask(self, request: str) -> dict[str, Any]:
+    def tell(self, request: str) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # what it printed before it ended says why
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # what it printed before it ended says why
+
+    def answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line else {"error": f"ended with {self._process.wait()}"}
         if "error" in answer:
@@ -106,14 +111,37 @@ class _Worker:
         return answer
 
 
+def _ask(team: Sequence[_Worker], request: str) -> list[dict[str, Any]]:
+    for worker in team:
+        worker.tell(request)
+    return [worker.answer() for worker in team]
+
+
 @contextmanager
-def _worker(name: str, task: Task) -> Iterator[_Worker]:
+def _team(name: str, task: Task) -> Iterator[list[_Worker]]:
+    with ExitStack() as stack:
+        ranks = task.get("ranks", 1)
+        team = [stack.enter_context(_worker(name)) for _ in range(ranks)]
+        port = _free_port()
+        for rank, worker in enumerate(team):
+            worker.tell(json.dumps({**task, "rank": rank, "port": port}))
+        for worker in team:
+            worker.answer()
+        yield team
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _worker(name: str) -> Iterator[_Worker]:
     command = [sys.executable, "-m", "segformer_spark.bench.worker"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        worker = _Worker(name, process)
         try:
-            worker.ask(json.dumps(task))
-            yield worker
+            yield _Worker(name, process)
         finally:
             process.kill()
             assert process.stdin is not None

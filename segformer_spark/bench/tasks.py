@@ -22,7 +22,7 @@ from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, TrainBatch, fed_sample
 from segformer_spark.data.registry import open_training_set
 from segformer_spark.data.transforms import TrainTransform
-from segformer_spark.distributed.environment import detect_launch
+from segformer_spark.distributed.environment import Launch
 from segformer_spark.distributed.process_group import choose_device, process_group, set_threads
 from segformer_spark.engine.engine import Engine, load_deepspeed
 from segformer_spark.errors import UserError
@@ -45,7 +45,7 @@ def build(task: dict[str, Any]) -> Work:
     Raises:
         UserError: a peer's package is not installed.
     """
-    set_threads(task.get("threads"), 1)
+    set_threads(task.get("threads"), task.get("ranks", 1))
     known = {**PEERS, **_OURS}
     if task["who"] == OURS or task.get("keep_memory"):
         keep_freed_memory()
@@ -80,19 +80,22 @@ class _Train(Work):
             ]
         ).config
         self._stack = ExitStack()
-        device = choose_device(task["device"], 0)
-        group = self._stack.enter_context(process_group(detect_launch({}), device))
+        ranks, rank = task.get("ranks", 1), task.get("rank", 0)
+        device = choose_device(task["device"], rank)
+        master = ("127.0.0.1", task["port"]) if ranks > 1 else None
+        launch = Launch("bench", rank, ranks, rank, ranks, master)
+        group = self._stack.enter_context(process_group(launch, device))
         classes = task["classes"]
         model = build_segformer(task["variant"], names(classes), seed=0)
         loss = build_loss(config.training.loss, classes, IGNORE_INDEX)
-        plan = plan_batches(config.training, 1)
+        plan = plan_batches(config.training, ranks)
         self._engine = Engine(model, loss, config, plan, group)
         images, labels = random_batch(task)
         self._batch = TrainBatch(images, labels)
         self._steps = itertools.count()
         self._device = device
         size = model_size(task["variant"], classes, task["image_size"])
-        self.flops = 6.0 * size.macs_merged * task["batch"]
+        self.flops = 6.0 * size.macs_merged * task["batch"] * ranks
 
     def run(self) -> None:
         self._engine.train_step([self._batch], next(self._steps))

@@ -10,7 +10,9 @@ from segformer_spark.verbs.arguments import Subparsers, add_actions, add_config,
 from segformer_spark.verbs.launch import joined, resolve
 
 if TYPE_CHECKING:
+    from segformer_spark.bench.contests import ModelOptions
     from segformer_spark.bench.pairs import Contest
+    from segformer_spark.config.schema import Config
 
 _ROUNDS = 5
 
@@ -32,6 +34,16 @@ def add(subparsers: Subparsers) -> None:
             parser.add_argument("--recompute", action="store_true", help="this package with activation checkpointing")
             parser.add_argument("--compile", action="store_true", help="all with torch.compile")
         _add_common(parser)
+    parser = add_verb(
+        actions,
+        "zero",
+        "Compare ZeRO stages 1 and 2 with stage 0 on ranks of this machine.",
+        "segformer-spark bench zero --variant b2 --ranks 2",
+        zero,
+    )
+    _add_model(parser, batch=2)
+    parser.add_argument("--ranks", type=positive, default=2, help="processes (default: %(default)s)")
+    _add_common(parser)
     parser = add_verb(
         actions,
         "loss",
@@ -95,7 +107,7 @@ def _add_scaling(actions: Subparsers) -> None:
     parser = add_verb(
         actions,
         "scaling",
-        "Measure training on the ranks that srun or torchrun started, and add a line to a CSV.",
+        "Measure training on the ranks that srun or torchrun started, and add a line to a CSV; or plan from it.",
         "srun --nodes=2 python -m segformer_spark bench scaling --config configs/spark_b2.yaml --csv scaling.csv",
         scaling,
     )
@@ -108,6 +120,13 @@ def _add_scaling(actions: Subparsers) -> None:
         help="keep the configured global batch, so that each rank has less to do (default: keep the micro-batch)",
     )
     parser.add_argument("--csv", type=Path, default=Path("scaling.csv"), help="(default: %(default)s)")
+    plan = parser.add_argument_group("look ahead", "from the table of measured rows; nothing is run")
+    plan.add_argument("--plan", action="store_true", help="say what 1, 2, 4 ... nodes would give")
+    plan.add_argument("--nodes", type=positive, default=64, help="up to so many (default: %(default)s)")
+    plan.add_argument("--bandwidth", type=float, default=None, metavar="GB/S", help="of a rank")
+    plan.add_argument(
+        "--latency", type=float, default=5.0, metavar="US", help="with --bandwidth (default: %(default)s)"
+    )
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -121,12 +140,24 @@ def infer(arguments: argparse.Namespace) -> int:
 
 
 def _model(kind: str, arguments: argparse.Namespace) -> int:
-    from segformer_spark.bench.contests import ModelOptions, model_contest
+    from segformer_spark.bench.contests import model_contest
+
+    return _run(model_contest(kind, _model_options(arguments)), arguments)
+
+
+def _model_options(arguments: argparse.Namespace) -> ModelOptions:
+    from segformer_spark.bench.contests import ModelOptions
     from segformer_spark.distributed.process_group import choose_device
 
     options = {name: getattr(arguments, name) for name in ModelOptions.__dataclass_fields__ if name in arguments}
-    options["device"] = choose_device(arguments.device, 0).type
-    return _run(model_contest(kind, ModelOptions(**options)), arguments)
+    return ModelOptions(**{**options, "device": choose_device(arguments.device, 0).type})
+
+
+def zero(arguments: argparse.Namespace) -> int:
+    """ZeRO stages."""
+    from segformer_spark.bench.contests import zero_contest
+
+    return _run(zero_contest(_model_options(arguments), arguments.ranks), arguments)
 
 
 def loss(arguments: argparse.Namespace) -> int:
@@ -160,8 +191,10 @@ def _run(contest: Contest, arguments: argparse.Namespace) -> int:
 
 
 def scaling(arguments: argparse.Namespace) -> int:
-    """Measure, and add a line to the table."""
+    """Measure, and add a line to the table; or plan."""
     resolved = resolve(arguments)
+    if arguments.plan:
+        return _plan(arguments, resolved.config)
     with joined(resolved.config.hardware) as group:
         from segformer_spark.bench.scaling import add_row, describe, measure_throughput
 
@@ -170,8 +203,23 @@ def scaling(arguments: argparse.Namespace) -> int:
             weak = {"global_batch_size": None, "accumulation_steps": None}
             config = config.model_copy(update={"training": config.training.model_copy(update=weak)})
         row = measure_throughput(config, group, arguments.steps)
-        row = group.main_only(lambda: add_row(arguments.csv, row))
+        row = group.main_only(lambda: add_row(arguments.csv, row, strong=arguments.strong))
         if group.is_main:
             print(describe(row))
             print(f"table: {arguments.csv}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace, config: Config) -> int:
+    from segformer_spark.bench.link import Link
+    from segformer_spark.bench.scaling_plan import describe_plan, make_plan, write_plan
+
+    link = None
+    if arguments.bandwidth is not None:
+        link = Link(arguments.latency / 1e6, arguments.bandwidth * 1e9)
+    plan = make_plan(arguments.csv, config, nodes=arguments.nodes, link=link, strong=arguments.strong)
+    for line in describe_plan(plan):
+        print(line)
+    for path in write_plan(plan, arguments.csv):
+        print(f"wrote: {path}")
     return 0

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from segformer_spark.bench import pairs
-from segformer_spark.bench.contests import PRODUCTS, ModelOptions, loader_contest, loss_contest, model_contest
+from segformer_spark.bench.contests import (
+    PRODUCTS,
+    ModelOptions,
+    loader_contest,
+    loss_contest,
+    model_contest,
+    zero_contest,
+)
 from segformer_spark.bench.pairs import Contest, Row, compare, table
 from segformer_spark.bench.report import run_contest
 from segformer_spark.bench.tasks import OURS
@@ -63,6 +70,14 @@ def test_the_loader_contest_renders_its_set_once(source: str, tmp_path: Path) ->
     assert (tmp_path / "rendered_64_2" / "train.csv").stat().st_mtime_ns == stamp
 
 
+def test_ranks_work_together() -> None:
+    contest = zero_contest(TINY, ranks=2)
+    rows = compare(contest, 1)
+    assert [row.name for row in rows] == ["ZeRO stage 0", "ZeRO stage 1", "ZeRO stage 2"]
+    assert all(row.flops == rows[0].flops for row in rows)
+    assert contest.images == 2
+
+
 def test_a_contestant_that_cannot_work_says_why() -> None:
     contest = loss_contest(32, 1, 3)
     broken = {**contest.tasks, "nobody": {"kind": "loss", "who": "nobody"}}
@@ -88,7 +103,7 @@ def test_the_verb_prints_a_table_and_writes_everything(tmp_path: Path, capsys: p
 
 def test_a_worker_that_is_killed_is_an_error_for_the_user() -> None:
     contest = loss_contest(32, 1, 3)
-    with pytest.raises(UserError, match="ended with -9"), pairs._worker("ours", contest.tasks[OURS]) as worker:
-        worker._process.kill()
-        worker._process.wait()
-        worker.ask("run")
+    with pytest.raises(UserError, match="ended with -9"), pairs._team("ours", contest.tasks[OURS]) as team:
+        team[0]._process.kill()
+        team[0]._process.wait()
+        pairs._ask(team, "run")

@@ -22,6 +22,9 @@ def test_more_steps_than_an_epoch_has(spark_root: Path) -> None:
     assert (first["nodes"], first["world_size"], first["global_batch"], first["steps"]) == (1, 2, 4, 6)
     assert first["step_ms_min"] <= first["step_ms"] <= first["step_ms_max"]
     assert first["images_per_s"] == pytest.approx(4000 / first["step_ms"], rel=1e-3)
+    assert 0 < first["compute_ms"] < 100 * first["step_ms"]
+    assert first["trained_parameters"] > 3_000_000
+    assert first["link_gb_per_s"] > 0
     assert first["images_per_s_per_device"] == pytest.approx(first["images_per_s"] / 2, abs=1e-3)
 
 
@@ -40,3 +43,9 @@ def test_efficiency_is_relative_to_the_first_row_of_the_same_training(tmp_path: 
     assert last["efficiency"] == 0.8
     assert "efficiency 80.0 %" in describe(last)
     assert len(table.read_text().splitlines()) == 5
+
+
+def test_strong_rows_are_alike_by_their_global_batch(tmp_path: Path) -> None:
+    table = tmp_path / "scaling.csv"
+    assert add_row(table, row(1, 50.0, micro_batch=8, global_batch=8), strong=True)["efficiency"] == 1
+    assert add_row(table, row(2, 40.0, micro_batch=4, global_batch=8), strong=True)["efficiency"] == 0.8

@@ -1,0 +1,241 @@
+"""What more nodes would give, from a few measured rows: step = compute + communication.
+
+Compute is that of forward and backward passes as `bench scaling` timed them, on nodes as full, with a share for all
+else that a rank does (loading, optimizer); that share is what a step of the fewest ranks took beyond passes and
+communication. Communication is what the stages send: an all-reduce of all gradients in fp32, under ZeRO-1 and ZeRO-2 an
+all-gather of the updated weights too, and some small messages. Nothing of it is hidden behind the backward pass
+(ds_configs/ has overlap_comm off). Slower ranks, other jobs on the network and the file system are not part of it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segformer_spark.bench.link import Link
+from segformer_spark.bench.scaling import Row, read_rows
+from segformer_spark.config.schema import Config
+from segformer_spark.errors import UserError
+from segformer_spark.run.atomic import write_csv
+from segformer_spark.run.figures import new_figure, save_figure
+
+_SMALL_MESSAGES = {0: 5, 1: 12, 2: 12}
+"""Messages of a step besides the gradients, by stage: batch norm 3, loss, gradient norm; ZeRO gathers and flags."""
+
+_SAME = ("device", "variant", "image_size", "precision", "zero_stage")
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """Time of a step over numbers of ranks.
+
+    Attributes:
+        overhead: a rank's other work, relative to its passes.
+        num_bytes: of the gradients, in fp32.
+        link: None where there has only been one rank.
+    """
+
+    overhead: float
+    num_bytes: int
+    zero_stage: int
+    link: Link | None
+
+    def communication(self, ranks: int) -> float:
+        """Seconds per step."""
+        if ranks == 1:
+            return 0.0
+        assert self.link is not None
+        gathered = self.link.all_gather(ranks, self.num_bytes) if self.zero_stage else 0.0
+        small = _SMALL_MESSAGES[self.zero_stage] * self.link.all_reduce(ranks, 0)
+        return self.link.all_reduce(ranks, self.num_bytes) + gathered + small
+
+    def compute(self, passes: float) -> float:
+        """Seconds of a rank's own work when its passes take so many."""
+        return passes * (1 + self.overhead)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One number of nodes."""
+
+    nodes: int
+    ranks: int
+    global_batch: float
+    compute: float
+    communication: float
+
+    @property
+    def images_per_s(self) -> float:
+        return self.global_batch / (self.compute + self.communication)
+
+
+@dataclass(frozen=True)
+class ScalingPlan:
+    """A model with what it was made from and what it says.
+
+    Attributes:
+        references: the measured rows that the overhead is the median of: those of the fewest ranks.
+        checked: measured rows of the same training, with the seconds that the model gives for them.
+    """
+
+    model: StepModel
+    references: Sequence[Mapping[str, Any]]
+    checked: Sequence[tuple[Mapping[str, Any], float]]
+    forecasts: Sequence[Forecast]
+
+
+def make_plan(path: Path, config: Config, *, nodes: int, link: Link | None, strong: bool) -> ScalingPlan:
+    """Fit the model to the rows of a table and look ahead, to 1, 2, 4 ... nodes with as many ranks as measured.
+
+    Args:
+        path: table of `bench scaling`.
+        link: in place of the one that was measured over most nodes.
+        strong: keep the measured global batch; else each rank's.
+
+    Raises:
+        UserError: the table has no such training, or no network was measured or given.
+    """
+    own = {
+        "variant": config.model.variant,
+        "image_size": str(config.data.image_size),
+        "precision": config.training.precision,
+        "zero_stage": str(config.deepspeed.zero_stage),
+    }
+    rows = [row for row in read_rows(path) if all(row[key] == value for key, value in own.items())]
+    if not rows:
+        wanted = f"{own['variant']}, {own['image_size']} px, {own['precision']}, ZeRO stage {own['zero_stage']}"
+        raise UserError(
+            f"{path}: there is no row of {wanted}. Measure one, on one node and best on two: "
+            "segformer-spark bench scaling --config ..., or sbatch --nodes=2 slurm/benchmark_scaling.sh"
+        )
+    rows = [row for row in rows if row["device"] == rows[-1]["device"]]
+    fewest = min(int(row["world_size"]) for row in rows)
+    references = [row for row in rows if int(row["world_size"]) == fewest]
+    link = link or _measured_link(rows)
+    if link is None and (nodes > 1 or len({row["world_size"] for row in rows}) > 1):
+        raise UserError(
+            f"{path}: no network was measured. Run `bench scaling` on two nodes, or give --bandwidth and --latency"
+        )
+    model = _fit(references, link)
+    checked = [(row, model.compute(_passes(row)) + model.communication(int(row["world_size"]))) for row in rows]
+    return ScalingPlan(model, references, checked, list(_forecasts(model, rows, nodes, strong)))
+
+
+def _measured_link(rows: Sequence[Row]) -> Link | None:
+    measured = [row for row in rows if row["link_gb_per_s"]]
+    if not measured:
+        return None
+    widest = max(reversed(measured), key=lambda row: (int(row["nodes"]), int(row["world_size"])))
+    return Link(float(widest["link_latency_us"]) / 1e6, float(widest["link_gb_per_s"]) * 1e9)
+
+
+def _fit(rows: Sequence[Row], link: Link | None) -> StepModel:
+    num_bytes, stage = 4 * int(rows[0]["trained_parameters"]), int(rows[0]["zero_stage"])
+    communication = StepModel(0.0, num_bytes, stage, link).communication(int(rows[0]["world_size"]))
+    overhead = ((float(row["step_ms"]) / 1000 - communication) / _passes(row) - 1 for row in rows)
+    return StepModel(statistics.median(overhead), num_bytes, stage, link)
+
+
+def _passes(row: Row) -> float:
+    return float(row["compute_ms"]) / 1000
+
+
+def _forecasts(model: StepModel, rows: Sequence[Row], nodes: int, strong: bool) -> Iterator[Forecast]:
+    """Nodes as full as the fullest that was measured."""
+    per_node = max(int(row["world_size"]) / int(row["nodes"]) for row in rows)
+    full = [row for row in rows if int(row["world_size"]) / int(row["nodes"]) == per_node]
+    passes = statistics.median(_passes(row) / _images(row) for row in full)
+    count = 1
+    while count <= nodes:
+        ranks = count * int(per_node)
+        images = int(full[-1]["global_batch"]) / ranks if strong else _images(full[-1])
+        if images < 1:
+            return
+        yield Forecast(count, ranks, images * ranks, model.compute(passes * images), model.communication(ranks))
+        count = nodes if count < nodes < 2 * count else 2 * count
+
+
+def _images(row: Row) -> float:
+    return int(row["global_batch"]) / int(row["world_size"])
+
+
+def describe_plan(plan: ScalingPlan) -> Iterator[str]:
+    """Lines for the terminal."""
+    row, model = plan.references[-1], plan.model
+    yield (
+        f"SegFormer-{str(row['variant']).upper()}, {row['image_size']} px, {row['precision']}, ZeRO stage "
+        f"{model.zero_stage}, on {row['device']}"
+    )
+    yield (
+        f"a rank's work beside its passes: {100 * model.overhead:+.0f} %, from {len(plan.references)} row(s) of "
+        f"{row['world_size']} rank(s), the last of {row['measured']}; gradients: {model.num_bytes / 2**20:.0f} MiB"
+    )
+    if model.link is not None:
+        yield f"network: {model.link.bandwidth / 1e9:.2f} GB/s per rank, {1e6 * model.link.latency:.0f} us per message"
+    yield "measured and modelled:"
+    yield f"{'nodes':>6}{'ranks':>6}{'batch':>7}{'measured ms':>13}{'model ms':>10}{'off by':>8}"
+    for measured, seconds in plan.checked:
+        step = float(measured["step_ms"])
+        yield (
+            f"{measured['nodes']:>6}{measured['world_size']:>6}{measured['global_batch']:>7}{step:>13.1f}"
+            f"{1000 * seconds:>10.1f}{100 * (1000 * seconds / step - 1):>+7.0f} %"
+        )
+    yield "forecast:"
+    yield f"{'nodes':>6}{'ranks':>6}{'batch':>7}{'compute ms':>12}{'network ms':>12}{'images/s':>10}{'efficiency':>12}"
+    first = plan.forecasts[0]
+    for one in plan.forecasts:
+        efficiency = one.images_per_s / one.ranks / (first.images_per_s / first.ranks)
+        yield (
+            f"{one.nodes:>6}{one.ranks:>6}{one.global_batch:>7.0f}{1000 * one.compute:>12.1f}"
+            f"{1000 * one.communication:>12.1f}{one.images_per_s:>10.1f}{100 * efficiency:>10.1f} %"
+        )
+
+
+def write_plan(plan: ScalingPlan, table: Path) -> list[Path]:
+    """The forecast as CSV and a figure beside the table; returns both."""
+    csv_path, figure_path = table.with_suffix(".plan.csv"), table.with_suffix(".plan.png")
+    columns = ["nodes", "ranks", "global_batch", "compute_ms", "communication_ms", "images_per_s"]
+    rows = [
+        {
+            "nodes": one.nodes,
+            "ranks": one.ranks,
+            "global_batch": round(one.global_batch),
+            "compute_ms": round(1000 * one.compute, 2),
+            "communication_ms": round(1000 * one.communication, 2),
+            "images_per_s": round(one.images_per_s, 3),
+        }
+        for one in plan.forecasts
+    ]
+    write_csv(csv_path, columns, rows)
+    save_figure(_drawn(plan), figure_path)
+    return [csv_path, figure_path]
+
+
+def _drawn(plan: ScalingPlan) -> Any:
+    figure = new_figure(9, 3.6)
+    speed, parts = figure.subplots(1, 2)
+    ranks = [one.ranks for one in plan.forecasts]
+    first = plan.forecasts[0]
+    ideal = [first.images_per_s / first.ranks * count for count in ranks]
+    speed.plot(ranks, ideal, color="0.7", linestyle="--", label="linear")
+    speed.plot(ranks, [one.images_per_s for one in plan.forecasts], marker="o", markersize=3, label="model")
+    points = [(int(row["world_size"]), float(row["images_per_s"])) for row, _ in plan.checked]
+    speed.scatter(*zip(*points, strict=True), color="tab:orange", zorder=3, label="measured")
+    speed.set(xscale="log", yscale="log", xlabel="ranks", ylabel="images/s", title="throughput")
+    shown = sorted({*ranks, *(count for count, _ in points)})
+    speed.set_xticks(shown, [str(count) for count in shown])
+    speed.minorticks_off()
+    labels = [str(one.nodes) for one in plan.forecasts]
+    compute = [1000 * one.compute for one in plan.forecasts]
+    parts.bar(labels, compute, color="tab:blue", label="compute")
+    communication = [1000 * one.communication for one in plan.forecasts]
+    parts.bar(labels, communication, bottom=compute, color="tab:red", label="communication")
+    parts.set(xlabel="nodes", ylabel="ms per step", title="a step")
+    parts.set_ylim(0, 1.25 * max(one + other for one, other in zip(compute, communication, strict=True)))
+    for axis in (speed, parts):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small", loc="upper left", ncols=2)
+    return figure

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segformer_spark.bench.link import Link, measure_link
+from segformer_spark.bench.scaling import add_row
+from segformer_spark.bench.scaling_plan import StepModel, describe_plan, make_plan
+from segformer_spark.cli import main
+from segformer_spark.config.load import load_config
+from segformer_spark.errors import UserError
+from tests.ranks import Group, run_on_ranks
+
+LINK = Link(latency=1e-5, bandwidth=1e9)
+CONFIG = load_config(overrides=["model.variant=b0", "data.image_size=64"]).config
+
+
+def row(nodes: int, ranks: int, step_ms: float, **more: Any) -> dict[str, Any]:
+    return {
+        "measured": "now",
+        "nodes": nodes,
+        "world_size": ranks,
+        "device": "x",
+        "variant": "b0",
+        "image_size": 64,
+        "precision": "fp32",
+        "zero_stage": 1,
+        "micro_batch": 2,
+        "global_batch": 2 * ranks,
+        "step_ms": step_ms,
+        "images_per_s": 2000 * ranks / step_ms,
+        "images_per_s_per_device": 2000 / step_ms,
+        "trained_parameters": 25_000_000,
+        "compute_ms": 0.8 * step_ms,
+        "link_latency_us": None if ranks == 1 else 10.0,
+        "link_gb_per_s": None if ranks == 1 else 1.0,
+        **more,
+    }
+
+
+def table(path: Path, *rows: dict[str, Any]) -> Path:
+    for one in rows:
+        add_row(path, one)
+    return path
+
+
+def test_collectives_take_what_the_paper_says() -> None:
+    assert LINK.all_reduce(8, 1e9) == pytest.approx(2 * 3 * 1e-5 + 2 * 7 / 8)
+    assert LINK.all_gather(8, 1e9) == pytest.approx(3 * 1e-5 + 7 / 8)
+    assert LINK.all_reduce(5, 0) == pytest.approx(2 * 3 * 1e-5), "rounds are whole"
+
+
+def test_zero_sends_half_as_much_again() -> None:
+    plain, sharded = (StepModel(0.1, 10**8, stage, LINK) for stage in (0, 1))
+    assert plain.communication(1) == 0
+    assert plain.communication(4) == pytest.approx(2 * 3 / 4 * 0.1 + (1 + 5) * 4e-5)
+    assert sharded.communication(4) == pytest.approx(3 * 3 / 4 * 0.1 + 6e-5 + 12 * 4e-5)
+    assert plain.compute(0.5) == pytest.approx(0.55)
+
+
+def test_a_step_is_passes_with_their_overhead_and_communication(tmp_path: Path) -> None:
+    """One rank: steps of 100 and 130 ms, 80 of them passes. Two ranks send 100 MB all round and gather it: 0.15 s."""
+    rows = (row(1, 1, 100.0, compute_ms=80.0), row(1, 1, 130.0, compute_ms=80.0), row(2, 2, 300.0, compute_ms=120.0))
+    plan = make_plan(table(tmp_path / "s.csv", *rows), CONFIG, nodes=6, link=None, strong=False)
+    assert plan.model.overhead == pytest.approx((1.25 + 1.625) / 2 - 1)
+    small = 12 * 2 * 1e-5 + 3e-5
+    assert plan.model.communication(2) == pytest.approx(0.15 + small)
+    assert plan.checked[2][1] == pytest.approx(0.12 * 1.4375 + 0.15 + small)
+    lines = list(describe_plan(plan))
+    assert lines[7].split() == ["2", "2", "4", "300.0", "322.8", "+8", "%"]
+    assert [one.nodes for one in plan.forecasts] == [one.ranks for one in plan.forecasts] == [1, 2, 4, 6]
+    passes = 0.04  # per image: the median over the three rows, which all have one rank per node
+    assert plan.forecasts[2].compute == pytest.approx(2 * passes * 1.4375)
+    assert plan.forecasts[2].images_per_s == pytest.approx(8 / (0.115 + plan.model.communication(4)))
+
+
+def test_one_measured_size_is_enough(tmp_path: Path) -> None:
+    """Two ranks: their communication is taken off before the overhead is known."""
+    path = table(tmp_path / "s.csv", row(2, 2, 300.0))
+    model = make_plan(path, CONFIG, nodes=2, link=None, strong=False).model
+    assert model.overhead == pytest.approx((0.3 - model.communication(2)) / 0.24 - 1)
+    alone = table(tmp_path / "t.csv", row(1, 1, 100.0))
+    with pytest.raises(UserError, match="no network was measured.*--bandwidth"):
+        make_plan(alone, CONFIG, nodes=2, link=None, strong=False)
+    assert make_plan(alone, CONFIG, nodes=2, link=LINK, strong=False).forecasts[1].communication > 0.15
+
+
+def test_strong_scaling_divides_the_batch_until_there_is_none(tmp_path: Path) -> None:
+    path = table(tmp_path / "s.csv", row(1, 2, 300.0))
+    plan = make_plan(path, CONFIG, nodes=64, link=LINK, strong=True)
+    assert [(one.nodes, one.ranks, one.global_batch) for one in plan.forecasts] == [(1, 2, 4), (2, 4, 4)]
+    assert plan.forecasts[1].compute == pytest.approx(plan.forecasts[0].compute / 2)
+
+
+def test_nodes_are_as_full_as_the_fullest_that_was_measured(tmp_path: Path) -> None:
+    path = table(tmp_path / "s.csv", row(1, 1, 100.0), row(1, 4, 400.0, compute_ms=200.0))
+    plan = make_plan(path, CONFIG, nodes=2, link=None, strong=False)
+    assert [(one.nodes, one.ranks, one.global_batch) for one in plan.forecasts] == [(1, 4, 8), (2, 8, 16)]
+    assert plan.forecasts[0].compute == pytest.approx(0.2 * (1 + plan.model.overhead))
+
+
+def test_rows_of_another_training_do_not_count(tmp_path: Path) -> None:
+    path = table(tmp_path / "s.csv", row(1, 1, 100.0, variant="b5"))
+    with pytest.raises(UserError, match="there is no row of b0, 64 px, fp32, ZeRO stage 1"):
+        make_plan(path, CONFIG, nodes=2, link=LINK, strong=False)
+    with pytest.raises(UserError, match="there is no row"):
+        make_plan(tmp_path / "nothing.csv", CONFIG, nodes=2, link=LINK, strong=False)
+
+
+def test_the_verb_writes_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = table(tmp_path / "s.csv", row(1, 1, 100.0), row(2, 2, 300.0))
+    settings = ["--set", "model.variant=b0", "--set", "data.image_size=64"]
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "scaling", "--plan", "--nodes", "4", "--csv", str(path), "--bandwidth", "2", *settings])
+    assert ended.value.code == 0
+    assert "2.00 GB/s" in capsys.readouterr().out
+    written = list(csv.DictReader((tmp_path / "s.plan.csv").open()))
+    assert [int(one["nodes"]) for one in written] == [1, 2, 4]
+    assert (tmp_path / "s.plan.png").stat().st_size > 5000
+
+
+def link_of(group: Group) -> Link | None:
+    return measure_link(group)
+
+
+def test_the_network_between_ranks_is_measured() -> None:
+    assert run_on_ranks(1, link_of) == [None]
+    first, second = run_on_ranks(2, link_of)
+    assert first == second
+    assert 0 < first.latency < 0.1
+    assert 1e6 < first.bandwidth < 1e12
+    assert math.isfinite(first.all_reduce(64, 1e9))
