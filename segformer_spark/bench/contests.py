@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from segformer_spark.bench.pairs import Contest, Task
 from segformer_spark.bench.rendered import rendered_cache, rendered_set
 from segformer_spark.bench.tasks import OURS
+from segformer_spark.config.deepspeed import stage_of
 from segformer_spark.run.console import logger
 
 LIGHT_AUGMENTATION = (
@@ -68,16 +70,25 @@ def model_contest(kind: str, options: ModelOptions) -> Contest:
     return Contest(title, tasks, options.batch)
 
 
-def zero_contest(options: ModelOptions, ranks: int) -> Contest:
-    """A training step under ZeRO-1 and ZeRO-2 against stage 0, which is DDP, on local ranks."""
+def zero_contest(options: ModelOptions, ranks: int, files: Sequence[Path] = ()) -> Contest:
+    """A training step under ZeRO-1 and ZeRO-2 against stage 0, which is DDP, on local ranks.
+
+    Args:
+        files: more DeepSpeed configurations to compare, as `deepspeed.config` takes them.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
     tasks = {
         f"ZeRO stage {stage}": replace(options, zero_stage=stage).task("train", OURS, ranks=ranks)
         for stage in (0, 1, 2)
     }
+    for file in files:
+        own = replace(options, zero_stage=stage_of(file))
+        tasks[file.name] = own.task("train", OURS, ranks=ranks, deepspeed=str(file))
     title = (
         f"training step: SegFormer-{options.variant.upper()}, {ranks} ranks x {options.batch} x "
-        f"{options.image_size} px, "
-        f"{options.classes} classes, {options.precision}"
+        f"{options.image_size} px, {options.classes} classes, {options.precision}"
     )
     return Contest(title, tasks, ranks * options.batch)
 

@@ -77,6 +77,7 @@ class _Train(Work):
                 f"deepspeed.zero_stage={task['zero_stage']}",
                 f"hardware.compile={str(task['compile']).lower()}",
                 f"hardware.device={task['device']}",
+                f"deepspeed.config={task.get('deepspeed', 'null')}",
             ]
         ).config
         self._stack = ExitStack()

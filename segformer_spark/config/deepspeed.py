@@ -41,20 +41,11 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
         ConfigError: the file is missing, not JSON, names another stage, or sets what the YAML owns.
     """
     path = deepspeed_file(config)
-    try:
-        merged = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: the DeepSpeed configuration cannot be read: {error}. Set deepspeed.config."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: this is not valid JSON: {error.msg}") from error
-    if not isinstance(merged, dict):
-        raise ConfigError(f"{path}: a DeepSpeed configuration is a JSON object")
+    merged = _read(path)
     for key, owner in _OWNED_BY_YAML.items():
         if key in merged:
             raise ConfigError(f"{path}: {key!r} belongs to {owner} of the YAML; remove it from this file")
-    stage = merged.get("zero_optimization", {}).get("stage", 0)
+    stage = stage_of(path)
     if stage != config.deepspeed.zero_stage:
         raise ConfigError(
             f"{path}: zero_optimization.stage is {stage}, deepspeed.zero_stage is {config.deepspeed.zero_stage}; "
@@ -73,3 +64,28 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
     elif precision == "fp16":
         merged["fp16"] = {"enabled": True, "auto_cast": True, "loss_scale": 0, "initial_scale_power": 16}
     return merged
+
+
+def stage_of(path: Path) -> int:
+    """The ZeRO stage that a DeepSpeed configuration names; 0 without one."""
+    stage: int = _read(path).get("zero_optimization", {}).get("stage", 0)
+    return stage
+
+
+def reduce_bucket_size(config: Config) -> int:
+    """Values that ZeRO reduces at a time; DeepSpeed's own default without a setting."""
+    return int(_read(deepspeed_file(config)).get("zero_optimization", {}).get("reduce_bucket_size", 500_000_000))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the DeepSpeed configuration cannot be read: {error}. Set deepspeed.config."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}: this is not valid JSON: {error.msg}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a DeepSpeed configuration is a JSON object")
+    return content

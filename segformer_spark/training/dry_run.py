@@ -98,6 +98,7 @@ def _costs(
         "head's activations of the other micro-batches": memory.joined_head,
         "workspace": memory.workspace,
         "caches of the libraries": memory.libraries,
+        "ZeRO's buffer": memory.bucket,
     }
     listed = ", ".join(f"{name} {value / _MIB:.0f}" for name, value in parts.items() if value)
     yield f"memory per device in MiB: {listed}; {memory.total / _MIB:.0f} in all, on top of the imports"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segformer_spark.config.batch import BatchPlan
+from segformer_spark.config.deepspeed import reduce_bucket_size
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.evaluation.predict import autocast
@@ -202,6 +203,7 @@ class MemoryEstimate:
     joined_head: int
     workspace: int
     libraries: int
+    bucket: int
 
     @property
     def total(self) -> int:
@@ -213,8 +215,8 @@ def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: Pas
     """Memory of a step under ZeRO (Rajbhandari et al. 2020, section 5), with activations as measured.
 
     fp32 parameters; gradients whole, or divided by the ranks under stage 2; AdamW's two moments and, under ZeRO, a
-    second fp32 copy of the weights, divided by the ranks under stages 1 and 2. Workspace, as measured, grows with the
-    images. What importing the libraries and the CUDA context take comes on top.
+    second fp32 copy of the weights, divided by the ranks under stages 1 and 2, and a buffer that gradients are reduced in.
+    Workspace, as measured, grows with the images. What importing the libraries and the CUDA context take comes on top.
     """
     weights = sum(p.numel() for p in model.parameters()) * _BYTES
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * _BYTES
@@ -231,6 +233,7 @@ def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: Pas
         joined_head=cost.head_bytes * plan.micro_batch * others // cost.num_images,
         workspace=cost.workspace_bytes * plan.micro_batch // cost.num_images,
         libraries=cost.library_bytes,
+        bucket=_BYTES * reduce_bucket_size(config) if stage else 0,
     )
 
 

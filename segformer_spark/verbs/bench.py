@@ -43,6 +43,9 @@ def add(subparsers: Subparsers) -> None:
     )
     _add_model(parser, batch=2)
     parser.add_argument("--ranks", type=positive, default=2, help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--deepspeed", type=Path, action="append", default=[], metavar="JSON", help="one more way; may be repeated"
+    )
     _add_common(parser)
     parser = add_verb(
         actions,
@@ -157,7 +160,7 @@ def zero(arguments: argparse.Namespace) -> int:
     """ZeRO stages."""
     from segformer_spark.bench.contests import zero_contest
 
-    return _run(zero_contest(_model_options(arguments), arguments.ranks), arguments)
+    return _run(zero_contest(_model_options(arguments), arguments.ranks, arguments.deepspeed), arguments)
 
 
 def loss(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from segformer_spark.bench.pairs import Contest, Row, compare, table
 from segformer_spark.bench.report import run_contest
 from segformer_spark.bench.tasks import OURS
 from segformer_spark.cli import main
+from segformer_spark.config.load import PROJECT_ROOT
 from segformer_spark.errors import UserError
 
 TINY = ModelOptions("b0", 64, 1, 3, "fp32", "cpu")
@@ -70,10 +71,14 @@ def test_the_loader_contest_renders_its_set_once(source: str, tmp_path: Path) ->
     assert (tmp_path / "rendered_64_2" / "train.csv").stat().st_mtime_ns == stamp
 
 
-def test_ranks_work_together() -> None:
-    contest = zero_contest(TINY, ranks=2)
+def test_ranks_work_together(tmp_path: Path) -> None:
+    settings = json.loads((PROJECT_ROOT / "ds_configs" / "zero1.json").read_text())
+    settings["zero_optimization"]["reduce_bucket_size"] = 1000
+    (tmp_path / "small.json").write_text(json.dumps(settings))
+    contest = zero_contest(TINY, ranks=2, files=[tmp_path / "small.json"])
+    assert contest.tasks["small.json"]["zero_stage"] == 1
     rows = compare(contest, 1)
-    assert [row.name for row in rows] == ["ZeRO stage 0", "ZeRO stage 1", "ZeRO stage 2"]
+    assert [row.name for row in rows] == ["ZeRO stage 0", "ZeRO stage 1", "ZeRO stage 2", "small.json"]
     assert all(row.flops == rows[0].flops for row in rows)
     assert contest.images == 2
 

@@ -88,6 +88,7 @@ def test_states_are_divided_as_zero_divides_them() -> None:
         assert memory.activations == 4000, "eight images, two of which were measured"
         assert memory.workspace == 200
         assert memory.libraries == 7
+        assert memory.bucket == (40_000_000 if stage else 0), "ten million values, see ds_configs"
         assert memory.joined_head == 1200, "the head holds the other micro-batch too"
         assert memory.total == sum(
             (
@@ -99,6 +100,7 @@ def test_states_are_divided_as_zero_divides_them() -> None:
                 memory.joined_head,
                 memory.workspace,
                 memory.libraries,
+                memory.bucket,
             )
         )
     mean = load_config(overrides=["training.accumulation=mean"]).config
