@@ -25,7 +25,7 @@ VERBS = [
     "tune batch-size",
     "doctor",
     "sweep",
-    "bench scaling",
+    *(f"bench {what}" for what in ("train", "infer", "zero", "loss", "loader", "evaluate", "scaling")),
     "job requeue",
     "job stage",
     "job unstage",

@@ -38,6 +38,7 @@ class ModelOptions:
     zero_stage: int = 0
     recompute: bool = False
     compile: bool = False
+    tf32: bool = False
 
     def task(self, kind: str, who: str, **more: Any) -> Task:
         return {"kind": kind, "who": who, **self.__dict__, **more}

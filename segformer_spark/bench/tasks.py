@@ -46,6 +46,9 @@ def build(task: dict[str, Any]) -> Work:
         UserError: a peer's package is not installed.
     """
     set_threads(task.get("threads"), task.get("ranks", 1))
+    if task.get("tf32"):
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
     known = {**PEERS, **_OURS}
     if task["who"] == OURS or task.get("keep_memory"):
         keep_freed_memory()

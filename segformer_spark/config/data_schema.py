@@ -84,8 +84,8 @@ class DataConfig(Section):
     )
     reduced_decode: bool = field(
         False,
-        "Decode the JPEG images of the training split at 1/2, 1/4 or 1/8 of their size where image_size allows it; "
-        "twice as fast, with pixels that differ a little (docs/data.md).",
+        "Decode the JPEG images of the training split at 1/2, 1/4 or 1/8 of their size where image_size allows it, in "
+        "about half the time; pixels differ a little (docs/data.md).",
     )
     folder: FolderConfig = FolderConfig()
 

@@ -215,7 +215,7 @@ def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: Pas
     """Memory of a step under ZeRO (Rajbhandari et al. 2020, section 5), with activations as measured.
 
     fp32 parameters; gradients whole, or divided by the ranks under stage 2; AdamW's two moments and, under ZeRO, a
-    second fp32 copy of the weights, divided by the ranks under stages 1 and 2, and a buffer that gradients are reduced in.
+    second fp32 copy of the weights, divided by the ranks under stages 1 and 2, and a buffer for reducing gradients.
     Workspace, as measured, grows with the images. What importing the libraries and the CUDA context take comes on top.
     """
     weights = sum(p.numel() for p in model.parameters()) * _BYTES
