@@ -45,7 +45,8 @@ class ModelOptions:
 
 
 def model_contest(kind: str, options: ModelOptions) -> Contest:
-    """`train` or `infer`: this package, transformers with SDPA and eager attention, smp, and the machine's peak.
+    """`train` or `infer`: this package, transformers with SDPA and eager attention, smp, and the machine's peak; for
+    `train` the seed's step, too.
 
     On a CPU transformers and smp take part once more with the allocator's settings that this package makes.
     torch.compile is for all models, activation checkpointing for this package's alone.
@@ -56,6 +57,8 @@ def model_contest(kind: str, options: ModelOptions) -> Contest:
         "transformers eager": options.task(kind, "transformers", attention="eager"),
         PRODUCTS: options.task("products", OURS),
     }
+    if kind == "train":
+        tasks["seed's way"] = options.task(kind, "seed", attention="sdpa")
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
         logger.info("smp is left out, it is not installed: pip install 'segformer-spark[bench]'")
     else:

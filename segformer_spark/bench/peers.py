@@ -3,7 +3,8 @@
 - transformers: SegformerForSemanticSegmentation under a plain step as its Trainer does it (fused AdamW, clipping at 1),
   with the attention that its configuration names.
 - smp: segmentation_models_pytorch's Segformer, whose decoder is 256 wide whatever the encoder.
-- seed: the pipeline that this project replaced: PIL, a float distance to every colour, full-size logits.
+- seed: the pipeline that this project replaced: PIL and a float distance to every colour; transformers' model with
+  full-size logits, and their accuracy at every step.
 - evaluate: mean IoU in NumPy as the metric of Hugging Face's `evaluate` computes it: a histogram per class and image.
 """
 
@@ -85,16 +86,23 @@ class _Train(_Model):
     def run(self) -> None:
         with self.autocast():
             loss: Tensor
-            if self.task["who"] == "smp":
-                loss = functional.cross_entropy(self._model(self._images), self._labels, ignore_index=IGNORE_INDEX)
-            else:
+            if self.task["who"] == "transformers":
                 loss = self._model(self._images, labels=self._labels).loss
+            else:
+                out = self._model(self._images)
+                loss = self._loss(out if isinstance(out, Tensor) else out.logits)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self._images.is_cuda:
             torch.cuda.synchronize()
+
+    def _loss(self, logits: Tensor) -> Tensor:
+        if self.task["who"] == "seed":
+            logits = functional.interpolate(logits, size=self._labels.shape[-2:], mode="bilinear", align_corners=False)
+            float((logits.argmax(1) == self._labels).float().mean())
+        return functional.cross_entropy(logits, self._labels, ignore_index=IGNORE_INDEX)
 
 
 class _Infer(_Model):
@@ -181,6 +189,7 @@ class _NumpyMeanIou(Work):
 PEERS: dict[tuple[str, str], Callable[[dict[str, Any]], Work]] = {
     ("train", "transformers"): _Train,
     ("train", "smp"): _Train,
+    ("train", "seed"): _Train,
     ("infer", "transformers"): _Infer,
     ("infer", "smp"): _Infer,
     ("loss", "full size"): _FullSizeLoss,

@@ -48,6 +48,7 @@ def test_contestants_of_a_model_contest_run(kind: str) -> None:
         **contest.tasks["transformers SDPA"],
         "keep_memory": True,
     }
+    assert ("seed's way" in contest.tasks) == (kind == "train")
     rows = compare(Contest(contest.title, wanted, 1), 2)
     assert [row.name for row in rows] == list(wanted)
     for row in rows:
