@@ -63,7 +63,9 @@ class FolderConfig(Section):
 
 class DataConfig(Section):
     dataset: str = field(
-        "spark", "The data set's reader: spark, camvid, ade20k, cityscapes or folder (data/registry.py)."
+        "spark",
+        "The data set's reader: spark, camvid, ade20k, cityscapes, voc, pets, pets_without_border, street_hazards or "
+        "folder (data/registry.py).",
     )
     root: str = field("data/spark", "Folder of the data set.", env="DATA_ROOT", resume_safe=True)
     image_size: int = field(512, "Side in pixels of the model's input in training.", env="IMAGE_SIZE", ge=32, le=4096)

@@ -16,6 +16,7 @@ from segformer_spark.data.dataset import IGNORE_INDEX, Image, Mask
 from segformer_spark.errors import DataError
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_GIF_START = b"GIF8"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
 
 Color = tuple[int, int, int]
@@ -48,6 +49,8 @@ def read_image(path: Path, needed_side: int | None = None) -> Image:
 
 def decode_image(content: bytes, path: Path, needed_side: int | None = None) -> Image:
     """Decode the content of an image file, as `read_image` does; `path` is for the error message."""
+    if content.startswith(_GIF_START):
+        return _decode_gif(content, path)
     flag = cv2.IMREAD_COLOR if needed_side is None else _reduced_flag(content, needed_side)
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if content else None
@@ -57,6 +60,15 @@ def decode_image(content: bytes, path: Path, needed_side: int | None = None) -> 
         raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)")
     rgb: Image = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return rgb
+
+
+def _decode_gif(content: bytes, path: Path) -> Image:
+    """The first frame. OpenCV has no GIF decoder in all its builds; some data sets have GIFs under another name."""
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: this is a GIF that cannot be decoded: {error}") from error
 
 
 def _reduced_flag(content: bytes, needed_side: int) -> int:

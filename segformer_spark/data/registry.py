@@ -15,6 +15,10 @@ DATASETS: dict[str, str] = {
     "camvid": "segformer_spark.data.readers.camvid:CamVidDataset",
     "ade20k": "segformer_spark.data.readers.ade20k:Ade20kDataset",
     "cityscapes": "segformer_spark.data.readers.cityscapes:CityscapesDataset",
+    "voc": "segformer_spark.data.readers.voc:VocDataset",
+    "pets": "segformer_spark.data.readers.pets:PetsDataset",
+    "pets_without_border": "segformer_spark.data.readers.pets:PetsWithoutBorder",
+    "street_hazards": "segformer_spark.data.readers.street_hazards:StreetHazardsDataset",
     "folder": "segformer_spark.data.readers.folder:FolderDataset",
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
-from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_masks, visible_files
+from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files, visible_files
 
 # The first name of each class in the benchmark's objectInfo150.txt.
 _NAMES = """
@@ -57,7 +57,7 @@ class Ade20kDataset(PairDataset):
         images = visible_files(root / "images" / folder, (".jpg", ".png"), "images")
         super().__init__([(image, root / "annotations" / folder / f"{image.stem}.png") for image in images])
         if check_files:
-            refuse_missing_masks(self.pairs)
+            refuse_missing_files(self.pairs)
 
     @classmethod
     def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> Ade20kDataset:

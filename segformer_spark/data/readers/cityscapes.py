@@ -12,7 +12,7 @@ from pathlib import Path
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import read_index_mask
-from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_masks, visible_files
+from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files, visible_files
 
 _TABLE: tuple[tuple[int, str, tuple[int, int, int]], ...] = (
     (7, "road", (128, 64, 128)),
@@ -64,7 +64,7 @@ class CityscapesDataset(PairDataset):
             [(image, masks / image.parent.name / f"{image.stem.removesuffix(_IMAGE)}{kind}.png") for image in images]
         )
         if check_files:
-            refuse_missing_masks(self.pairs)
+            refuse_missing_files(self.pairs)
 
     @classmethod
     def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> CityscapesDataset:

@@ -73,11 +73,33 @@ def visible_files(folder: Path, suffixes: Sequence[str], what: str) -> list[Path
     return found
 
 
-def refuse_missing_masks(pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Raise DataError naming the first images without a mask. One listing per folder, not a stat per file."""
-    present = {parent: {p.name for p in parent.glob("*")} for parent in {mask.parent for _, mask in pairs}}
+def refuse_missing_files(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Raise DataError naming the first missing image or mask. One listing per folder, not a stat per file."""
+    folders = {path.parent for pair in pairs for path in pair}
+    present = {folder: {path.name for path in folder.glob("*")} for folder in folders}
     missing = [(image, mask) for image, mask in pairs if mask.name not in present[mask.parent]]
+    for image, _ in pairs:
+        if image.name not in present[image.parent]:
+            raise DataError(f"{image}: the split names this image, which does not exist")
     if missing:
         image, mask = missing[0]
         more = f" ({len(missing)} images have none)" if len(missing) > 1 else ""
         raise DataError(f"{image}: its mask {mask} does not exist{more}")
+
+
+def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
+    """The lines of a list with their numbers; without empty ones and comments.
+
+    Raises:
+        DataError: there is no such file, or nothing in it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "there is no such list" if isinstance(error, FileNotFoundError) else f"{error}, this is no list"
+        raise DataError(f"{path}: {reason} of {what}; check data.root and the split") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise DataError(f"{path}: there are no {what} in this list")
+    return lines
