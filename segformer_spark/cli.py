@@ -13,7 +13,21 @@ from typing import TYPE_CHECKING
 
 from segformer_spark import __version__
 from segformer_spark.errors import EXIT_PEER_LOST, EXIT_USER_ERROR, PeersNotFound, UserError
-from segformer_spark.verbs import bench, data, demo, doctor, inference, job, params, runs, sweep, train, tune, weights
+from segformer_spark.verbs import (
+    agreement,
+    bench,
+    data,
+    demo,
+    doctor,
+    inference,
+    job,
+    params,
+    runs,
+    sweep,
+    train,
+    tune,
+    weights,
+)
 from segformer_spark.verbs.arguments import Verb
 
 if TYPE_CHECKING:
@@ -50,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (demo, data, weights, params, train, sweep, tune, bench, doctor, job, inference, runs):
+    for module in (demo, data, weights, params, train, sweep, tune, bench, doctor, job, inference, agreement, runs):
         module.add(subparsers)
     return parser
 

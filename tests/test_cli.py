@@ -31,6 +31,8 @@ VERBS = [
     "job unstage",
     "job paths",
     "evaluate",
+    "agreement run",
+    "agreement make-demo",
     "submit",
     "runs",
 ]

@@ -20,7 +20,7 @@ FLOORS = [
     {"engine", "checkpoint"},
     {"evaluation"},
     {"training", "submission"},
-    {"demo", "cluster", "bench"},
+    {"demo", "cluster", "bench", "agreement"},
     {"verbs"},
     {"cli"},
     {"__main__"},

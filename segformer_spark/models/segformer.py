@@ -84,6 +84,13 @@ class SegFormer(nn.Module):
         return module
 
     @property
+    def variant(self) -> str | None:
+        """b0 to b5, or None for other sizes."""
+        config = self.network.config
+        own = Variant(tuple(config.depths), tuple(config.hidden_sizes), config.decoder_hidden_size)
+        return next((name for name, sizes in VARIANTS.items() if sizes == own), None)
+
+    @property
     def num_classes(self) -> int:
         return int(self.network.config.num_labels)
 

@@ -1,0 +1,75 @@
+"""Figures of an agreement study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segformer_spark.agreement.correlation import KINDS, THRESHOLDS
+from segformer_spark.run.figures import new_figure, save_figure
+
+if TYPE_CHECKING:
+    from segformer_spark.agreement.study import ModelAgreement
+
+
+def draw_sizes(results: Sequence[ModelAgreement], path: Path) -> None:
+    """Highest correlation against parameters, with the 95 % interval."""
+    figure = new_figure(6, 3.6)
+    _sizes(figure.subplots(), results)
+    save_figure(figure, path)
+
+
+def draw_overview(results: Sequence[ModelAgreement], path: Path) -> None:
+    """That plot, a heat map of models and thresholds per kind, and bars."""
+    figure = new_figure(11, 7)
+    axes = figure.subplots(2, 2)
+    _sizes(axes[0, 0], results)
+    _bars(axes[1, 1], results)
+    for axis, kind in zip((axes[0, 1], axes[1, 0]), KINDS, strict=True):
+        _heat(figure, axis, results, kind)
+    save_figure(figure, path)
+
+
+def _sizes(axis: Any, results: Sequence[ModelAgreement]) -> None:
+    ordered = sorted(results, key=lambda result: result.parameters)
+    for kind in KINDS:
+        known = [(one.parameters / 1e6, one.maxima[kind]) for one in ordered if one.maxima[kind].value is not None]
+        if not known:
+            continue
+        sizes = [size for size, _ in known]
+        values = np.array([best.value for _, best in known], np.float64)
+        bounds = [
+            (v if best.low is None else best.low, v if best.high is None else best.high)
+            for (_, best), v in zip(known, values, strict=True)
+        ]
+        low, high = np.array(bounds, np.float64).T
+        errors = np.maximum(np.stack([values - low, high - values]), 0)
+        axis.errorbar(sizes, values, yerr=errors, marker="o", capsize=3, label=f"max {kind}")
+    axis.set(xlabel="million parameters", ylabel="correlation", title="agreement with people against size")
+    axis.axhline(0, color="0.7", linewidth=0.8)
+    axis.grid(alpha=0.3)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize="small")
+
+
+def _heat(figure: Any, axis: Any, results: Sequence[ModelAgreement], kind: str) -> None:
+    values = [[np.nan if one.value is None else one.value for one in result.by_threshold[kind]] for result in results]
+    shown = axis.imshow(np.array(values, np.float64), aspect="auto", cmap="coolwarm", vmin=-1, vmax=1)
+    marks = range(4, len(THRESHOLDS), 10)
+    axis.set_xticks(list(marks), [f"{THRESHOLDS[mark]:g}" for mark in marks])
+    axis.set_yticks(range(len(results)), [result.name for result in results])
+    axis.set(xlabel="threshold of the relative change", title=f"{kind} (empty where undefined)")
+    figure.colorbar(shown, ax=axis)
+
+
+def _bars(axis: Any, results: Sequence[ModelAgreement]) -> None:
+    places = np.arange(len(results))
+    for offset, kind in zip((-0.2, 0.2), KINDS, strict=True):
+        axis.bar(places + offset, [result.maxima[kind].value or 0.0 for result in results], 0.4, label=f"max {kind}")
+    axis.set_xticks(places, [result.name for result in results])
+    axis.set(ylabel="correlation", title="maximum over the thresholds")
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend(fontsize="small")

@@ -1,0 +1,92 @@
+"""Pairs of images, and what people said about them: files of the user, not of this package.
+
+<pairs>/<base>_init.png, <base>_out.png        (or .jpg) a pair
+<people>.csv                                   columns base and either share_different (0 to 1), or answer (same or
+                                               different) with a row per person; a column type is optional
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from segformer_spark.errors import DataError
+
+_BEFORE, _AFTER = "_init", "_out"
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+_ANSWERS = {"same": 0.0, "different": 1.0}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A pair of images with the share of people who called them different."""
+
+    base: str
+    kind: str
+    share_different: float
+    before: Path
+    after: Path
+
+
+def read_items(pairs: Path, people: Path) -> list[Item]:
+    """The pairs that people judged, in the order of the people's file.
+
+    Raises:
+        DataError: a file cannot be read, a row is malformed, or a pair is missing.
+    """
+    shares, kinds = _read_people(people)
+    files = _pictures(pairs)
+    items = []
+    for base, share in shares.items():
+        try:
+            items.append(Item(base, kinds[base], share, files[base + _BEFORE], files[base + _AFTER]))
+        except KeyError as error:
+            raise DataError(f"{people}: {base!r} was judged, but {pairs} has no image {error}") from error
+    return items
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder of pairs (<base>{_BEFORE}.png and <base>{_AFTER}.png)")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    return {path.stem: path for path in found if not path.name.startswith(".")}
+
+
+def _read_people(path: Path) -> tuple[dict[str, float], dict[str, str]]:
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    kinds: dict[str, str] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            columns = set(reader.fieldnames or ())
+            if "base" not in columns or not columns & {"share_different", "answer"}:
+                raise DataError(f"{path}:1: the columns base and share_different, or base and answer, are needed")
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                base = row["base"]
+                if "answer" not in columns and base in values:
+                    raise DataError(f"{where}: {base!r} is there twice")
+                values[base].append(_value(row, where))
+                kinds[base] = row.get("type") or ""
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: this is not a CSV file in UTF-8 that can be read: {error}") from error
+    if not values:
+        raise DataError(f"{path}: there are no rows")
+    return {base: sum(own) / len(own) for base, own in values.items()}, kinds
+
+
+def _value(row: dict[str, str], where: str) -> float:
+    if "answer" in row:
+        answer = (row["answer"] or "").strip().lower()
+        if answer not in _ANSWERS:
+            raise DataError(f"{where}: the answer is {row['answer']!r}; expected same or different")
+        return _ANSWERS[answer]
+    try:
+        share = float(row["share_different"])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: share_different {row['share_different']!r} is not a number") from error
+    if not 0 <= share <= 1:
+        raise DataError(f"{where}: share_different {share} is not between 0 and 1")
+    return share

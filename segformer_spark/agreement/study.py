@@ -1,0 +1,233 @@
+"""`agreement`: several models on pairs of images that people judged -> tables, figures, a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segformer_spark.agreement.correlation import (
+    KINDS,
+    THRESHOLDS,
+    Correlation,
+    Maximum,
+    correlate,
+    decisions,
+    maximum,
+)
+from segformer_spark.agreement.figures import draw_overview, draw_sizes
+from segformer_spark.agreement.objects import AreaChange, area_change
+from segformer_spark.agreement.people import Item
+from segformer_spark.checkpoint.export import load_model
+from segformer_spark.data.dataset import Mask
+from segformer_spark.data.decode import read_image
+from segformer_spark.data.loader import EvalLoading, file_loader
+from segformer_spark.errors import UserError
+from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.run.atomic import write_csv, write_json
+from segformer_spark.run.console import logger, progress
+from segformer_spark.run.record import command_record, host_record, scrub, software_record
+from segformer_spark.run.system import now
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model of the study: a name for tables, its variant, and its exported folder."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class ModelAgreement:
+    """What one model makes of the pairs.
+
+    Attributes:
+        changes: of each item, in order.
+        by_threshold: {kind: correlation at each of THRESHOLDS}, over the items whose change is known.
+        maxima: {kind: the highest of them}.
+        num_items: items whose change is known.
+    """
+
+    name: str
+    variant: str
+    parameters: int
+    changes: Sequence[AreaChange]
+    by_threshold: Mapping[str, Sequence[Correlation]]
+    maxima: Mapping[str, Maximum]
+    num_items: int
+
+
+@dataclass(frozen=True)
+class AgreementOptions:
+    """How to segment and to test.
+
+    Attributes:
+        ignored: names of classes that are no object.
+        repeats: permutations for the p of a maximum.
+        seed: of permutations and resampling.
+    """
+
+    output: Path
+    ignored: tuple[str, ...] = ()
+    precision: str = "fp32"
+    batch_size: int = 4
+    repeats: int = 10_000
+    seed: int = 0
+
+
+def run_agreement(
+    candidates: Sequence[Candidate], items: Sequence[Item], options: AgreementOptions, device: torch.device
+) -> list[ModelAgreement]:
+    """Segment, follow the objects, correlate; write everything.
+
+    Raises:
+        UserError: an ignored class that a model does not know.
+    """
+    started = now()
+    results = [_of_model(candidate, items, options, device) for candidate in candidates]
+    for result in results:
+        write_csv(options.output / result.name / "pairs.csv", _PAIRS, list(_pair_rows(items, result.changes)))
+    rows = [row for result in results for row in _threshold_rows(result)]
+    write_csv(options.output / "correlation_by_threshold.csv", list(rows[0]), rows)
+    table = [_result_row(result) for result in results]
+    write_csv(options.output / "correlation_results.csv", list(table[0]), table)
+    sizes = against_size([r.parameters for r in results], {k: [r.maxima[k].value for r in results] for k in KINDS})
+    draw_sizes(results, options.output / "correlation_vs_parameters.png")
+    draw_overview(results, options.output / "agreement.png")
+    record = {
+        "started": started,
+        "ended": now(),
+        "models": [str(candidate.folder) for candidate in candidates],
+        "items": len(items),
+        "options": {**asdict(options), "output": str(options.output)},
+        "command": command_record(),
+        "hardware": host_record(device),
+        "software": software_record(),
+    }
+    write_json(options.output / "summary.json", {"models": table, "against_parameters": sizes, "record": scrub(record)})
+    return results
+
+
+def agreement(changes: Sequence[AreaChange], answers: Sequence[float], *, repeats: int, seed: int) -> Row:
+    """Correlations of known changes with people's answers: `by_threshold`, `maxima` and `num_items`."""
+    known = [
+        (change.relative, answer)
+        for change, answer in zip(changes, answers, strict=True)
+        if change.relative is not None
+    ]
+    relative, human = [value for value, _ in known], [answer for _, answer in known]
+    decided = decisions(relative)
+    return {
+        "by_threshold": {kind: [correlate(kind, list(row.astype(float)), human) for row in decided] for kind in KINDS},
+        "maxima": {kind: maximum(kind, relative, human, repeats=repeats, seed=seed) for kind in KINDS},
+        "num_items": len(known),
+    }
+
+
+def against_size(parameters: Sequence[int], maxima: Mapping[str, Sequence[float | None]]) -> Row:
+    """Correlation of parameters with maxima over models: r, rho and their p; null where undefined."""
+    out: Row = {}
+    for kind, values in maxima.items():
+        pairs = [(float(count), value) for count, value in zip(parameters, values, strict=True) if value is not None]
+        counts, known = [count for count, _ in pairs], [value for _, value in pairs]
+        r, rho = correlate("pearson", counts, known), correlate("spearman", counts, known)
+        out[f"max_{kind}"] = {"r": r.value, "r_p": r.p, "rho": rho.value, "rho_p": rho.p, "n": len(pairs)}
+    return out
+
+
+def _of_model(
+    candidate: Candidate, items: Sequence[Item], options: AgreementOptions, device: torch.device
+) -> ModelAgreement:
+    model, card = load_model(candidate.folder)
+    unknown = set(options.ignored) - set(card.class_names)
+    if unknown:
+        raise UserError(
+            f"{candidate.folder}: there is no class {', '.join(sorted(unknown))}; it knows "
+            f"{', '.join(card.class_names)}"
+        )
+    ignored = [card.class_names.index(name) for name in options.ignored]
+    view = card.view(crops="none")
+    predictor = Predictor(model.to(device), device, view, options.precision)
+    files = [path for item in items for path in (item.before, item.after)]
+    loader = file_loader(files, range(len(files)), EvalLoading(view, options.batch_size, 0))
+    predictions: list[Mask] = []
+    for _, ids in progress(predictor.predict(loader), total=len(files), label=candidate.name):
+        predictions.append(ids.cpu().numpy().astype(np.uint8))
+    changes = [
+        area_change(
+            (read_image(item.before), predictions[2 * number]),
+            (read_image(item.after), predictions[2 * number + 1]),
+            ignored,
+        )
+        for number, item in enumerate(items)
+    ]
+    found = agreement(changes, [item.share_different for item in items], repeats=options.repeats, seed=options.seed)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    logger.info("%s: %s", candidate.name, describe(found["maxima"], found["num_items"]))
+    return ModelAgreement(candidate.name, model.variant or "custom", parameters, changes, **found)
+
+
+def describe(maxima: Mapping[str, Maximum], num_items: int) -> str:
+    """One line for the log."""
+    parts = []
+    for kind, best in maxima.items():
+        if best.value is None:
+            parts.append(f"max {kind} undefined")
+        else:
+            parts.append(f"max {kind} {best.value:.3f} at {best.threshold:.2f} (p of the maximum {best.p:.3f})")
+    return f"{', '.join(parts)}, {num_items} items"
+
+
+_PAIRS = ["base", "type", "area_before", "area_after", "area_change", "iou_before", "iou_after", "share_different"]
+
+
+def _pair_rows(items: Sequence[Item], changes: Sequence[AreaChange]) -> list[Row]:
+    return [
+        {
+            "base": item.base,
+            "type": item.kind,
+            "area_before": change.area_before,
+            "area_after": change.area_after,
+            "area_change": _rounded(change.relative),
+            "iou_before": _rounded(change.iou_before),
+            "iou_after": _rounded(change.iou_after),
+            "share_different": _rounded(item.share_different),
+        }
+        for item, change in zip(items, changes, strict=True)
+    ]
+
+
+def _threshold_rows(result: ModelAgreement) -> list[Row]:
+    return [
+        {
+            "model": result.name,
+            "threshold": threshold,
+            "pearson": _rounded(pearson.value),
+            "pearson_p": _rounded(pearson.p),
+            "spearman": _rounded(spearman.value),
+            "spearman_p": _rounded(spearman.p),
+            "n": result.num_items,
+        }
+        for threshold, pearson, spearman in zip(THRESHOLDS, *(result.by_threshold[kind] for kind in KINDS), strict=True)
+    ]
+
+
+def _result_row(result: ModelAgreement) -> Row:
+    row: Row = {"model": result.name, "variant": result.variant, "parameters": result.parameters}
+    row |= {f"max_{kind}": _rounded(best.value) for kind, best in result.maxima.items()}
+    for kind, best in result.maxima.items():
+        row[f"threshold_{kind}"] = best.threshold
+        row[f"permutation_p_{kind}"] = _rounded(best.p)
+        row[f"low_{kind}"], row[f"high_{kind}"] = _rounded(best.low), _rounded(best.high)
+    return {**row, "n": result.num_items}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

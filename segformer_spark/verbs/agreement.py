@@ -1,0 +1,85 @@
+"""`agreement`: models and people on changed images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from segformer_spark.verbs.arguments import PRECISIONS, Subparsers, add_actions, add_verb, positive
+from segformer_spark.verbs.launch import joined
+
+
+def add(subparsers: Subparsers) -> None:
+    """Declare the verb and its actions."""
+    actions = add_actions(subparsers, "agreement", "Compare what models and people see change between two images.")
+    parser = add_verb(
+        actions,
+        "run",
+        "Segment pairs, follow the object, correlate with people's answers.",
+        "segformer-spark agreement run runs/b0 runs/b1 --pairs pairs --people people.csv --output agreement",
+        run,
+    )
+    parser.add_argument("models", nargs="+", type=Path, help="run directories or exported models")
+    parser.add_argument("--pairs", type=Path, required=True, help="folder of <base>_init.png and <base>_out.png")
+    parser.add_argument("--people", type=Path, required=True, help="CSV: base and share_different, or base and answer")
+    parser.add_argument("--output", type=Path, default=Path("agreement"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--ignore-class", action="append", default=[], metavar="NAME", help="a class that is no object; may be repeated"
+    )
+    parser.add_argument("--repeats", type=positive, default=10_000, help="permutations (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of permutations and resampling (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=4, help="images at a time (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    parser = add_verb(
+        actions,
+        "make-demo",
+        "Write made-up pairs and answers, to try it.",
+        "segformer-spark agreement make-demo --root data/pairs",
+        make_demo,
+    )
+    parser.add_argument("--root", type=Path, default=Path("data/pairs"), help="(default: %(default)s)")
+    parser.add_argument("--pairs", type=positive, default=24, help="how many (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the study in one process."""
+    from segformer_spark.config.load import load_config
+    from segformer_spark.errors import UserError
+    from segformer_spark.run.directory import locate_model
+
+    hardware = load_config().config.hardware.model_copy(update={"device": arguments.device})
+    with joined(hardware) as group:
+        from segformer_spark.agreement.people import read_items
+        from segformer_spark.agreement.study import AgreementOptions, Candidate, run_agreement
+
+        if group.world_size > 1:
+            raise UserError("agreement runs in one process: start it without torchrun, or with srun --ntasks=1")
+        candidates = []
+        for path in arguments.models:
+            folder, own_run = locate_model(path)
+            candidates.append(Candidate(path.name if own_run is None or own_run == path else own_run.name, folder))
+        names = [candidate.name for candidate in candidates]
+        if len(set(names)) < len(names):
+            raise UserError(f"agreement: two models have one name: {', '.join(sorted(names))}")
+        options = AgreementOptions(
+            output=arguments.output,
+            ignored=tuple(arguments.ignore_class),
+            precision=arguments.precision,
+            batch_size=arguments.batch_size,
+            repeats=arguments.repeats,
+            seed=arguments.seed,
+        )
+        run_agreement(candidates, read_items(arguments.pairs, arguments.people), options, group.device)
+        print(f"tables and figures: {arguments.output}")
+    return 0
+
+
+def make_demo(arguments: argparse.Namespace) -> int:
+    """Write the synthetic set."""
+    from segformer_spark.agreement.synthetic import write_synthetic
+
+    people = write_synthetic(arguments.root, num_pairs=arguments.pairs)
+    print(f"pairs: {arguments.root}")
+    print(f"answers, made up: {people}")
+    return 0

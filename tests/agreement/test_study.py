@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from segformer_spark.agreement.people import Item, read_items
+from segformer_spark.agreement.study import AgreementOptions, Candidate, run_agreement
+from segformer_spark.agreement.synthetic import write_synthetic
+from segformer_spark.cli import main
+from segformer_spark.errors import DataError, UserError
+
+CPU = torch.device("cpu")
+
+
+def pair(folder: Path, base: str) -> None:
+    for suffix in ("init", "out"):
+        cv2.imwrite(str(folder / f"{base}_{suffix}.png"), np.zeros((8, 8, 3), np.uint8))
+
+
+def people(folder: Path, text: str) -> Path:
+    path = folder / "people.csv"
+    path.write_text(text)
+    return path
+
+
+def test_answers_become_shares_and_shares_stay(tmp_path: Path) -> None:
+    pair(tmp_path, "a")
+    pair(tmp_path, "b")
+    (tmp_path / "._a_init.png").write_bytes(b"")
+    answers = people(tmp_path, "base,type,answer\nb,x,different\na,y,Same\nb,x,same\nb,x,different\nb,x,different\n")
+    items = read_items(tmp_path, answers)
+    assert [(item.base, item.kind, item.share_different) for item in items] == [("b", "x", 0.75), ("a", "y", 0.0)]
+    assert items[0].after == tmp_path / "b_out.png"
+    (only,) = read_items(tmp_path, people(tmp_path, "base,share_different\na,0.5\n"))
+    assert only == Item("a", "", 0.5, tmp_path / "a_init.png", tmp_path / "a_out.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,answer\na,same\n", "the columns base and share_different"),
+        ("base,answer\na,maybe\n", r":2: the answer is 'maybe'"),
+        ("base,share_different\na,x\n", r":2: share_different 'x' is not a number"),
+        ("base,share_different\na,1.5\n", r":2: share_different 1.5 is not between"),
+        ("base,share_different\na,0.5\na,0.5\n", r":3: 'a' is there twice"),
+        ("base,share_different\nc,0.5\n", "'c' was judged, but .* has no image 'c_init'"),
+        ("base,answer\n", "there are no rows"),
+    ],
+)
+def test_bad_people(tmp_path: Path, text: str, message: str) -> None:
+    pair(tmp_path, "a")
+    with pytest.raises(DataError, match=message):
+        read_items(tmp_path, people(tmp_path, text))
+    with pytest.raises(DataError, match="there is no such folder of pairs"):
+        read_items(tmp_path / "none", people(tmp_path, "base,share_different\na,0.5\n"))
+
+
+def test_the_whole_study_on_a_trained_model(trained_run: Path, tmp_path: Path) -> None:
+    answers = write_synthetic(tmp_path / "pairs", num_pairs=8, size=96)
+    items = read_items(tmp_path / "pairs", answers)
+    candidates = [Candidate(name, trained_run / "best") for name in ("one", "two")]
+    options = AgreementOptions(tmp_path / "out", repeats=50)
+    results = run_agreement(candidates, items, options, CPU)
+    assert results[0].changes == results[1].changes
+    assert results[0].variant == "b0"
+    pairs = list(csv.DictReader((tmp_path / "out/one/pairs.csv").open()))
+    assert [row["base"] for row in pairs] == [item.base for item in items]
+    thresholds = list(csv.DictReader((tmp_path / "out/correlation_by_threshold.csv").open()))
+    assert len(thresholds) == 2 * 49
+    assert list(thresholds[0]) == ["model", "threshold", "pearson", "pearson_p", "spearman", "spearman_p", "n"]
+    table = list(csv.DictReader((tmp_path / "out/correlation_results.csv").open()))
+    assert list(table[0])[:5] == ["model", "variant", "parameters", "max_pearson", "max_spearman"]
+    assert "NaN" not in (tmp_path / "out/summary.json").read_text()
+    assert json.loads((tmp_path / "out/summary.json").read_text())["against_parameters"]["max_pearson"]["r"] is None
+    for figure in ("agreement.png", "correlation_vs_parameters.png"):
+        assert (tmp_path / "out" / figure).stat().st_size > 5000
+    with pytest.raises(UserError, match="there is no class wall; it knows background, body, panels"):
+        run_agreement(candidates[:1], items, AgreementOptions(tmp_path / "out", ignored=("wall",)), CPU)
+
+
+def test_the_verb(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(tmp_path / "pairs")
+    for arguments in (
+        ["agreement", "make-demo", "--root", root, "--pairs", "4"],
+        [
+            *("agreement", "run", str(trained_run), "--pairs", root, "--people", f"{root}/people.csv"),
+            *("--repeats", "20", "--output", str(tmp_path / "out"), "--ignore-class", "background"),
+        ],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    assert "tables and figures" in capsys.readouterr().out
+    assert (tmp_path / "out" / trained_run.name / "pairs.csv").is_file()
