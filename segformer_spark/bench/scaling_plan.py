@@ -25,8 +25,6 @@ from segformer_spark.run.figures import new_figure, save_figure
 _SMALL_MESSAGES = {0: 5, 1: 12, 2: 12}
 """Messages of a step besides the gradients, by stage: batch norm 3, loss, gradient norm; ZeRO gathers and flags."""
 
-_SAME = ("device", "variant", "image_size", "precision", "zero_stage")
-
 
 @dataclass(frozen=True)
 class StepModel:
@@ -104,7 +102,9 @@ def make_plan(path: Path, config: Config, *, nodes: int, link: Link | None, stro
         "precision": config.training.precision,
         "zero_stage": str(config.deepspeed.zero_stage),
     }
-    rows = [row for row in read_rows(path) if all(row[key] == value for key, value in own.items())]
+    # Tables of earlier versions have rows without their parts.
+    measured = [row for row in read_rows(path) if row.get("compute_ms")]
+    rows = [row for row in measured if all(row[key] == value for key, value in own.items())]
     if not rows:
         wanted = f"{own['variant']}, {own['image_size']} px, {own['precision']}, ZeRO stage {own['zero_stage']}"
         raise UserError(

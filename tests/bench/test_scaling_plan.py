@@ -107,6 +107,9 @@ def test_rows_of_another_training_do_not_count(tmp_path: Path) -> None:
     path = table(tmp_path / "s.csv", row(1, 1, 100.0, variant="b5"))
     with pytest.raises(UserError, match="there is no row of b0, 64 px, fp32, ZeRO stage 1"):
         make_plan(path, CONFIG, nodes=2, link=LINK, strong=False)
+    old = {key: value for key, value in row(1, 1, 100.0).items() if key not in ("compute_ms", "trained_parameters")}
+    with pytest.raises(UserError, match="there is no row"):
+        make_plan(table(tmp_path / "old.csv", old), CONFIG, nodes=2, link=LINK, strong=False)
     with pytest.raises(UserError, match="there is no row"):
         make_plan(tmp_path / "nothing.csv", CONFIG, nodes=2, link=LINK, strong=False)
 
