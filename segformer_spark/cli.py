@@ -15,6 +15,7 @@ from segformer_spark import __version__
 from segformer_spark.errors import EXIT_PEER_LOST, EXIT_USER_ERROR, PeersNotFound, UserError
 from segformer_spark.verbs import (
     agreement,
+    anomaly,
     bench,
     data,
     demo,
@@ -64,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for module in (demo, data, weights, params, train, sweep, tune, bench, doctor, job, inference, agreement, runs):
+    first = (demo, data, weights, params, train, sweep, tune, bench, doctor, job)
+    for module in (*first, inference, agreement, anomaly, runs):
         module.add(subparsers)
     return parser
 

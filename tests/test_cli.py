@@ -31,6 +31,8 @@ VERBS = [
     "job unstage",
     "job paths",
     "evaluate",
+    "anomaly fit",
+    "anomaly eval",
     "agreement run",
     "agreement make-demo",
     "submit",

@@ -20,7 +20,7 @@ FLOORS = [
     {"engine", "checkpoint"},
     {"evaluation"},
     {"training", "submission"},
-    {"demo", "cluster", "bench", "agreement"},
+    {"demo", "cluster", "bench", "agreement", "anomaly"},
     {"verbs"},
     {"cli"},
     {"__main__"},

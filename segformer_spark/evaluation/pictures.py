@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,27 @@ _LARGEST_INCHES = 12.0
 _MOST_NAMES, _MOST_SERIES = 40, 7
 
 
-def make_panel(image: Image, truth: Mask, prediction: Mask, classes: ClassInfo, title: str) -> Image:
-    """One row Input | Truth | Prediction of at most 512 pixels per tile."""
+def make_panel(
+    image: Image,
+    truth: Mask,
+    prediction: Mask,
+    classes: ClassInfo,
+    title: str,
+    more: Mapping[str, Image] | None = None,
+) -> Image:
+    """One row Input | Truth | Prediction, and `more`, of at most 512 pixels per tile."""
     side = min(512, max(image.shape[:2]))
     scale = side / max(image.shape[:2])
-    tiles = [image, overlay(image, truth, classes), overlay(image, prediction, classes)]
+    named = {"Input": image, "Truth": overlay(image, truth, classes), "Prediction": overlay(image, prediction, classes)}
+    named |= more or {}
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-    small = [cv2.resize(tile, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST) for tile in tiles]
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    small = [cv2.resize(tile, size, interpolation=method) for tile in named.values()]
     gap = np.full((size[1], _GAP, 3), 255, np.uint8)
-    row = np.hstack([small[0], gap, small[1], gap, small[2]])
+    row = np.hstack([part for tile in small for part in (tile, gap)][:-1])
     header = np.full((44, row.shape[1], 3), 255, np.uint8)
     cv2.putText(header, title, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
-    for index, label in enumerate(("Input", "Truth", "Prediction")):
+    for index, label in enumerate(named):
         cv2.putText(
             header,
             label,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import cv2
@@ -67,13 +67,27 @@ class Predictor:
 
         Logits are upsampled to the native size before argmax. With TTA the softmax is averaged over the passes.
         """
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with self._evaluating():
             for batch in items:
                 with torch.inference_mode():
                     predictions = self._predict_batch(batch)
                 yield from zip(batch, predictions, strict=True)
+
+    def logits(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
+        """Yield each item with the logits (C, h, w) of its whole image in fp32, as the model gives them."""
+        with self._evaluating():
+            for item in (item for batch in items for item in batch):
+                with torch.inference_mode():
+                    images = normalize_images(item.pixels[None].to(self.device))
+                    logits = self._logits(images, ())[0].float()
+                yield item, logits
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
         finally:
             self.model.train(was_training)
 

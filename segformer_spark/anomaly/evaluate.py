@@ -1,0 +1,217 @@
+"""`anomaly`: statistics of training data, and how well scores find the strange objects of a test split.
+
+Two protocols, which are not comparable. per_image: AUROC, AUPR and FPR at 95 % recall of each image that holds both
+kinds, then their mean, as the CAOS benchmark has it (Hendrycks et al. 2022). pooled: of all pixels together, by a
+histogram of float16 scores. Every pixel counts, and scores are made from logits at native size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segformer_spark.anomaly.figures import draw_curves, score_picture
+from segformer_spark.anomaly.scores import ClassStatistics, Score, StatisticsSums
+from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.loader import EvalLoading, eval_loader
+from segformer_spark.data.overlay import write_png
+from segformer_spark.data.sampler import rank_indices
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.errors import DataError, UserError
+from segformer_spark.evaluation.pictures import make_panel
+from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.metrics.ranking import Ranking, ScoreHistogram, rank
+from segformer_spark.ops.interpolation import bands, enlarge_rows, source_rows
+from segformer_spark.run.atomic import write_csv
+from segformer_spark.run.console import progress
+
+RECALL = 0.95
+PROTOCOLS = ("per_image", "pooled")
+_ROWS = 64
+_CURVE_POINTS = 500
+
+Row = dict[str, Any]
+
+
+@runtime_checkable
+class HasAnomalies(Protocol):
+    """A data set that knows its strange pixels."""
+
+    def anomalies(self, index: int) -> NDArray[np.bool_]: ...
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One score's figures.
+
+    Attributes:
+        per_image: rankings' AUROC, average precision and FPR (n, 3) of the images with both kinds.
+        pooled: of all pixels.
+        num_images: images in all.
+    """
+
+    per_image: NDArray[np.float64]
+    pooled: Ranking
+    num_images: int
+
+
+def bands_of_logits(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Logits (C, h, w) at native size, a band (C, number of rows, W) at a time."""
+    logits = torch.nan_to_num(logits)
+    for rows in bands(size[0], _ROWS):
+        needed = source_rows(logits.shape[1], size[0], rows.start, rows.stop)
+        yield rows, enlarge_rows(logits[:, needed], logits.shape[1], rows, size)
+
+
+def fit_statistics(
+    predictor: Predictor, dataset: SegmentationDataset, loading: EvalLoading, group: Group
+) -> ClassStatistics:
+    """Highest logits of every class over a split, every image once over all ranks. Collective."""
+    indices = rank_indices(len(dataset), group.rank, group.world_size)
+    sums = StatisticsSums(len(dataset.classes), group.device)
+    items = predictor.logits(eval_loader(dataset, indices, loading))
+    failure: UserError | None = None
+    try:
+        for item, logits in progress(items, total=len(indices), label="fitting", visible=group.is_main):
+            for _, band in bands_of_logits(logits, item.size):
+                sums.add(band)
+    except UserError as error:
+        failure = error
+    group.raise_common(failure)
+    return sums.finish(group.sum)
+
+
+def evaluate_scores(
+    predictor: Predictor,
+    dataset: SegmentationDataset,
+    loading: EvalLoading,
+    group: Group,
+    scores: Mapping[str, Score],
+    *,
+    panels: Path,
+    num_panels: int,
+) -> dict[str, MethodResult]:
+    """Score every pixel of a split by every method. Collective; the first images' panels go into `panels`.
+
+    Raises:
+        DataError: the data set does not know strange objects, or has none.
+    """
+    if not isinstance(dataset, HasAnomalies):
+        raise DataError("anomaly eval: this data set has no strange objects; take the test split of street_hazards")
+    indices = rank_indices(len(dataset), group.rank, group.world_size)
+    pooled = {name: ScoreHistogram.empty(group.device) for name in scores}
+    single: dict[str, list[tuple[int, float, float, float]]] = {name: [] for name in scores}
+    items = predictor.logits(eval_loader(dataset, indices, loading))
+    failure: UserError | None = None
+    try:
+        for item, logits in progress(items, total=len(indices), label="scoring", visible=group.is_main):
+            truth = dataset.anomalies(item.index)
+            maps, ids = _score_maps(logits, item.size, scores)
+            for name, values in maps.items():
+                pooled[name].add(values, torch.from_numpy(truth).to(values.device))
+                ranking = rank(values.cpu().numpy(), truth)
+                if ranking.is_defined:
+                    single[name].append((item.index, *_figures(ranking)))
+            if item.index < num_panels:
+                _draw_panels(dataset, item.index, maps, ids, panels)
+    except UserError as error:
+        failure = error
+    group.raise_common(failure)
+    results = {}
+    for name in scores:
+        rows = sorted(row for part in group.gather(single[name]) for row in part)
+        table = np.array([row[1:] for row in rows], np.float64).reshape(-1, 3)
+        results[name] = MethodResult(table, pooled[name].reduce(group.sum).ranking(), len(dataset))
+    if not all(result.pooled.is_defined for result in results.values()):
+        raise DataError("anomaly eval: this split has no strange objects, or nothing else")
+    return results
+
+
+def _figures(ranking: Ranking) -> tuple[float, float, float]:
+    auroc, precision, fpr = ranking.auroc(), ranking.average_precision(), ranking.fpr_at(RECALL)
+    assert auroc is not None
+    assert precision is not None
+    assert fpr is not None
+    return auroc, precision, fpr
+
+
+def _score_maps(
+    logits: Tensor, size: tuple[int, int], scores: Mapping[str, Score]
+) -> tuple[dict[str, Tensor], NDArray[np.uint8]]:
+    with torch.inference_mode():
+        maps = {name: torch.empty(size, device=logits.device) for name in scores}
+        ids = torch.empty(size, dtype=torch.uint8, device=logits.device)
+        for rows, band in bands_of_logits(logits, size):
+            ids[rows] = band.argmax(0).to(torch.uint8)
+            for name, score in scores.items():
+                maps[name][rows] = score(band)
+    return maps, ids.cpu().numpy()
+
+
+def _draw_panels(
+    dataset: SegmentationDataset, index: int, maps: Mapping[str, Tensor], ids: NDArray[np.uint8], folder: Path
+) -> None:
+    sample, name = dataset.load(index), dataset.sample_id(index)
+    for method, values in maps.items():
+        picture = score_picture(values.cpu().numpy())
+        panel = make_panel(sample.image, sample.mask, ids, dataset.classes, name, more={f"Score: {method}": picture})
+        write_png(folder / method / f"{name}.png", panel)
+
+
+def write_results(results: Mapping[str, MethodResult], model: str, output: Path) -> list[Row]:
+    """metrics.csv, thresholds.csv and curves.png; returns the rows of the first."""
+    rows = [row for method, result in results.items() for row in _metric_rows(model, method, result)]
+    write_csv(output / "metrics.csv", list(rows[0]), rows)
+    points = [row for method, result in results.items() for row in _threshold_rows(method, result.pooled)]
+    write_csv(output / "thresholds.csv", list(points[0]), points)
+    draw_curves({method: result.pooled for method, result in results.items()}, output / "curves.png")
+    return rows
+
+
+def _metric_rows(model: str, method: str, result: MethodResult) -> Iterator[Row]:
+    """The threshold is the best one on this very data: an oracle's."""
+    pooled = result.pooled
+    best = int(pooled.f1.argmax())
+    pixels = pooled.positives + pooled.negatives
+    alike = {"n_pixels": pixels, "anomaly_share": round(pooled.positives / pixels, 8)}
+    means = result.per_image.mean(0) if len(result.per_image) else [None] * 3
+    for protocol, figures, images in (
+        ("per_image", means, len(result.per_image)),
+        ("pooled", _figures(pooled), result.num_images),
+    ):
+        auroc, aupr, fpr95 = (None if value is None else round(float(value), 6) for value in figures)
+        oracle: Sequence[float | None] = [None, None]
+        if protocol == "pooled":
+            oracle = [round(float(pooled.f1[best]), 6), float(pooled.thresholds[best])]
+        yield {
+            "model": model,
+            "method": method,
+            "protocol": protocol,
+            "auroc": auroc,
+            "aupr": aupr,
+            "fpr95": fpr95,
+            "f1_opt_oracle": oracle[0],
+            "threshold_opt_oracle": oracle[1],
+            "n_images": images,
+            **alike,
+        }
+
+
+def _threshold_rows(method: str, ranking: Ranking) -> Iterator[Row]:
+    step = max(1, len(ranking.thresholds) // _CURVE_POINTS)
+    for place in range(0, len(ranking.thresholds), step):
+        yield {
+            "method": method,
+            "threshold": float(ranking.thresholds[place]),
+            "precision": round(float(ranking.precision[place]), 6),
+            "recall": round(float(ranking.recall[place]), 6),
+            "f1": round(float(ranking.f1[place]), 6),
+            "fpr": round(float(ranking.false_positive_rate[place]), 6),
+        }

@@ -1,0 +1,122 @@
+"""`anomaly`: strange objects in a test split."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segformer_spark.verbs.arguments import PRECISIONS, Subparsers, add_actions, add_set, add_verb, positive
+from segformer_spark.verbs.launch import joined
+
+if TYPE_CHECKING:
+    from segformer_spark.distributed.process_group import Group
+
+_STATISTICS = "anomaly/statistics.json"
+_METHODS = ("msp", "max_logit", "energy", "entropy", "margin", "standardized_max_logit")
+
+
+def add(subparsers: Subparsers) -> None:
+    """Declare the verb and its actions."""
+    actions = add_actions(subparsers, "anomaly", "Score pixels that belong to no class, and measure it.")
+    parser = add_verb(
+        actions,
+        "fit",
+        "Gather the statistics of training data that standardized_max_logit needs.",
+        "segformer-spark anomaly fit runs/streets",
+        fit,
+    )
+    _add_common(parser)
+    parser.add_argument("--split", default=None, help="(default: the training split)")
+    parser = add_verb(
+        actions,
+        "eval",
+        "AUROC, AUPR and FPR at 95 % recall of several scores, per image and pooled.",
+        "segformer-spark anomaly eval runs/streets --methods msp max_logit",
+        evaluate,
+    )
+    _add_common(parser)
+    parser.add_argument("--split", default="test", help="(default: %(default)s)")
+    parser.add_argument(
+        "--methods", nargs="+", choices=_METHODS, default=_METHODS[:-1], help="(default: all without fitting)"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="of energy (default: %(default)s)")
+    parser.add_argument("--panels", type=int, default=4, help="draw the first so many images (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=None, help="(default: <run>/anomaly/<split>)")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=positive, default=4, help="images to load at a time (default: %(default)s)"
+    )
+    add_set(parser)
+
+
+@contextmanager
+def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[Group, Any, Any, Any]]:
+    """The ranks, and the run's model, data set and loading."""
+    from segformer_spark.config.load import load_config
+    from segformer_spark.run.directory import locate_model
+
+    folder, run = locate_model(arguments.run)
+    if run is None:
+        from segformer_spark.errors import UserError
+
+        raise UserError(f"anomaly: {arguments.run} does not lie in a run directory")
+    config = load_config(run / "config.yaml", overrides=arguments.overrides).config
+    with joined(config.hardware) as group:
+        from segformer_spark.checkpoint.export import load_model
+        from segformer_spark.data.loader import EvalLoading
+        from segformer_spark.data.registry import open_dataset
+        from segformer_spark.evaluation.predict import Predictor
+
+        model, card = load_model(folder)
+        view = card.view(crops="none")
+        predictor = Predictor(model.to(group.device), group.device, view, arguments.precision)
+        dataset = open_dataset(config.data, split or config.data.train_split)
+        yield group, predictor, dataset, EvalLoading(view, arguments.batch_size, config.data.num_workers)
+
+
+def fit(arguments: argparse.Namespace) -> int:
+    """Write the statistics into the run."""
+    with _opened(arguments, arguments.split) as (group, predictor, dataset, loading):
+        from segformer_spark.anomaly.evaluate import fit_statistics
+        from segformer_spark.anomaly.scores import write_statistics
+
+        statistics = fit_statistics(predictor, dataset, loading, group)
+        path = arguments.run / _STATISTICS
+        group.main_only(lambda: write_statistics(path, statistics, dataset.classes.names))
+        if group.is_main:
+            print(f"statistics: {path}")
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate the scores."""
+    with _opened(arguments, arguments.split) as (group, predictor, dataset, loading):
+        from segformer_spark.anomaly.evaluate import evaluate_scores, write_results
+        from segformer_spark.anomaly.scores import FITTED, build_score, read_statistics
+
+        needs = any(method in FITTED for method in arguments.methods)
+        statistics = read_statistics(arguments.run / _STATISTICS, dataset.classes.names) if needs else None
+        scores = {
+            method: build_score(method, temperature=arguments.temperature, statistics=statistics)
+            for method in arguments.methods
+        }
+        output = arguments.output or arguments.run / "anomaly" / arguments.split
+        results = evaluate_scores(
+            predictor, dataset, loading, group, scores, panels=output / "panels", num_panels=arguments.panels
+        )
+        rows = group.main_only(lambda: write_results(results, arguments.run.name, output))
+        if group.is_main:
+            for row in rows:
+                print(
+                    f"{row['method']:<24}{row['protocol']:<11}AUROC {row['auroc']}  AUPR {row['aupr']}  "
+                    f"FPR95 {row['fpr95']}"
+                )
+            print(f"tables and figures: {output}")
+    return 0

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from segformer_spark.anomaly.evaluate import bands_of_logits, evaluate_scores, write_results
+from segformer_spark.anomaly.scores import build_score
+from segformer_spark.cli import main
+from segformer_spark.config.schema import DataConfig, InferenceConfig
+from segformer_spark.data.inference_view import InferenceView
+from segformer_spark.data.loader import EvalLoading
+from segformer_spark.data.registry import open_dataset
+from segformer_spark.errors import DataError
+from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.models.segformer import build_segformer
+from tests.anomaly.streets import write_streets
+from tests.ranks import Group, run_on_ranks
+from tests.training.short_run import short_run
+
+VIEW = InferenceView(64, InferenceConfig(resize="native"))
+
+
+def test_bands_are_the_enlarged_logits() -> None:
+    logits = torch.randn(3, 20, 11)
+    whole = torch.cat([band for _, band in bands_of_logits(logits, (80, 44))], 1)
+    expected = torch.nn.functional.interpolate(logits[None], size=(80, 44), mode="bilinear")[0]
+    torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5)
+
+
+def evaluated(group: Group, root: str, output: str, split: str = "test") -> list[dict[str, object]]:
+    dataset = open_dataset(DataConfig(dataset="street_hazards", root=root), split)
+    model = build_segformer("b0", dataset.classes.names, seed=0)
+    predictor = Predictor(model, group.device, VIEW)
+    scores = {method: build_score(method) for method in ("msp", "energy")}
+    results = evaluate_scores(
+        predictor, dataset, EvalLoading(VIEW, 2, 0), group, scores, panels=Path(output) / "panels", num_panels=2
+    )
+    return group.main_only(lambda: write_results(results, "model", Path(output)))
+
+
+def reference(root: Path) -> dict[str, list[float]]:
+    """MSP by the plain way: full-size logits, softmax, scikit-learn; per image, and all pixels in float16."""
+    dataset = open_dataset(DataConfig(dataset="street_hazards", root=str(root)), "test")
+    predictor = Predictor(build_segformer("b0", dataset.classes.names, seed=0), torch.device("cpu"), VIEW)
+    from segformer_spark.data.loader import eval_loader
+
+    figures, scores, truths = [], [], []
+    for item, logits in predictor.logits(eval_loader(dataset, range(4), EvalLoading(VIEW, 1, 0))):
+        full = torch.nn.functional.interpolate(logits[None], size=item.size, mode="bilinear")[0]
+        score = (1 - full.softmax(0).amax(0)).numpy().ravel()
+        truth = (cv2.imread(str(dataset.files(item.index)[1]), cv2.IMREAD_GRAYSCALE) == 14).ravel()
+        scores.append(score)
+        truths.append(truth)
+        if truth.any():
+            fpr, tpr, _ = roc_curve(truth, score, drop_intermediate=False)
+            figures.append((roc_auc_score(truth, score), average_precision_score(truth, score), fpr[tpr >= 0.95].min()))
+    whole, truth = np.concatenate(scores).astype(np.float16), np.concatenate(truths)
+    pooled = [roc_auc_score(truth, whole), average_precision_score(truth, whole)]
+    return {"per_image": [float(value) for value in np.mean(figures, 0)], "pooled": pooled}
+
+
+def test_figures_are_scikit_learns_on_any_number_of_ranks(tmp_path: Path) -> None:
+    write_streets(tmp_path / "set")
+    one, two = (
+        run_on_ranks(world, evaluated, str(tmp_path / "set"), str(tmp_path / f"out{world}"))[0] for world in (1, 2)
+    )
+    assert one == two
+    rows = {(row["method"], row["protocol"]): row for row in one}
+    expected = reference(tmp_path / "set")
+    single, pooled = rows["msp", "per_image"], rows["msp", "pooled"]
+    assert [single["auroc"], single["aupr"], single["fpr95"]] == pytest.approx(expected["per_image"], abs=2e-4)
+    assert [pooled["auroc"], pooled["aupr"]] == pytest.approx(expected["pooled"], abs=1e-4)
+    assert (single["n_images"], pooled["n_images"], pooled["n_pixels"]) == (3, 4, 4 * 48 * 80)
+    assert single["threshold_opt_oracle"] is None
+    assert len(list((tmp_path / "out1/panels/msp").glob("*.png"))) == 2
+    assert (tmp_path / "out1/curves.png").stat().st_size > 5000
+    points = list(csv.DictReader((tmp_path / "out2/thresholds.csv").open()))
+    assert list(points[0]) == ["method", "threshold", "precision", "recall", "f1", "fpr"]
+
+
+def refused(group: Group, root: str, output: str) -> str:
+    try:
+        evaluated(group, root, output, "val")
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def test_a_split_without_strange_objects(tmp_path: Path) -> None:
+    write_streets(tmp_path / "set")
+    assert "has no strange objects" in run_on_ranks(1, refused, str(tmp_path / "set"), str(tmp_path / "out"))[0]
+
+
+def test_fit_and_eval_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_streets(tmp_path / "set")
+    run = tmp_path / "run"
+    settings = (
+        "data.dataset=street_hazards",
+        "inference.resize=native",
+        "training.epochs=1",
+        "training.selection_metric=miou",
+    )
+    run_on_ranks(1, short_run, str(tmp_path / "set"), str(run), settings)
+    for arguments in (
+        ["anomaly", "fit", str(run)],
+        ["anomaly", "eval", str(run), "--methods", "max_logit", "standardized_max_logit", "--panels", "1"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.count("AUROC") == 4
+    rows = list(csv.DictReader((run / "anomaly/test/metrics.csv").open()))
+    assert {row["method"] for row in rows} == {"max_logit", "standardized_max_logit"}
+    assert all(0 <= float(row["auroc"]) <= 1 for row in rows)
