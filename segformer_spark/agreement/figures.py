@@ -71,5 +71,6 @@ def _bars(axis: Any, results: Sequence[ModelAgreement]) -> None:
         axis.bar(places + offset, [result.maxima[kind].value or 0.0 for result in results], 0.4, label=f"max {kind}")
     axis.set_xticks(places, [result.name for result in results])
     axis.set(ylabel="correlation", title="maximum over the thresholds")
+    axis.margins(y=0.25)
     axis.grid(alpha=0.3, axis="y")
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", ncols=2)

@@ -181,7 +181,7 @@ def describe(maxima: Mapping[str, Maximum], num_items: int) -> str:
         if best.value is None:
             parts.append(f"max {kind} undefined")
         else:
-            parts.append(f"max {kind} {best.value:.3f} at {best.threshold:.2f} (p of the maximum {best.p:.3f})")
+            parts.append(f"max {kind} {best.value:.3f} at {best.threshold:.2f} (p of the maximum {best.p:.4f})")
     return f"{', '.join(parts)}, {num_items} items"
 
 

@@ -161,7 +161,7 @@ def _draw_panels(
     sample, name = dataset.load(index), dataset.sample_id(index)
     for method, values in maps.items():
         picture = score_picture(values.cpu().numpy())
-        panel = make_panel(sample.image, sample.mask, ids, dataset.classes, name, more={f"Score: {method}": picture})
+        panel = make_panel(sample.image, sample.mask, ids, dataset.classes, name, more={"Score": picture})
         write_png(folder / method / f"{name}.png", panel)
 
 

@@ -26,7 +26,12 @@ def draw_curves(rankings: Mapping[str, Ranking], path: Path) -> None:
     roc.plot([0, 1], [0, 1], color="0.7", linestyle="--")
     roc.set(xlabel="false-positive rate", ylabel="recall", title="ROC, all pixels")
     recall.set(xlabel="recall", ylabel="precision", title="precision and recall, all pixels", ylim=(0, 1.02))
-    f1.set(xlabel="share of pixels called strange", ylabel="F1", title="F1, best marked oracle", xscale="log")
+    f1.set(
+        xlabel="share of pixels called strange",
+        ylabel="F1",
+        title="F1; in the legend its best, an oracle's",
+        xscale="log",
+    )
     for axis in (roc, recall, f1):
         axis.grid(alpha=0.3)
         axis.legend(fontsize="x-small")
