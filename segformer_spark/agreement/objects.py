@@ -67,7 +67,7 @@ def best_part(ids: Mask, region: Region, ignored: Iterable[int] = ()) -> Part | 
     """
     best: Part | None = None
     size = int(region.sum())
-    for class_id in np.setdiff1d(np.unique(ids), np.asarray(list(ignored), ids.dtype)):
+    for class_id in np.setdiff1d(np.unique(ids), np.asarray(list(ignored), np.int64)):
         number, labels, stats, _ = cv2.connectedComponentsWithStats((ids == class_id).astype(np.uint8), connectivity=8)
         common = np.bincount(labels[region], minlength=number)
         for part in range(1, number):

@@ -65,7 +65,9 @@ def _read_people(path: Path) -> tuple[dict[str, float], dict[str, str]]:
                 raise DataError(f"{path}:1: the columns base and share_different, or base and answer, are needed")
             for row in reader:
                 where = f"{path}:{reader.line_num}"
-                base = row["base"]
+                base = (row["base"] or "").strip()
+                if not base:
+                    raise DataError(f"{where}: the column base is empty")
                 if "answer" not in columns and base in values:
                     raise DataError(f"{where}: {base!r} is there twice")
                 values[base].append(_value(row, where))

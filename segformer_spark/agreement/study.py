@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from segformer_spark.agreement.correlation import (
@@ -159,7 +158,7 @@ def _of_model(
     loader = file_loader(files, range(len(files)), EvalLoading(view, options.batch_size, 0))
     predictions: list[Mask] = []
     for _, ids in progress(predictor.predict(loader), total=len(files), label=candidate.name):
-        predictions.append(ids.cpu().numpy().astype(np.uint8))
+        predictions.append(ids.cpu().numpy())
     changes = [
         area_change(
             (read_image(item.before), predictions[2 * number]),

@@ -115,6 +115,8 @@ def evaluate_scores(
             truth = dataset.anomalies(item.index)
             maps, ids = _score_maps(logits, item.size, scores)
             for name, values in maps.items():
+                if bool(values.isnan().any()):
+                    raise DataError(f"{dataset.sample_id(item.index)}: {name} is not a number; try another precision")
                 pooled[name].add(values, torch.from_numpy(truth).to(values.device))
                 ranking = rank(values.cpu().numpy(), truth)
                 if ranking.is_defined:

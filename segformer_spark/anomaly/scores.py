@@ -65,8 +65,8 @@ def _msp(logits: Tensor) -> Tensor:
 
 
 def _entropy(logits: Tensor) -> Tensor:
-    logs = logits.log_softmax(0)
-    return -(logs.exp() * logs).sum(0)
+    entropy: Tensor = torch.special.entr(logits.softmax(0)).sum(0)
+    return entropy
 
 
 def _margin(logits: Tensor) -> Tensor:

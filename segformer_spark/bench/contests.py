@@ -89,7 +89,7 @@ def zero_contest(options: ModelOptions, ranks: int, files: Sequence[Path] = ()) 
     }
     for file in files:
         own = replace(options, zero_stage=stage_of(file))
-        tasks[file.name] = own.task("train", OURS, ranks=ranks, deepspeed=str(file))
+        tasks[str(file)] = own.task("train", OURS, ranks=ranks, deepspeed=str(file))
     title = (
         f"training step: SegFormer-{options.variant.upper()}, {ranks} ranks x {options.batch} x "
         f"{options.image_size} px, {options.classes} classes, {options.precision}"

@@ -7,6 +7,7 @@ quote is the median of the pairwise ratios, with their spread.
 from __future__ import annotations
 
 import json
+import selectors
 import socket
 import statistics
 import subprocess
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import IO, Any
 
 from segformer_spark.errors import UserError
 
@@ -102,9 +103,14 @@ class _Worker:
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
 
-    def answer(self) -> dict[str, Any]:
+    @property
+    def output(self) -> IO[str]:
+        """Where its answers come from."""
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        return self._process.stdout
+
+    def answer(self) -> dict[str, Any]:
+        line = self.output.readline()
         answer: dict[str, Any] = json.loads(line) if line else {"error": f"ended with {self._process.wait()}"}
         if "error" in answer:
             raise UserError(f"bench: {self._name}: {answer['error']}")
@@ -114,7 +120,20 @@ class _Worker:
 def _ask(team: Sequence[_Worker], request: str) -> list[dict[str, Any]]:
     for worker in team:
         worker.tell(request)
-    return [worker.answer() for worker in team]
+    return _answers(team)
+
+
+def _answers(team: Sequence[_Worker]) -> list[dict[str, Any]]:
+    """One of each, as they come: a rank that fails must be heard while the others wait for it."""
+    answers: dict[int, dict[str, Any]] = {}
+    with selectors.DefaultSelector() as waiting:
+        for rank, worker in enumerate(team):
+            waiting.register(worker.output, selectors.EVENT_READ, rank)
+        while len(answers) < len(team):
+            for key, _ in waiting.select():
+                answers[key.data] = team[key.data].answer()
+                waiting.unregister(key.fileobj)
+    return [answers[rank] for rank in range(len(team))]
 
 
 @contextmanager
@@ -125,8 +144,7 @@ def _team(name: str, task: Task) -> Iterator[list[_Worker]]:
         port = _free_port()
         for rank, worker in enumerate(team):
             worker.tell(json.dumps({**task, "rank": rank, "port": port}))
-        for worker in team:
-            worker.answer()
+        _answers(team)
         yield team
 
 

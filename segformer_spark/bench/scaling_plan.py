@@ -2,7 +2,7 @@
 
 Compute is that of forward and backward passes as `bench scaling` timed them, on nodes as full, with a share for all
 else that a rank does (loading, optimizer); that share is what a step of the fewest ranks took beyond passes and
-communication. Communication is what the stages send: an all-reduce of all gradients in fp32, under ZeRO-1 and ZeRO-2 an
+communication. Communication is what the stages send: an all-reduce of all gradients, under ZeRO-1 and ZeRO-2 an
 all-gather of the updated weights too, and some small messages. Nothing of it is hidden behind the backward pass
 (ds_configs/ has overlap_comm off). Slower ranks, other jobs on the network and the file system are not part of it.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +32,21 @@ class StepModel:
 
     Attributes:
         overhead: a rank's other work, relative to its passes.
-        num_bytes: of the gradients, in fp32.
-        link: None where there has only been one rank.
+        num_bytes: of the gradients, as they are sent.
     """
 
     overhead: float
     num_bytes: int
     zero_stage: int
-    link: Link | None
 
-    def communication(self, ranks: int) -> float:
-        """Seconds per step."""
+    def communication(self, ranks: int, link: Link | None) -> float:
+        """Seconds per step; without a network for one rank alone."""
         if ranks == 1:
             return 0.0
-        assert self.link is not None
-        gathered = self.link.all_gather(ranks, self.num_bytes) if self.zero_stage else 0.0
-        small = _SMALL_MESSAGES[self.zero_stage] * self.link.all_reduce(ranks, 0)
-        return self.link.all_reduce(ranks, self.num_bytes) + gathered + small
+        assert link is not None
+        gathered = link.all_gather(ranks, self.num_bytes) if self.zero_stage else 0.0
+        small = _SMALL_MESSAGES[self.zero_stage] * link.all_reduce(ranks, 0)
+        return link.all_reduce(ranks, self.num_bytes) + gathered + small
 
     def compute(self, passes: float) -> float:
         """Seconds of a rank's own work when its passes take so many."""
@@ -75,11 +73,13 @@ class ScalingPlan:
     """A model with what it was made from and what it says.
 
     Attributes:
+        link: the network of the forecast over nodes; None where there is none.
         references: the measured rows that the overhead is the median of: those of the fewest ranks.
         checked: measured rows of the same training, with the seconds that the model gives for them.
     """
 
     model: StepModel
+    link: Link | None
     references: Sequence[Mapping[str, Any]]
     checked: Sequence[tuple[Mapping[str, Any], float]]
     forecasts: Sequence[Forecast]
@@ -90,7 +90,8 @@ def make_plan(path: Path, config: Config, *, nodes: int, link: Link | None, stro
 
     Args:
         path: table of `bench scaling`.
-        link: in place of the one that was measured over most nodes.
+        link: the network to plan for, in place of the one that was measured over most nodes. Measured rows are
+            checked with their own.
         strong: keep the measured global batch; else each rank's.
 
     Raises:
@@ -114,47 +115,72 @@ def make_plan(path: Path, config: Config, *, nodes: int, link: Link | None, stro
     rows = [row for row in rows if row["device"] == rows[-1]["device"]]
     fewest = min(int(row["world_size"]) for row in rows)
     references = [row for row in rows if int(row["world_size"]) == fewest]
-    link = link or _measured_link(rows)
-    if link is None and (nodes > 1 or len({row["world_size"] for row in rows}) > 1):
+    link = link or _widest_link(rows)
+    if link is None and nodes > 1:
         raise UserError(
             f"{path}: no network was measured. Run `bench scaling` on two nodes, or give --bandwidth and --latency"
         )
-    model = _fit(references, link)
-    checked = [(row, model.compute(_passes(row)) + model.communication(int(row["world_size"]))) for row in rows]
-    return ScalingPlan(model, references, checked, list(_forecasts(model, rows, nodes, strong)))
+    model = _fit(references)
+    checked = [
+        (row, model.compute(_passes(row)) + model.communication(int(row["world_size"]), _link_of(row))) for row in rows
+    ]
+    return ScalingPlan(model, link, references, checked, list(_forecasts(model, rows, nodes, link, strong)))
 
 
-def _measured_link(rows: Sequence[Row]) -> Link | None:
+def _link_of(row: Row) -> Link | None:
+    if not row["link_gb_per_s"]:
+        return None
+    return Link(float(row["link_latency_us"]) / 1e6, float(row["link_gb_per_s"]) * 1e9)
+
+
+def _widest_link(rows: Sequence[Row]) -> Link | None:
+    """Of the newest row with most nodes and ranks that has one."""
     measured = [row for row in rows if row["link_gb_per_s"]]
     if not measured:
         return None
-    widest = max(reversed(measured), key=lambda row: (int(row["nodes"]), int(row["world_size"])))
-    return Link(float(widest["link_latency_us"]) / 1e6, float(widest["link_gb_per_s"]) * 1e9)
+    return _link_of(max(reversed(measured), key=lambda row: (int(row["nodes"]), int(row["world_size"]))))
 
 
-def _fit(rows: Sequence[Row], link: Link | None) -> StepModel:
-    num_bytes, stage = 4 * int(rows[0]["trained_parameters"]), int(rows[0]["zero_stage"])
-    communication = StepModel(0.0, num_bytes, stage, link).communication(int(rows[0]["world_size"]))
-    overhead = ((float(row["step_ms"]) / 1000 - communication) / _passes(row) - 1 for row in rows)
-    return StepModel(statistics.median(overhead), num_bytes, stage, link)
+def _fit(rows: Sequence[Row]) -> StepModel:
+    width = 2 if rows[0]["precision"] == "fp16" else 4
+    stage = int(rows[0]["zero_stage"])
+    model = StepModel(0.0, width * int(rows[0]["trained_parameters"]), stage)
+    overheads = [
+        (float(row["step_ms"]) / 1000 - model.communication(int(row["world_size"]), _link_of(row))) / _passes(row) - 1
+        for row in rows
+    ]
+    overhead = statistics.median(overheads)
+    if overhead <= -1:
+        raise UserError(
+            f"the measured steps of {rows[0]['world_size']} rank(s) are shorter than their communication by the "
+            "measured network: measure again on a quiet machine"
+        )
+    return replace(model, overhead=overhead)
 
 
 def _passes(row: Row) -> float:
     return float(row["compute_ms"]) / 1000
 
 
-def _forecasts(model: StepModel, rows: Sequence[Row], nodes: int, strong: bool) -> Iterator[Forecast]:
-    """Nodes as full as the fullest that was measured."""
-    per_node = max(int(row["world_size"]) / int(row["nodes"]) for row in rows)
-    full = [row for row in rows if int(row["world_size"]) / int(row["nodes"]) == per_node]
+def _forecasts(
+    model: StepModel, rows: Sequence[Row], nodes: int, link: Link | None, strong: bool
+) -> Iterator[Forecast]:
+    """Nodes as full as the fullest that was measured; one node has a network of its own where that was measured."""
+    even = [row for row in rows if int(row["world_size"]) % int(row["nodes"]) == 0]
+    if not even:
+        raise UserError("the measured rows have nodes with unequal numbers of ranks: measure with as many on each")
+    per_node = max(int(row["world_size"]) // int(row["nodes"]) for row in even)
+    full = [row for row in even if int(row["world_size"]) // int(row["nodes"]) == per_node]
+    inside = _widest_link([row for row in full if int(row["nodes"]) == 1]) or link
     passes = statistics.median(_passes(row) / _images(row) for row in full)
     count = 1
     while count <= nodes:
-        ranks = count * int(per_node)
+        ranks = count * per_node
         images = int(full[-1]["global_batch"]) / ranks if strong else _images(full[-1])
         if images < 1:
             return
-        yield Forecast(count, ranks, images * ranks, model.compute(passes * images), model.communication(ranks))
+        communication = model.communication(ranks, inside if count == 1 else link)
+        yield Forecast(count, ranks, images * ranks, model.compute(passes * images), communication)
         count = nodes if count < nodes < 2 * count else 2 * count
 
 
@@ -173,8 +199,8 @@ def describe_plan(plan: ScalingPlan) -> Iterator[str]:
         f"a rank's work beside its passes: {100 * model.overhead:+.0f} %, from {len(plan.references)} row(s) of "
         f"{row['world_size']} rank(s), the last of {row['measured']}; gradients: {model.num_bytes / 2**20:.0f} MiB"
     )
-    if model.link is not None:
-        yield f"network: {model.link.bandwidth / 1e9:.2f} GB/s per rank, {1e6 * model.link.latency:.0f} us per message"
+    if plan.link is not None:
+        yield f"network: {plan.link.bandwidth / 1e9:.2f} GB/s per rank, {1e6 * plan.link.latency:.0f} us per message"
     yield "measured and modelled:"
     yield f"{'nodes':>6}{'ranks':>6}{'batch':>7}{'measured ms':>13}{'model ms':>10}{'off by':>8}"
     for measured, seconds in plan.checked:

@@ -78,7 +78,7 @@ def _reduced_flag(content: bytes, needed_side: int) -> int:
     try:
         with PIL.Image.open(io.BytesIO(content)) as picture:  # reads the header alone
             shorter = min(picture.size)
-    except (OSError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
         return cv2.IMREAD_COLOR  # whose error tells
     fitting = (flag for factor, flag in _REDUCED.items() if -(-shorter // factor) >= needed_side)
     return next(fitting, cv2.IMREAD_COLOR)

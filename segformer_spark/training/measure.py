@@ -233,7 +233,7 @@ def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: Pas
         joined_head=cost.head_bytes * plan.micro_batch * others // cost.num_images,
         workspace=cost.workspace_bytes * plan.micro_batch // cost.num_images,
         libraries=cost.library_bytes,
-        bucket=_BYTES * reduce_bucket_size(config) if stage else 0,
+        bucket=(2 if half else _BYTES) * reduce_bucket_size(config) if stage else 0,
     )
 
 

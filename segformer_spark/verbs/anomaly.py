@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segformer_spark.verbs.arguments import PRECISIONS, Subparsers, add_actions, add_set, add_verb, positive
+from segformer_spark.verbs.arguments import (
+    PRECISIONS,
+    Subparsers,
+    add_actions,
+    add_set,
+    add_verb,
+    positive,
+    positive_number,
+)
 from segformer_spark.verbs.launch import joined
 
 if TYPE_CHECKING:
@@ -42,7 +50,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=_METHODS, default=_METHODS[:-1], help="(default: all without fitting)"
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="of energy (default: %(default)s)")
+    parser.add_argument("--temperature", type=positive_number, default=1.0, help="of energy (default: %(default)s)")
     parser.add_argument("--panels", type=int, default=4, help="draw the first so many images (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=None, help="(default: <run>/anomaly/<split>)")
 
@@ -60,12 +68,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[Group, Any, Any, Any]]:
     """The ranks, and the run's model, data set and loading."""
     from segformer_spark.config.load import load_config
+    from segformer_spark.errors import UserError
     from segformer_spark.run.directory import locate_model
 
     folder, run = locate_model(arguments.run)
     if run is None:
-        from segformer_spark.errors import UserError
-
         raise UserError(f"anomaly: {arguments.run} does not lie in a run directory")
     config = load_config(run / "config.yaml", overrides=arguments.overrides).config
     with joined(config.hardware) as group:
@@ -78,6 +85,11 @@ def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[
         view = card.view(crops="none")
         predictor = Predictor(model.to(group.device), group.device, view, arguments.precision)
         dataset = open_dataset(config.data, split or config.data.train_split)
+        if tuple(dataset.classes.names) != card.class_names:
+            raise UserError(
+                f"{folder} knows the classes {', '.join(card.class_names)}, the data set {config.data.dataset} has "
+                f"{', '.join(dataset.classes.names)}"
+            )
         yield group, predictor, dataset, EvalLoading(view, arguments.batch_size, config.data.num_workers)
 
 

@@ -60,6 +60,14 @@ def add_from_env(parser: argparse.ArgumentParser, what: str = "overrides") -> No
     parser.add_argument("--from-env", action="store_true", help=f"read {what} from the environment")
 
 
+def positive_number(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def not_negative(text: str) -> int:
     """An integer of at least 0."""
     value = int(text)

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segformer_spark.verbs.arguments import Subparsers, add_actions, add_config, add_from_env, add_verb, positive
+from segformer_spark.verbs.arguments import (
+    Subparsers,
+    add_actions,
+    add_config,
+    add_from_env,
+    add_verb,
+    positive,
+    positive_number,
+)
 from segformer_spark.verbs.launch import joined, resolve
 
 if TYPE_CHECKING:
@@ -127,9 +135,9 @@ def _add_scaling(actions: Subparsers) -> None:
     plan = parser.add_argument_group("look ahead", "from the table of measured rows; nothing is run")
     plan.add_argument("--plan", action="store_true", help="say what 1, 2, 4 ... nodes would give")
     plan.add_argument("--nodes", type=positive, default=64, help="up to so many (default: %(default)s)")
-    plan.add_argument("--bandwidth", type=float, default=None, metavar="GB/S", help="of a rank")
+    plan.add_argument("--bandwidth", type=positive_number, default=None, metavar="GB/S", help="of a rank")
     plan.add_argument(
-        "--latency", type=float, default=5.0, metavar="US", help="with --bandwidth (default: %(default)s)"
+        "--latency", type=positive_number, default=5.0, metavar="US", help="with --bandwidth (default: %(default)s)"
     )
 
 

@@ -51,6 +51,7 @@ def test_answers_become_shares_and_shares_stay(tmp_path: Path) -> None:
         ("base,share_different\na,0.5\na,0.5\n", r":3: 'a' is there twice"),
         ("base,share_different\nc,0.5\n", "'c' was judged, but .* has no image 'c_init'"),
         ("base,answer\n", "there are no rows"),
+        ("answer,base\nsame\n", r":2: the column base is empty"),
     ],
 )
 def test_bad_people(tmp_path: Path, text: str, message: str) -> None:

@@ -97,7 +97,7 @@ def test_a_split_without_strange_objects(tmp_path: Path) -> None:
     assert "has no strange objects" in run_on_ranks(1, refused, str(tmp_path / "set"), str(tmp_path / "out"))[0]
 
 
-def test_fit_and_eval_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_and_eval_of_a_run(tmp_path: Path, spark_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_streets(tmp_path / "set")
     run = tmp_path / "run"
     settings = (
@@ -115,6 +115,11 @@ def test_fit_and_eval_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
             main(arguments)
         assert ended.value.code == 0
     printed = capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        other = ["--set", "data.dataset=spark", "--set", f"data.root={spark_root}", "--split", "val"]
+        main(["anomaly", "eval", str(run), *other])
+    assert ended.value.code == 2
+    assert "knows the classes unlabeled" in capsys.readouterr().err
     assert printed.count("AUROC") == 4
     rows = list(csv.DictReader((run / "anomaly/test/metrics.csv").open()))
     assert {row["method"] for row in rows} == {"max_logit", "standardized_max_logit"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -76,12 +77,24 @@ def test_ranks_work_together(tmp_path: Path) -> None:
     settings = json.loads((PROJECT_ROOT / "ds_configs" / "zero1.json").read_text())
     settings["zero_optimization"]["reduce_bucket_size"] = 1000
     (tmp_path / "small.json").write_text(json.dumps(settings))
-    contest = zero_contest(TINY, ranks=2, files=[tmp_path / "small.json"])
-    assert contest.tasks["small.json"]["zero_stage"] == 1
+    small = str(tmp_path / "small.json")
+    contest = zero_contest(TINY, ranks=2, files=[Path(small)])
+    assert contest.tasks[small]["zero_stage"] == 1
     rows = compare(contest, 1)
-    assert [row.name for row in rows] == ["ZeRO stage 0", "ZeRO stage 1", "ZeRO stage 2", "small.json"]
+    assert [row.name for row in rows] == ["ZeRO stage 0", "ZeRO stage 1", "ZeRO stage 2", small]
     assert all(row.flops == rows[0].flops for row in rows)
     assert contest.images == 2
+
+
+def test_a_rank_that_fails_is_heard_while_the_others_wait() -> None:
+    task = zero_contest(TINY, ranks=2).tasks["ZeRO stage 0"]
+    with ExitStack() as stack:
+        team = [stack.enter_context(pairs._worker("team")) for _ in range(2)]
+        port = pairs._free_port()
+        team[0].tell(json.dumps({**task, "rank": 0, "port": port}))
+        team[1].tell(json.dumps({**task, "rank": 1, "port": port, "variant": "b9"}))
+        with pytest.raises(UserError, match="b9"):
+            pairs._answers(team)
 
 
 def test_a_contestant_that_cannot_work_says_why() -> None:

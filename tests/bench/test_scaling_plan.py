@@ -55,10 +55,10 @@ def test_collectives_take_what_the_paper_says() -> None:
 
 
 def test_zero_sends_half_as_much_again() -> None:
-    plain, sharded = (StepModel(0.1, 10**8, stage, LINK) for stage in (0, 1))
-    assert plain.communication(1) == 0
-    assert plain.communication(4) == pytest.approx(2 * 3 / 4 * 0.1 + (1 + 5) * 4e-5)
-    assert sharded.communication(4) == pytest.approx(3 * 3 / 4 * 0.1 + 6e-5 + 12 * 4e-5)
+    plain, sharded = (StepModel(0.1, 10**8, stage) for stage in (0, 1))
+    assert plain.communication(1, None) == 0
+    assert plain.communication(4, LINK) == pytest.approx(2 * 3 / 4 * 0.1 + (1 + 5) * 4e-5)
+    assert sharded.communication(4, LINK) == pytest.approx(3 * 3 / 4 * 0.1 + 6e-5 + 12 * 4e-5)
     assert plain.compute(0.5) == pytest.approx(0.55)
 
 
@@ -68,25 +68,49 @@ def test_a_step_is_passes_with_their_overhead_and_communication(tmp_path: Path) 
     plan = make_plan(table(tmp_path / "s.csv", *rows), CONFIG, nodes=6, link=None, strong=False)
     assert plan.model.overhead == pytest.approx((1.25 + 1.625) / 2 - 1)
     small = 12 * 2 * 1e-5 + 3e-5
-    assert plan.model.communication(2) == pytest.approx(0.15 + small)
+    assert plan.model.communication(2, LINK) == pytest.approx(0.15 + small)
     assert plan.checked[2][1] == pytest.approx(0.12 * 1.4375 + 0.15 + small)
     lines = list(describe_plan(plan))
     assert lines[7].split() == ["2", "2", "4", "300.0", "322.8", "+8", "%"]
     assert [one.nodes for one in plan.forecasts] == [one.ranks for one in plan.forecasts] == [1, 2, 4, 6]
     passes = 0.04  # per image: the median over the three rows, which all have one rank per node
     assert plan.forecasts[2].compute == pytest.approx(2 * passes * 1.4375)
-    assert plan.forecasts[2].images_per_s == pytest.approx(8 / (0.115 + plan.model.communication(4)))
+    assert plan.forecasts[2].images_per_s == pytest.approx(8 / (0.115 + plan.model.communication(4, LINK)))
 
 
 def test_one_measured_size_is_enough(tmp_path: Path) -> None:
     """Two ranks: their communication is taken off before the overhead is known."""
     path = table(tmp_path / "s.csv", row(2, 2, 300.0))
     model = make_plan(path, CONFIG, nodes=2, link=None, strong=False).model
-    assert model.overhead == pytest.approx((0.3 - model.communication(2)) / 0.24 - 1)
+    assert model.overhead == pytest.approx((0.3 - model.communication(2, LINK)) / 0.24 - 1)
     alone = table(tmp_path / "t.csv", row(1, 1, 100.0))
     with pytest.raises(UserError, match="no network was measured.*--bandwidth"):
         make_plan(alone, CONFIG, nodes=2, link=None, strong=False)
     assert make_plan(alone, CONFIG, nodes=2, link=LINK, strong=False).forecasts[1].communication > 0.15
+
+
+def test_rows_are_read_with_their_own_network_and_nodes_planned_with_theirs(tmp_path: Path) -> None:
+    """Four ranks on one node with a network a hundred times faster than that between nodes."""
+    inside = row(1, 4, 200.0, compute_ms=180.0, link_gb_per_s=100.0)
+    path = table(tmp_path / "s.csv", inside, row(2, 8, 500.0, compute_ms=180.0))
+    plan = make_plan(path, CONFIG, nodes=2, link=None, strong=False)
+    fast = Link(1e-5, 1e11)
+    assert plan.model.overhead == pytest.approx((0.2 - plan.model.communication(4, fast)) / 0.18 - 1)
+    assert plan.checked[0][1] == pytest.approx(0.2)
+    assert plan.forecasts[0].communication == plan.model.communication(4, fast)
+    assert plan.forecasts[1].communication == plan.model.communication(8, LINK)
+    other = make_plan(path, CONFIG, nodes=2, link=Link(1e-5, 2e9), strong=False)
+    assert other.checked == plan.checked
+    assert other.forecasts[1].communication < plan.forecasts[1].communication
+
+
+def test_rows_that_make_no_sense(tmp_path: Path) -> None:
+    path = table(tmp_path / "s.csv", row(2, 2, 100.0))
+    with pytest.raises(UserError, match="shorter than their communication"):
+        make_plan(path, CONFIG, nodes=2, link=None, strong=False)
+    uneven = table(tmp_path / "t.csv", row(2, 3, 900.0))
+    with pytest.raises(UserError, match="unequal numbers of ranks"):
+        make_plan(uneven, CONFIG, nodes=2, link=None, strong=False)
 
 
 def test_strong_scaling_divides_the_batch_until_there_is_none(tmp_path: Path) -> None:
