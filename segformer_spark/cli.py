@@ -24,6 +24,7 @@ from segformer_spark.verbs import (
     job,
     params,
     runs,
+    study,
     sweep,
     train,
     tune,
@@ -66,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     first = (demo, data, weights, params, train, sweep, tune, bench, doctor, job)
-    for module in (*first, inference, agreement, anomaly, runs):
+    for module in (*first, inference, study, agreement, anomaly, runs):
         module.add(subparsers)
     return parser
 

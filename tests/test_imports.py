@@ -20,7 +20,7 @@ FLOORS = [
     {"engine", "checkpoint"},
     {"evaluation"},
     {"training", "submission"},
-    {"demo", "cluster", "bench", "agreement", "anomaly"},
+    {"demo", "cluster", "bench", "agreement", "anomaly", "study"},
     {"verbs"},
     {"cli"},
     {"__main__"},

@@ -27,6 +27,7 @@ from segformer_spark.data.decode import read_image
 from segformer_spark.data.loader import EvalLoading, file_loader
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.models.segformer import SegFormer
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.record import command_record, host_record, scrub, software_record
@@ -169,8 +170,9 @@ def _of_model(
     ]
     found = agreement(changes, [item.share_different for item in items], repeats=options.repeats, seed=options.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    variant = (model.variant or "custom") if isinstance(model, SegFormer) else card.model["encoder"]
     logger.info("%s: %s", candidate.name, describe(found["maxima"], found["num_items"]))
-    return ModelAgreement(candidate.name, model.variant or "custom", parameters, changes, **found)
+    return ModelAgreement(candidate.name, variant, parameters, changes, **found)
 
 
 def describe(maxima: Mapping[str, Maximum], num_items: int) -> str:

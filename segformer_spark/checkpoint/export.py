@@ -1,23 +1,27 @@
-"""Models in the Hugging Face layout, loadable with plain transformers: best/ and final/."""
+"""Models as folders: best/ and final/. SegFormer's load with plain transformers; the weights of other models have the
+names of the library that they come from."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import SegformerImageProcessor
 
-from segformer_spark.config.schema import InferenceConfig
+from segformer_spark.config.schema import InferenceConfig, ModelConfig
 from segformer_spark.data.dataset import ClassInfo
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD
 from segformer_spark.errors import CheckpointError, ConfigError
-from segformer_spark.models.pretrained import load_network
+from segformer_spark.models.interface import SegmentationModel
+from segformer_spark.models.pretrained import load_network, load_whole
+from segformer_spark.models.registry import build_network
 from segformer_spark.models.segformer import SegFormer
 from segformer_spark.run.atomic import atomic_folder, write_json
 
@@ -34,6 +38,7 @@ class ModelCard:
         inference: how images are shown to it (`inference` of the configuration).
         step, epoch, metrics: when and how well; metrics may be empty.
         run: name of the training run.
+        model: what the network is (`name`, `encoder` and `library`).
     """
 
     dataset: str
@@ -46,6 +51,7 @@ class ModelCard:
     epoch: int
     metrics: dict[str, float]
     run: str
+    model: dict[str, Any] = field(default_factory=lambda: {"name": "segformer"})
 
     @property
     def classes(self) -> ClassInfo:
@@ -65,26 +71,40 @@ class ModelCard:
 
 
 def export_model(
-    model: SegFormer, weights: Mapping[str, Tensor], live_names: Mapping[str, str], folder: Path, card: ModelCard
+    model: SegmentationModel,
+    weights: Mapping[str, Tensor],
+    live_names: Mapping[str, str],
+    folder: Path,
+    card: ModelCard,
 ) -> None:
-    """Write model.safetensors, config.json, preprocessor_config.json and the card, all or nothing. For rank 0.
+    """Write model.safetensors, the card and, for SegFormer, what transformers needs; all or nothing. For rank 0.
 
     Args:
         weights: fp32 tensors by stored name; live_names maps the model's names to those.
     """
-    state = {live.removeprefix("network."): weights[stored].contiguous() for live, stored in live_names.items()}
     with atomic_folder(folder) as temporary:
-        model.network.save_pretrained(temporary, state_dict=state)
-        processor = SegformerImageProcessor(
-            # Other views than a square keep the ratio of the sides, which this processor cannot.
-            do_resize=card.view().config.resize == "square",
-            size={"height": card.image_size, "width": card.image_size},
-            image_mean=list(IMAGENET_MEAN),
-            image_std=list(IMAGENET_STD),
-            do_reduce_labels=False,
-        )
-        processor.save_pretrained(temporary)
+        if isinstance(model, SegFormer):
+            _save_for_transformers(model, weights, live_names, temporary, card)
+        else:
+            tensors = {stored: weights[stored].contiguous() for stored in live_names.values()}
+            save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         write_json(temporary / _CARD, asdict(card))
+
+
+def _save_for_transformers(
+    model: SegFormer, weights: Mapping[str, Tensor], live_names: Mapping[str, str], folder: Path, card: ModelCard
+) -> None:
+    state = {live.removeprefix("network."): weights[stored].contiguous() for live, stored in live_names.items()}
+    model.network.save_pretrained(folder, state_dict=state)
+    processor = SegformerImageProcessor(
+        # Other views than a square keep the ratio of the sides, which this processor cannot.
+        do_resize=card.view().config.resize == "square",
+        size={"height": card.image_size, "width": card.image_size},
+        image_mean=list(IMAGENET_MEAN),
+        image_std=list(IMAGENET_STD),
+        do_reduce_labels=False,
+    )
+    processor.save_pretrained(folder)
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -106,9 +126,19 @@ def read_card(folder: Path) -> ModelCard:
         ) from error
 
 
-def load_model(folder: Path) -> tuple[SegFormer, ModelCard]:
-    """An exported model in evaluation mode, and its card."""
+def load_model(folder: Path) -> tuple[SegmentationModel, ModelCard]:
+    """An exported model in evaluation mode, and its card.
+
+    Raises:
+        CheckpointError: the folder was not exported by this package, or is damaged.
+    """
     card = read_card(folder)
-    model = SegFormer(load_network(folder))
+    model: SegmentationModel
+    if card.model["name"] == "segformer":
+        model = SegFormer(load_network(folder))
+    else:
+        config = ModelConfig(name=card.model["name"], encoder=card.model["encoder"], pretrained="none")
+        model = build_network(config, len(card.class_names), card.image_size)
+        load_whole(model, folder)
     model.eval()
     return model, card

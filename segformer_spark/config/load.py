@@ -116,7 +116,7 @@ def run_name(config: Config) -> str:
     template = config.experiment.name
     try:
         name = template.format(
-            dataset=config.data.dataset, variant=config.model.variant, image_size=config.data.image_size
+            dataset=config.data.dataset, variant=config.model.label, image_size=config.data.image_size
         )
     except (KeyError, IndexError, ValueError) as error:
         raise ConfigError(

@@ -57,10 +57,19 @@ class ExperimentConfig(Section):
 
 
 class ModelConfig(Section):
+    name: str = field(
+        "segformer",
+        "segformer, unet, deeplabv3plus, fpn, hiera, deeplabv3, fcn or vit (models/registry.py).",
+        env="MODEL_NAME",
+    )
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = field("b2", "SegFormer size.", env="SEGFORMER_VARIANT")
+    encoder: str | None = field(
+        None, "Encoder of the other models, such as resnet50; null takes the model's first.", env="ENCODER"
+    )
     pretrained: str = field(
         "ade20k",
-        "Start: ade20k, cityscapes, imagenet (encoder only), none, or a folder in the Hugging Face layout.",
+        "Start: none, imagenet (encoder only), for segformer also ade20k and cityscapes; a model folder; or a file of "
+        "the encoder's weights for the other models.",
         env="PRETRAINED",
     )
     weights_dir: str = field(
@@ -68,8 +77,15 @@ class ModelConfig(Section):
     )
     num_classes: int | None = field(None, "Number of classes; null takes the data set's.", ge=2, le=65535)
     freeze_backbone: bool = field(False, "Train the decode head only.", env="FREEZE_BACKBONE")
-    dropout: float = field(0.1, "Dropout before the classifier.", ge=0, lt=1)
-    drop_path: float = field(0.1, "Stochastic depth at the last block, from 0 at the first.", ge=0, lt=1)
+    dropout: float = field(0.1, "Dropout before segformer's classifier.", ge=0, lt=1)
+    drop_path: float = field(0.1, "Stochastic depth at segformer's last block, from 0 at the first.", ge=0, lt=1)
+
+    @property
+    def label(self) -> str:
+        """What names of runs call the model: the variant, or name and encoder."""
+        if self.name == "segformer":
+            return self.variant
+        return self.name if self.encoder is None else f"{self.name}_{self.encoder}"
 
 
 class OutputConfig(Section):
@@ -149,6 +165,34 @@ class Config(Section):
             raise ValueError("training.precision fp16 needs deepspeed.zero_stage 1 or 2; with stage 0 use bf16 or fp32")
         if self.model.freeze_backbone and self.training.optimizer.layer_decay != 1:
             raise ValueError("training.optimizer.layer_decay is for the encoder's blocks, and freeze_backbone is on")
+        if self.model.name != "segformer":
+            self._refuse_what_segformer_alone_has()
         if self.training.precision == "fp16" and self.training.ema.decay is not None:
             raise ValueError("training.ema averages fp32 weights, under fp16 the model has none; use bf16 or fp32")
         return self
+
+    def _refuse_what_segformer_alone_has(self) -> None:
+        name, usual = self.model.name, ModelConfig()
+        changed = {
+            "model.dropout": self.model.dropout != usual.dropout,
+            "model.drop_path": self.model.drop_path != usual.drop_path,
+            "training.activation_checkpointing": self.training.activation_checkpointing,
+            "hardware.compile": self.hardware.compile,
+            "training.optimizer.layer_decay": self.training.optimizer.layer_decay != 1,
+        }
+        for dotted, is_set in changed.items():
+            if is_set:
+                raise ValueError(f"{dotted} is for segformer, model.name is {name}")
+        if self.model.pretrained in ("ade20k", "cityscapes"):
+            raise ValueError(
+                f"model.pretrained {self.model.pretrained} is for segformer; {name} starts from none, imagenet (its "
+                "encoder), a file of the encoder's weights or a model folder"
+            )
+        seen = self.inference.window or self.data.image_size
+        if name == "hiera" and (
+            seen != self.data.image_size or (self.inference.resize != "square" and self.inference.window is None)
+        ):
+            raise ValueError(
+                f"hiera takes images of the size that it is built for, data.image_size {self.data.image_size}: leave "
+                f"inference.resize at square, or set inference.window to {self.data.image_size}"
+            )

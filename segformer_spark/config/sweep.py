@@ -61,21 +61,11 @@ def read_sweep(path: Path) -> list[SweepRun]:
     if not base.is_file():
         raise ConfigError(f"{path}: base {tree['base']}: there is no such configuration file beside it")
     return [
-        SweepRun(_name(path.stem, index, one), base, tuple(f"{key}={_text(value)}" for key, value in one.items()))
+        SweepRun(
+            _name(path.stem, index, one), base, tuple(f"{key}={setting_text(value)}" for key, value in one.items())
+        )
         for index, one in enumerate(settings)
     ]
-
-
-def pick_run(path: Path, index: int) -> SweepRun:
-    """The run of one array index.
-
-    Raises:
-        ConfigError: the sweep has fewer runs.
-    """
-    runs = read_sweep(path)
-    if not 0 <= index < len(runs):
-        raise ConfigError(f"{path}: there is no run {index}; there are {len(runs)}: sbatch --array=0-{len(runs) - 1}")
-    return runs[index]
 
 
 def _combinations(grid: Any, path: Path) -> list[dict[str, Any]]:
@@ -84,12 +74,13 @@ def _combinations(grid: Any, path: Path) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def _text(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """A value as `--set` reads it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _name(sweep: str, index: int, settings: dict[str, Any]) -> str:
     """Sweep, index and settings, in the characters that a run's name may have."""
-    parts = [f"{key.rpartition('.')[2]}_{_text(value)}" for key, value in settings.items()]
+    parts = [f"{key.rpartition('.')[2]}_{setting_text(value)}" for key, value in settings.items()]
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([sweep[: _MAX_NAME // 2], f"{index:02d}", *parts]))
     return name[:_MAX_NAME].rstrip("._-")

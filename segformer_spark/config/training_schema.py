@@ -59,6 +59,7 @@ class LossConfig(Section):
     dice_smooth: float = field(1.0, "Added to numerator and denominator of Dice, in pixels.", gt=0)
     ohem_threshold: float = field(0.7, "ohem keeps pixels whose true class has a probability below this.", gt=0, le=1)
     ohem_min_share: float = field(0.1, "ohem keeps at least this share of an image's pixels.", ge=0, le=1)
+    auxiliary_weight: float = field(0.4, "Weight of the loss of auxiliary logits, which deeplabv3 has.", ge=0)
     boundary_radius: int = field(3, "Width in pixels of the band along class boundaries in boundary_ce.", ge=1, le=64)
     boundary_weight: float = field(4.0, "Weight that boundary_ce adds to pixels of the band.", ge=0)
 

@@ -26,7 +26,7 @@ from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.engine.state import EngineState
 from segformer_spark.errors import ConfigError, TrainingDiverged
 from segformer_spark.losses.build import WeightedSum
-from segformer_spark.models.segformer import SegFormer, portable_names
+from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.run.console import logger
 
 
@@ -42,7 +42,9 @@ class StepResult:
 class Engine:
     """Forward, backward, update and named state of a model under ZeRO 0, 1 or 2."""
 
-    def __init__(self, model: SegFormer, loss: WeightedSum, config: Config, plan: BatchPlan, group: Group) -> None:
+    def __init__(
+        self, model: SegmentationModel, loss: WeightedSum, config: Config, plan: BatchPlan, group: Group
+    ) -> None:
         """Hand the model to DeepSpeed. Collective.
 
         Raises:
@@ -71,15 +73,16 @@ class Engine:
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
         # save_pretrained writes on rank 0 only.
-        self.names = group.main_only(lambda: portable_names(model))
+        self.names = group.main_only(model.stored_names)
         self.joins_micro_batches = config.training.accumulation == "exact" and plan.accumulation_steps > 1
+        self.auxiliary_weight = config.training.loss.auxiliary_weight
         decay = config.training.ema.decay
         self.average = WeightAverage(self.model, decay) if decay is not None else None
 
     @property
-    def model(self) -> SegFormer:
+    def model(self) -> SegmentationModel:
         """The live model; its weights are whole on every rank."""
-        module: SegFormer = self.engine.module
+        module: SegmentationModel = self.engine.module
         return module
 
     def set_lr(self, lr: float) -> None:
@@ -123,8 +126,7 @@ class Engine:
         for part, batch in enumerate(batches):
             self._seed(step, part)
             images, labels = self._on_device(batch)
-            logits = self.engine(images)
-            loss: Tensor = self.loss.of_coarse(logits, labels)
+            loss = self._loss_of(self.engine(images, with_auxiliary=True), labels)
             _refuse_infinite(loss, step)
             total += loss.detach()
             self._backward(loss, last=part == len(batches) - 1)
@@ -148,8 +150,8 @@ class Engine:
         del features
         self._seed(step, len(parts))
         with self._autocast():
-            logits = self.model.decode(joined)
-        loss: Tensor = self.loss.of_coarse(logits, labels)
+            outputs = self.model.decode_all(joined, (labels.shape[-2], labels.shape[-1]))
+        loss = self._loss_of(outputs, labels)
         _refuse_infinite(loss, step)
         head = [parameter for parameter in self.model.head_parameters() if parameter.requires_grad]
         scale = self._loss_scale()
@@ -162,6 +164,14 @@ class Engine:
             carried = _product(maps, [gradient[rows] for gradient in of_features]) * len(parts)
             self._backward(carried + _product(head, of_head), last=part == len(parts) - 1)
         return float(loss)
+
+    def _loss_of(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """The loss of the logits, plus that of auxiliary logits times their weight."""
+        logits, *auxiliary = outputs
+        loss: Tensor = self.loss.of_coarse(logits, labels)
+        for other in auxiliary:
+            loss = loss + self.auxiliary_weight * self.loss.of_coarse(other, labels)
+        return loss
 
     def _backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.backward(loss)

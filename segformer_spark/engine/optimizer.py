@@ -8,20 +8,20 @@ import torch
 from torch import nn
 
 from segformer_spark.config.schema import OptimizerConfig
-from segformer_spark.models.segformer import SegFormer, blocks_from_head
+from segformer_spark.models.interface import SegmentationModel
 
 
-def parameter_groups(model: SegFormer, config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: SegmentationModel, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups of trainable parameters with "name", "weight_decay" and "lr_multiplier"; empty ones are left out.
 
     Vectors and scalars (biases, norm weights) are not decayed, as in the paper's recipe. With `layer_decay` d, a block
     n blocks away from the head has d^n of the learning rate (Clark et al. 2020, section 3.1).
     """
-    depths = model.network.config.depths
+    distances = model.distances_from_head()
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            distance = blocks_from_head(name, depths)
+            distance = distances[name]
             if config.layer_decay == 1:
                 distance = min(distance, 1)
             groups.setdefault((distance, parameter.ndim > 1), []).append(parameter)
@@ -48,7 +48,7 @@ def _group_order(item: tuple[tuple[int, bool], list[nn.Parameter]]) -> tuple[int
     return -distance, decayed
 
 
-def build_optimizer(model: SegFormer, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
+def build_optimizer(model: SegmentationModel, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
     """torch's fused AdamW, one pass over the weights; DeepSpeed's versions compile on the node at first use."""
     return torch.optim.AdamW(
         parameter_groups(model, config),

@@ -23,7 +23,7 @@ from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.sliding import sliding_logits
 from segformer_spark.metrics.confusion import EvaluationCounts
-from segformer_spark.models.segformer import SegFormer
+from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.ops.interpolation import bands, enlarge_rows, source_rows
 from segformer_spark.run.console import progress
 
@@ -51,7 +51,7 @@ class Predictor:
         tta: a key of TTA_FLIPS.
     """
 
-    model: SegFormer
+    model: SegmentationModel
     device: torch.device
     view: InferenceView
     precision: str = "fp32"
@@ -125,7 +125,7 @@ class Predictor:
             if config.window is None:
                 logits: Tensor = self.model(images)
                 return logits
-            return sliding_logits(self.model, images, config.window, config.overlap)
+            return sliding_logits(self.model, images, config.window, config.overlap, self.model.output_stride)
 
     def _class_ids(self, passes: list[tuple[tuple[int, ...], Tensor]], row: int, item: EvalItem) -> Tensor:
         window = item.window

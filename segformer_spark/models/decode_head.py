@@ -72,9 +72,25 @@ class MergedDecodeHead(nn.Module):
         norm.update_running(statistics)
         return logits.view(*fused.shape[:3], -1)
 
+    def penultimate(self, encoder_hidden_states: Sequence[Tensor]) -> Tensor:
+        """What the classifier sees (B, D, H_0, W_0), without dropout."""
+        dtype = arithmetic(encoder_hidden_states[0])
+        with torch.autocast(encoder_hidden_states[0].device.type, enabled=False):
+            features = [feature.permute(0, 2, 3, 1).to(dtype) for feature in encoder_hidden_states]
+            return self._activate(_fuse(features, *self._merged_weights()))
+
+    def classify(self, active: Tensor) -> Tensor:
+        """That map -> logits (B, num_classes, H_0, W_0)."""
+        return self._project(active.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
     def _classify(self, fused: Tensor) -> Tensor:
         """Evaluation with gradients, layer by layer."""
-        active = functional.relu(self.batch_norm(fused.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return self._project(self._activate(fused).permute(0, 2, 3, 1))
+
+    def _activate(self, fused: Tensor) -> Tensor:
+        return functional.relu(self.batch_norm(fused.permute(0, 3, 1, 2)))
+
+    def _project(self, active: Tensor) -> Tensor:
         return functional.linear(active, self.classifier.weight.flatten(1).to(active.dtype), self._bias(active.dtype))
 
     def _infer(self, features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:

@@ -16,8 +16,11 @@ from transformers import SegformerForSemanticSegmentation
 
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
+from segformer_spark.models.encoder_weights import load_encoder, read_state
+from segformer_spark.models.interface import SegmentationModel
+from segformer_spark.models.registry import ENCODER_REPOSITORIES, build_network, find_architecture
 from segformer_spark.models.segformer import SegFormer, build_segformer, segformer_config
-from segformer_spark.models.weights import locate_weights, repository_id, weights_folder
+from segformer_spark.models.weights import encoder_folder, locate_weights, repository_id, weights_folder
 from segformer_spark.run.atomic import atomic_folder, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
@@ -52,21 +55,82 @@ def fetch_weights(variant: str, source: str, weights_dir: Path) -> FetchedWeight
             _download(repository, "pytorch_model.bin", temporary)
             _convert(temporary / "pytorch_model.bin", temporary / "model.safetensors")
             converted = True
-        digest = sha256_of(temporary / "model.safetensors")
-        for leftover in temporary.glob(".cache"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        write_json(
-            temporary / "fetched.json", {"repository": repository, "sha256": digest, "converted_from_bin": converted}
-        )
+        digest = _sign(temporary, repository, converted=converted)
     return FetchedWeights(folder, digest, converted)
 
 
-def build_model(config: ModelConfig, class_names: Sequence[str], seed: int) -> SegFormer:
-    """The model that a configuration describes, with its starting weights.
+def _sign(folder: Path, repository: str, *, converted: bool) -> str:
+    """Write where the weights come from beside them; returns their sha256."""
+    digest = sha256_of(folder / "model.safetensors")
+    for leftover in folder.glob(".cache"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    write_json(folder / "fetched.json", {"repository": repository, "sha256": digest, "converted_from_bin": converted})
+    return digest
+
+
+def fetch_encoder(encoder: str, weights_dir: Path) -> FetchedWeights:
+    """Download an encoder's ImageNet weights from the hub, once.
 
     Raises:
+        UserError: the hub cannot be reached, or has none for this encoder.
+    """
+    folder = encoder_folder(weights_dir, encoder)
+    repository = ENCODER_REPOSITORIES[encoder]
+    with atomic_folder(folder) as temporary:
+        _download(repository, "model.safetensors", temporary)
+        return FetchedWeights(folder, _sign(temporary, repository, converted=False), False)
+
+
+def build_model(config: ModelConfig, class_names: Sequence[str], seed: int, image_size: int = 512) -> SegmentationModel:
+    """The model that a configuration describes, with its starting weights.
+
+    Args:
+        image_size: `data.image_size`, for networks that are built for one size.
+
+    Raises:
+        ConfigError: no such model or encoder.
         CheckpointError: the weights are not there, or do not fit. Never starts from random weights instead.
     """
+    find_architecture(config)
+    if config.name == "segformer":
+        return _build_segformer(config, class_names, seed)
+    source = None if config.pretrained == "none" else locate_weights(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_network(config, len(class_names), image_size)
+    if source is not None and source.is_dir():
+        load_whole(model, source, new_classes=True)
+    elif source is not None:
+        load_encoder(model, source)
+    return model
+
+
+def load_whole(model: SegmentationModel, folder: Path, *, new_classes: bool = False) -> None:
+    """Load all weights of a model folder of this package.
+
+    Args:
+        new_classes: a classifier of another number of classes is left at random.
+
+    Raises:
+        CheckpointError: the folder is damaged or holds another model.
+    """
+    state = read_state(folder / "model.safetensors")
+    live = {stored: name for name, stored in model.stored_names().items()}
+    own = model.state_dict()
+    others = [name for name in state if name in live and state[name].shape != own[live[name]].shape]
+    classifier = [name for name in others if new_classes and name in model.classifier_names]
+    wrong = sorted({*(state.keys() ^ live.keys()), *(set(others) - set(classifier))})
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: the weights do not fit this model ({model.name}): {len(wrong)} tensors are missing, left over "
+            f"or of another shape, first {', '.join(wrong[:3])}. Check model.name and model.encoder."
+        )
+    model.load_state_dict({live[name]: value for name, value in state.items() if name not in classifier}, strict=False)
+    if classifier:
+        _say_new_classifier(folder, model.num_classes)
+
+
+def _build_segformer(config: ModelConfig, class_names: Sequence[str], seed: int) -> SegFormer:
     options: dict[str, Any] = {"dropout": config.dropout, "drop_path": config.drop_path}
     if config.pretrained == "none":
         return build_segformer(
@@ -78,6 +142,10 @@ def build_model(config: ModelConfig, class_names: Sequence[str], seed: int) -> S
         torch.manual_seed(seed)
         network = load_network(folder, config=hub_config, encoder_only=config.pretrained == "imagenet")
     return SegFormer(network, freeze_backbone=config.freeze_backbone)
+
+
+def _say_new_classifier(folder: Path, num_classes: int) -> None:
+    logger.info("%s: its classifier is of another number of classes and starts at random, with %d", folder, num_classes)
 
 
 def load_network(folder: Path, *, config: Any = None, encoder_only: bool = False) -> SegformerForSemanticSegmentation:
@@ -117,11 +185,7 @@ def load_network(folder: Path, *, config: Any = None, encoder_only: bool = False
             f"of another shape, first {', '.join(sorted(wrong)[:3])}. Check model.variant."
         )
     if any(name in _CLASSIFIER for name in mismatched):
-        logger.info(
-            "%s: its classifier is of another number of classes and starts at random, with %d",
-            folder,
-            network.config.num_labels,
-        )
+        _say_new_classifier(folder, network.config.num_labels)
     return network
 
 

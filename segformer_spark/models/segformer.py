@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -19,13 +18,13 @@ from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging as transformers_logging
 
-from segformer_spark.models.batch_norm import CrossRankBatchNorm2d, Reduce
 from segformer_spark.models.decode_head import MergedDecodeHead
+from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.mix_transformer import Block, encode, take_over_blocks
 
 transformers_logging.disable_progress_bar()
 
-OUTPUT_STRIDE = 4
+_STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
 @dataclass(frozen=True)
@@ -64,18 +63,19 @@ def segformer_config(
     )
 
 
-class SegFormer(nn.Module):
-    """The model that the rest of the package sees: normalised images in, logits at a quarter of the size out."""
+class SegFormer(SegmentationModel):
+    """Logits at a quarter of the size, for images of any size."""
+
+    name = "segformer"
+    output_stride = 4
+    classifier_names = ("decode_head.classifier.weight", "decode_head.classifier.bias")
+    network: SegformerForSemanticSegmentation
 
     def __init__(self, network: SegformerForSemanticSegmentation, *, freeze_backbone: bool = False) -> None:
-        super().__init__()
         network.decode_head = MergedDecodeHead(network.decode_head)
         take_over_blocks(network.segformer)
-        self.network = network
-        self.freeze_backbone = freeze_backbone
-        self._encode: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = encode
-        if freeze_backbone:
-            self.encoder.requires_grad_(False)
+        super().__init__(network, _STAGES, freeze_backbone=freeze_backbone)
+        self._transform: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = encode
 
     @property
     def encoder(self) -> nn.Module:
@@ -94,19 +94,22 @@ class SegFormer(nn.Module):
     def num_classes(self) -> int:
         return int(self.network.config.num_labels)
 
-    def forward(self, images: Tensor, *, only_features: bool = False) -> Any:
-        """(B, 3, H, W) float -> logits (B, num_classes, ceil(H / 4), ceil(W / 4)), or the encoder's features."""
-        features = self.encode(images)
-        return features if only_features else self.decode(features)
-
-    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) float -> four maps (B, C_i, H_i, W_i), finest first."""
-        maps: tuple[Tensor, ...] = self._encode(self.encoder, images)
+    def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps: tuple[Tensor, ...] = self._transform(self.encoder, images)
         return tuple(features.permute(0, 3, 1, 2) for features in maps)
 
-    def decode(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoder's maps -> logits at the finest map's size."""
+    def decode(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """The encoder's maps -> logits (B, num_classes, ceil(H / 4), ceil(W / 4)), all of the head in one pass."""
         logits: Tensor = self.network.decode_head(features)
+        return logits
+
+    def penultimate(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's maps -> the fused map (B, D, ceil(H / 4), ceil(W / 4)) after batch norm and ReLU."""
+        maps: Tensor = self.network.decode_head.penultimate(features)
+        return maps
+
+    def classify(self, maps: Tensor) -> Tensor:
+        logits: Tensor = self.network.decode_head.classify(maps)
         return logits
 
     def checkpoint_activations(self) -> None:
@@ -126,25 +129,16 @@ class SegFormer(nn.Module):
 
     def compile_encoder(self) -> None:
         """Let torch.compile build the encoder at its first use, for one input size at a time."""
-        self._encode = torch.compile(encode, dynamic=False)
+        self._transform = torch.compile(encode, dynamic=False)
 
-    def train(self, mode: bool = True) -> SegFormer:
-        """As nn.Module; a frozen encoder stays in evaluation mode, without stochastic depth."""
-        super().train(mode)
-        if self.freeze_backbone:
-            self.encoder.eval()
-        return self
+    def distances_from_head(self) -> dict[str, int]:
+        """{name: how many blocks of the encoder lie between a parameter and the head} (`blocks_from_head`)."""
+        depths = self.network.config.depths
+        return {name: blocks_from_head(name, depths) for name, _ in self.named_parameters()}
 
-    def reduce_batch_norm(self, reduce: Reduce | None) -> None:
-        """Let batch normalisation take its statistics over all ranks through `reduce`; None for this rank alone."""
-        for module in self.modules():
-            if isinstance(module, CrossRankBatchNorm2d):
-                module.reduce = reduce
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the decode head."""
-        parameters: Iterator[nn.Parameter] = self.network.decode_head.parameters()
-        return parameters
+    def stored_names(self) -> dict[str, str]:
+        """Live names -> the portable names of the published files."""
+        return portable_names(self)
 
 
 _BLOCK = re.compile(r"(?:stages\.(\d+)\.blocks|encoder\.block\.(\d+))\.(\d+)\.")

@@ -1,17 +1,22 @@
-"""Parameters and multiply-adds of SegFormer, from its configuration alone: nothing is downloaded or run."""
+"""Parameters and multiply-adds of models, from configurations alone: nothing is downloaded or run.
+
+SegFormer's come from formulas; those of other models from torch's counter on the meta device, which agrees with the
+formulas to the last digit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from segformer_spark.models.segformer import VARIANTS, segformer_config
-from segformer_spark.run.figures import new_figure, save_figure
+from segformer_spark.config.schema import ModelConfig
+from segformer_spark.models.registry import build_network, encoder_of
+from segformer_spark.models.segformer import segformer_config
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class ModelSize:
         total_params, trainable_params, encoder_params, head_params: without buffers.
         macs: multiply-adds of one image at `image_size`, with the decode head as published.
         macs_head: the part of it in the decode head.
-        macs_merged: multiply-adds with the merged head, which this package runs.
+        macs_merged: multiply-adds as this package runs it: with SegFormer's merged head.
     """
 
     model_name: str
@@ -70,9 +75,48 @@ def model_size(variant: str, num_classes: int, image_size: int) -> ModelSize:
     )
 
 
-def all_sizes(num_classes: int, image_size: int, variants: Sequence[str] = tuple(VARIANTS)) -> list[ModelSize]:
-    """The sizes of the variants, in their order."""
-    return [model_size(variant, num_classes, image_size) for variant in variants]
+def size_of(config: ModelConfig, num_classes: int, image_size: int) -> ModelSize:
+    """The size of any model of the registry.
+
+    Raises:
+        ConfigError: no such model or encoder.
+    """
+    name = model_name(config)
+    if config.name == "segformer":
+        return model_size(config.variant, num_classes, image_size)
+    with torch.device("meta"):
+        model = build_network(config, num_classes, image_size).eval()
+    model.to("meta")  # constants that a library makes from numpy
+    encoder = sum(p.numel() for p in model.encoder.parameters())
+    total = sum(p.numel() for p in model.parameters())
+    whole, in_encoder = _counted(model, image_size), _counted(model, image_size, only_features=True)
+    return ModelSize(
+        model_name=name,
+        num_classes=num_classes,
+        image_size=image_size,
+        total_params=total,
+        trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        encoder_params=encoder,
+        head_params=total - encoder,
+        macs=whole,
+        macs_head=whole - in_encoder,
+        macs_merged=whole,
+    )
+
+
+def model_name(config: ModelConfig) -> str:
+    """segformer-b2, or the model's name with its encoder's."""
+    if config.name == "segformer":
+        return f"segformer-{config.variant}"
+    encoder = encoder_of(config)
+    return encoder if encoder.startswith(config.name) else f"{config.name}-{encoder}"
+
+
+def _counted(model: nn.Module, image_size: int, **options: bool) -> int:
+    """Multiply-adds of one image; torch counts two operations for each."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, image_size, image_size, device="meta"), **options)
+    return int(counter.get_total_flops()) // 2
 
 
 def stage_sides(config: SegformerConfig, image_size: int) -> list[int]:
@@ -113,54 +157,3 @@ def head_macs(config: SegformerConfig, image_size: int, *, merged: bool) -> int:
     else:
         fuse = finest * len(sides) * wide * wide
     return int(projections + fuse + finest * wide * config.num_labels)
-
-
-def size_table(sizes: Sequence[ModelSize]) -> list[str]:
-    """Aligned lines with a header; multiply-adds in thousands of millions (the papers' "GFLOPs")."""
-    first = sizes[0]
-    lines = [
-        f"{first.num_classes} classes, {first.image_size} x {first.image_size} pixels",
-        f"{'model':<14}{'parameters':>13}{'encoder':>13}{'head':>12}"
-        f"{'G multiply-adds':>17}{'merged head':>13}{'ratio':>7}",
-    ]
-    for size in sizes:
-        lines.append(
-            f"{size.model_name:<14}{size.total_params:>13,}{size.encoder_params:>13,}{size.head_params:>12,}"
-            f"{size.macs / 1e9:>17.1f}{size.macs_merged / 1e9:>13.1f}{size.macs / size.macs_merged:>7.2f}"
-        )
-    return lines
-
-
-def draw_sizes(sizes: Sequence[ModelSize], path: Path) -> None:
-    """Parameters and multiply-adds as bars, encoder and head apart, beside the merged head."""
-    figure = new_figure(9, 3.4)
-    left, right = figure.subplots(1, 2)
-    names = [size.model_name.removeprefix("segformer-").upper() for size in sizes]
-    places = range(len(sizes))
-    left.bar(places, [size.encoder_params / 1e6 for size in sizes], label="encoder")
-    left.bar(
-        places,
-        [size.head_params / 1e6 for size in sizes],
-        bottom=[size.encoder_params / 1e6 for size in sizes],
-        label="decode head",
-    )
-    left.set(title=f"parameters, {sizes[0].num_classes} classes", ylabel="millions")
-    encoder = [(size.macs - size.macs_head) / 1e9 for size in sizes]
-    right.bar([p - 0.2 for p in places], encoder, 0.38, color="tab:blue", label="encoder")
-    right.bar(
-        [p - 0.2 for p in places],
-        [size.macs_head / 1e9 for size in sizes],
-        0.38,
-        bottom=encoder,
-        color="tab:orange",
-        label="head as published",
-    )
-    right.bar([p + 0.2 for p in places], encoder, 0.38, color="tab:blue")
-    merged = [size.macs_merged / 1e9 - base for size, base in zip(sizes, encoder, strict=True)]
-    right.bar([p + 0.2 for p in places], merged, 0.38, bottom=encoder, color="tab:green", label="merged head")
-    right.set(title=f"multiply-adds at {sizes[0].image_size} px", ylabel="thousand millions")
-    for axis in (left, right):
-        axis.set_xticks(list(places), names)
-        axis.grid(axis="y", alpha=0.3)
-        axis.legend(fontsize="small")
-    save_figure(figure, path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
+from segformer_spark.models.registry import ENCODER_REPOSITORIES, encoder_of
 
 SOURCES = ("ade20k", "cityscapes", "imagenet")
 
@@ -27,8 +28,47 @@ def weights_folder(weights_dir: Path, variant: str, source: str) -> Path:
     return weights_dir / repository_id(variant, source).split("/")[1]
 
 
+def encoder_folder(weights_dir: Path, encoder: str) -> Path:
+    """Where `fetch_encoder` puts, and training looks for, an encoder's ImageNet weights.
+
+    Raises:
+        UserError: the hub has none with the encoder's own parameter names.
+    """
+    if encoder not in ENCODER_REPOSITORIES:
+        raise UserError(
+            f"{encoder}: no ImageNet weights with its parameter names are known on the hub; known are those of "
+            f"{', '.join(ENCODER_REPOSITORIES)}. A file of your own goes into model.pretrained"
+        )
+    return weights_dir / ENCODER_REPOSITORIES[encoder].split("/")[1]
+
+
 def locate_weights(config: ModelConfig) -> Path:
-    """The folder of `model.pretrained`; raises CheckpointError with the command to run when it is not there."""
+    """The folder, or the encoder's file, of `model.pretrained`.
+
+    Raises:
+        CheckpointError: it is not there; the message says the command to run.
+    """
+    return _locate_folder(config) if config.name == "segformer" else _locate_other(config)
+
+
+def _locate_other(config: ModelConfig) -> Path:
+    given = Path(config.pretrained)
+    if config.pretrained == "imagenet":
+        encoder = encoder_of(config)
+        path = encoder_folder(Path(config.weights_dir), encoder) / "model.safetensors"
+        mend = (
+            f"On a machine with internet run: segformer-spark weights fetch --encoder {encoder} "
+            f"--weights-dir {config.weights_dir} (or start from random weights with model.pretrained=none)"
+        )
+    else:
+        path = given / "model.safetensors" if given.is_dir() else given
+        mend = "model.pretrained is none, imagenet, a file of the encoder's weights, or a model folder"
+    if not path.is_file():
+        raise CheckpointError(f"pretrained weights: {path} does not exist. {mend}")
+    return given if given.is_dir() else path
+
+
+def _locate_folder(config: ModelConfig) -> Path:
     if config.pretrained in SOURCES:
         folder = weights_folder(Path(config.weights_dir), config.variant, config.pretrained)
         mend = (

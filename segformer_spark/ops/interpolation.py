@@ -46,6 +46,8 @@ def enlarge_rows(needed: Tensor, length: int, rows: slice, size: tuple[int, int]
     Returns:
         (..., number of rows, W).
     """
+    if (length, needed.shape[-1]) == size:
+        return needed
     touched = source_rows(length, size[0], rows.start, rows.stop)
     vertical = interpolation_matrix(length, size[0], needed.device, needed.dtype)[rows, touched]
     horizontal = interpolation_matrix(needed.shape[-1], size[1], needed.device, needed.dtype)

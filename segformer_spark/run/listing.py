@@ -53,7 +53,7 @@ def find_runs(folder: Path) -> list[RunDirectory]:
 
 def summarize(run: RunDirectory, now: float | None = None) -> RunSummary:
     """Read what a run says about itself; safe while it trains."""
-    record = _read_record(run)
+    record = record_of(run)
     rows = MetricsLog(run.metrics).rows()
     try:
         metric = run.load_config().config.training.selection_metric
@@ -81,11 +81,12 @@ def summarize(run: RunDirectory, now: float | None = None) -> RunSummary:
     )
 
 
-def _read_record(run: RunDirectory) -> dict[str, Any]:
+def record_of(run: RunDirectory) -> dict[str, Any]:
+    """training_params of a run; empty for one that is just being set up."""
     try:
         record: dict[str, Any] = json.loads(run.params_json.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # a run that is just being set up has none yet
+        return {}
     return record
 
 
@@ -117,7 +118,7 @@ def table(summaries: Sequence[RunSummary]) -> list[str]:
 
 def details(run: RunDirectory) -> list[str]:
     """What there is to know about one run, from its own files."""
-    summary, record = summarize(run), _read_record(run)
+    summary, record = summarize(run), record_of(run)
     steps = f"{summary.step} of {summary.total_steps}" if summary.total_steps else str(summary.step)
     best = "-" if summary.score is None else f"{summary.metric} {summary.score:.4f}"
     facts = {"name": summary.name, "state": summary.state, "steps": steps, "best": best}

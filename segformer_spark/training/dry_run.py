@@ -18,7 +18,7 @@ from segformer_spark.evaluation.predict import check_view
 from segformer_spark.losses.build import build_loss
 from segformer_spark.run.console import duration
 from segformer_spark.training.measure import estimate_memory, measure_pass, measured_parts, step_seconds
-from segformer_spark.training.plan import check_dataset, lr_warning, peak_lr, plan_steps, resolve_loss
+from segformer_spark.training.plan import check_dataset, check_model, lr_warning, peak_lr, plan_steps, resolve_loss
 from segformer_spark.training.schedule import build_schedule
 
 _MIB = 2**20
@@ -85,7 +85,8 @@ def _costs(
 ) -> Iterator[str]:
     """Memory and time from one measured pass, of a whole micro-batch on a GPU and of one image on a CPU."""
     model, loss = measured_parts(config, dataset.classes.names)
-    num_images = plan.micro_batch if device.type == "cuda" else 1
+    check_model(config, plan, model)
+    num_images = plan.micro_batch if device.type == "cuda" else model.min_batch
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine's CPU"
     cost = measure_pass(model, loss, num_images, config.data.image_size, device, config.training.precision)
     memory = estimate_memory(model, config, plan, cost)

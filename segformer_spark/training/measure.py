@@ -17,23 +17,18 @@ from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.evaluation.predict import autocast
 from segformer_spark.losses.build import WeightedSum, build_loss
-from segformer_spark.models.segformer import SegFormer, build_segformer
+from segformer_spark.models.interface import SegmentationModel
+from segformer_spark.models.pretrained import build_model
 from segformer_spark.run.allocator import release_freed_memory
 from segformer_spark.run.system import forget_highest_memory, resident_bytes
 
 _BYTES = 4
 
 
-def measured_parts(config: Config, class_names: Sequence[str]) -> tuple[SegFormer, WeightedSum]:
+def measured_parts(config: Config, class_names: Sequence[str]) -> tuple[SegmentationModel, WeightedSum]:
     """The configured model with random weights, and its loss with equal class weights: as dear as the real ones."""
-    model = build_segformer(
-        config.model.variant,
-        class_names,
-        dropout=config.model.dropout,
-        drop_path=config.model.drop_path,
-        freeze_backbone=config.model.freeze_backbone,
-        seed=0,
-    )
+    random = config.model.model_copy(update={"pretrained": "none"})
+    model = build_model(random, class_names, 0, config.data.image_size)
     if config.training.activation_checkpointing:
         model.checkpoint_activations()
     equal = config.training.loss.model_copy(update={"class_weights": None})
@@ -64,7 +59,7 @@ class PassCost:
 
 
 def measure_pass(
-    model: SegFormer,
+    model: SegmentationModel,
     loss: WeightedSum,
     num_images: int,
     image_size: int,
@@ -87,7 +82,7 @@ def measure_pass(
 
     def finish(features: Sequence[Tensor]) -> Tensor:
         with autocast(device, precision):
-            logits = model.decode(features)
+            logits = model.decode(features, (image_size, image_size))
         value: Tensor = loss.of_coarse(logits, labels)
         return value
 
@@ -147,7 +142,7 @@ class _Memory:
 class _KeptTensors(torch.autograd.graph.saved_tensors_hooks):
     """Counts the storages that autograd keeps, each once."""
 
-    def __init__(self, model: SegFormer) -> None:
+    def __init__(self, model: SegmentationModel) -> None:
         self._parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
         self._seen: set[int] = set()
         self.num_bytes = 0
@@ -211,7 +206,7 @@ class MemoryEstimate:
         return sum(asdict(self).values())
 
 
-def estimate_memory(model: SegFormer, config: Config, plan: BatchPlan, cost: PassCost) -> MemoryEstimate:
+def estimate_memory(model: SegmentationModel, config: Config, plan: BatchPlan, cost: PassCost) -> MemoryEstimate:
     """Memory of a step under ZeRO (Rajbhandari et al. 2020, section 5), with activations as measured.
 
     fp32 parameters; gradients whole, or divided by the ranks under stage 2; AdamW's two moments and, under ZeRO, a

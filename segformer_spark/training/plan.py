@@ -12,6 +12,7 @@ from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.manifest import check_matches, read_manifest
 from segformer_spark.errors import ConfigError
 from segformer_spark.metrics.report import check_metric
+from segformer_spark.models.interface import SegmentationModel
 
 
 def plan_steps(config: Config, steps_per_epoch: int) -> int:
@@ -33,6 +34,20 @@ def check_dataset(config: Config, train_set: SegmentationDataset, dataset: Segme
             f"{len(dataset.classes)}: {', '.join(dataset.classes.names)}; leave it null"
         )
     check_metric(config.training.selection_metric, dataset.classes.names)
+
+
+def check_model(config: Config, plan: BatchPlan, model: SegmentationModel) -> None:
+    """Raise ConfigError when a model cannot be trained with these batches."""
+    if plan.micro_batch * plan.world_size < model.min_batch:
+        raise ConfigError(
+            f"{model.name} has batch norm over pooled maps, one value per image: a step needs {model.min_batch} images "
+            f"over all devices at least; raise training.batch_size"
+        )
+    if model.encoder_has_batch_norm and config.training.accumulation == "exact" and plan.accumulation_steps > 1:
+        raise ConfigError(
+            f"training.accumulation exact: {model.name} has batch norm in its encoder, whose statistics would be those "
+            "of one micro-batch; set training.accumulation=mean, or make do with one micro-batch"
+        )
 
 
 def peak_lr(config: Config, plan: BatchPlan) -> float:

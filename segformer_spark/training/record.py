@@ -13,6 +13,7 @@ from segformer_spark.config.load import ResolvedConfig, run_name
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
+from segformer_spark.models.registry import model_title
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.record import (
@@ -38,6 +39,7 @@ class TrainingRecord:
         group: Group,
         plan: BatchPlan,
         total_steps: int,
+        steps_per_epoch: int,
         progress: Progress,
     ) -> None:
         self.run, self.group, self.resolved = run, group, resolved
@@ -56,6 +58,7 @@ class TrainingRecord:
                 "batch": str(plan),
                 "global_batch": plan.global_batch,
                 "total_steps": total_steps,
+                "steps_per_epoch": steps_per_epoch,
                 "deepspeed_file": deepspeed_file(resolved.config).name,
                 "slurm": slurm_record(os.environ),
             },
@@ -79,9 +82,9 @@ class TrainingRecord:
         for dotted, source in self.resolved.overrides.items():
             logger.info("%s = %s from %s", dotted, values[dotted], source.removesuffix(f" {dotted}"))
         logger.info(
-            "run %s: SegFormer-%s from %s, %d px, %s, ZeRO-%d on %d x %s",
+            "run %s: %s from %s, %d px, %s, ZeRO-%d on %d x %s",
             self.run.path,
-            config.model.variant.upper(),
+            model_title(config.model),
             config.model.pretrained,
             config.data.image_size,
             config.training.precision,

@@ -20,9 +20,9 @@ from segformer_spark.data.sampler import TrainBatchSampler
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import check_precision
 from segformer_spark.losses.build import WeightedSum, build_loss
+from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.pretrained import build_model
-from segformer_spark.models.segformer import SegFormer
-from segformer_spark.training.plan import check_dataset, peak_lr, plan_steps, resolve_loss
+from segformer_spark.training.plan import check_dataset, check_model, peak_lr, plan_steps, resolve_loss
 from segformer_spark.training.schedule import Schedule, build_schedule
 
 
@@ -35,7 +35,7 @@ class Setup:
     plan: BatchPlan
     sampler: TrainBatchSampler
     schedule: Schedule
-    model: SegFormer
+    model: SegmentationModel
     loss: WeightedSum
     configuration: dict[str, Any]
 
@@ -68,7 +68,8 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None) -> Se
         sampler.steps_per_epoch,
         plan_steps(config, sampler.steps_per_epoch),
     )
-    model = build_model(config.model, train_set.classes.names, config.experiment.seed)
+    model = build_model(config.model, train_set.classes.names, config.experiment.seed, config.data.image_size)
+    check_model(config, plan, model)
     loss_config = group.main_only(lambda: resolve_loss(config, train_set))
     loss = build_loss(loss_config, len(train_set.classes), IGNORE_INDEX, group.differentiable_sum)
     deepspeed_config(config, plan)

@@ -19,6 +19,7 @@ from segformer_spark.data.loader import TrainLoader
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import CheckpointError, RunTakenOver, UserError
+from segformer_spark.models.registry import describe_model
 from segformer_spark.run.claim import Claim, Holder, hold_run, refuse_if_held
 from segformer_spark.run.console import duration, log_file, logger
 from segformer_spark.run.directory import RunDirectory, open_for_training
@@ -72,7 +73,8 @@ def run_training(
             logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
     with _held(run, progress.step, group) as claim, log_file(run.log if group.is_main else None):
         group.main_only(lambda: _begin(run, store, resolved, progress))
-        record = TrainingRecord(run, resolved, group, setup.plan, setup.schedule.total_steps, progress)
+        steps = (setup.schedule.total_steps, setup.sampler.steps_per_epoch)
+        record = TrainingRecord(run, resolved, group, setup.plan, *steps, progress)
         record.announce(setup.train_set, setup.val_set)
         warning = lr_warning(config, setup.plan)
         if warning is not None and group.is_main:
@@ -155,6 +157,7 @@ def _card(config: Config, dataset: SegmentationDataset, progress: Progress, metr
         epoch=progress.position.epoch,
         metrics=metrics,
         run=run_name(config),
+        model=describe_model(config.model),
     )
 
 

@@ -92,15 +92,18 @@ def _add_make_demo(actions: Subparsers) -> None:
     parser = add_verb(
         actions,
         "make-demo",
-        "Render a SPARK-shaped data set: images, masks, CSVs and a test folder.",
+        "Render a data set that lies on disk as SPARK, or StreetHazards with strange objects, does.",
         "segformer-spark data make-demo --root data/demo --num-train 600 --num-val 100 --num-test 20 --size 256",
         make_demo,
+    )
+    parser.add_argument(
+        "--dataset", choices=("spark", "street_hazards"), default="spark", help="layout (default: %(default)s)"
     )
     parser.add_argument("--root", type=Path, required=True, help="folder to create")
     parser.add_argument("--num-train", type=positive, default=600, help="training images (default: %(default)s)")
     parser.add_argument("--num-val", type=positive, default=100, help="validation images (default: %(default)s)")
     parser.add_argument("--num-test", type=positive, default=20, help="test images (default: %(default)s)")
-    parser.add_argument("--size", type=positive, default=256, help="side in pixels (default: %(default)s)")
+    parser.add_argument("--size", type=positive, default=256, help="side in pixels, for streets the height (default: %(default)s)")
     parser.add_argument(
         "--seed", type=not_negative, default=0, help="the same seed gives the same bytes (default: %(default)s)"
     )

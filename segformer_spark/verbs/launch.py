@@ -38,7 +38,7 @@ def resolve(arguments: argparse.Namespace) -> ResolvedConfig:
     A sweep's settings win over the environment's, which are the same for all of its runs.
     """
     from segformer_spark.config.load import load_config
-    from segformer_spark.config.sweep import pick_run
+    from segformer_spark.config.study import pick_run
     from segformer_spark.errors import UserError
 
     environment = os.environ if getattr(arguments, "from_env", False) else None

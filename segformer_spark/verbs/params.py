@@ -13,11 +13,18 @@ def add(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers,
         "params",
-        "Parameters and multiply-adds of the variants, for any number of classes and size; downloads nothing.",
-        "segformer-spark params --num-classes 150 --image-size 512 --json params.json --figure params.png",
+        "Parameters and multiply-adds of the models, for any number of classes and size; downloads nothing.",
+        "segformer-spark params --models b0 b2 unet deeplabv3plus:resnet101 --num-classes 21 --json params.json",
         params,
     )
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="(default: all)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=None, help="these sizes of SegFormer alone")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="NAME[:ENCODER]",
+        default=None,
+        help="b0 to b5, or names of models.registry with an encoder (default: all, with their first encoder)",
+    )
     parser.add_argument("--num-classes", type=positive, default=3, help="(default: %(default)s, as SPARK has)")
     parser.add_argument("--image-size", type=image_size, default=512, help="side in pixels (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=None, help="write the table as JSON, too")
@@ -26,10 +33,24 @@ def add(subparsers: Subparsers) -> None:
 
 def params(arguments: argparse.Namespace) -> int:
     """Print the table."""
-    from segformer_spark.models.size import all_sizes, draw_sizes, size_table
+    from segformer_spark.config.schema import ModelConfig
+    from segformer_spark.models.registry import MODELS, find_architecture
     from segformer_spark.run.atomic import write_json
 
-    sizes = all_sizes(arguments.num_classes, arguments.image_size, arguments.variants)
+    others = [] if arguments.variants is not None else [name for name in MODELS if name != "segformer"]
+    wanted = arguments.models or [*(arguments.variants or VARIANTS), *others]
+    configs = []
+    for item in wanted:
+        name, _, encoder = item.partition(":")
+        chosen = {"variant": name} if name in VARIANTS else {"name": name, "encoder": encoder or None}
+        config = ModelConfig(pretrained="none", **chosen)
+        find_architecture(config)
+        configs.append(config)
+
+    from segformer_spark.models.size import size_of
+    from segformer_spark.models.size_report import draw_sizes, size_table
+
+    sizes = [size_of(config, arguments.num_classes, arguments.image_size) for config in configs]
     print("\n".join(size_table(sizes)))
     if arguments.json is not None:
         write_json(arguments.json, [size.row() for size in sizes])

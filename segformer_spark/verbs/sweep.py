@@ -1,4 +1,4 @@
-"""`sweep`: the runs of a sweep, by array index."""
+"""`sweep`: the runs of a sweep or a study, by array index."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ def add(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers,
         "sweep",
-        "List the runs of a sweep; an array job trains them.",
+        "List the runs of a sweep or study; an array job trains them.",
         "segformer-spark sweep configs/sweeps/lr_seed.yaml",
         sweep,
     )
-    parser.add_argument("file", type=Path, help="YAML file with base, and grid or runs")
+    parser.add_argument("file", type=Path, help="YAML file with base, and grid or runs; or a study's")
 
 
 def sweep(arguments: argparse.Namespace) -> int:
     """Print index, name and settings of each run; every configuration is checked."""
     from segformer_spark.config.load import load_config
-    from segformer_spark.config.sweep import read_sweep
+    from segformer_spark.config.study import read_runs
 
-    runs = read_sweep(arguments.file)
+    runs = read_runs(arguments.file)
     for index, run in enumerate(runs):
         load_config(run.base, overrides=run.overrides)
         print(f"{index:>4}  {run.name}  {' '.join(run.settings)}")

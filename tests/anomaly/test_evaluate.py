@@ -13,13 +13,13 @@ from segformer_spark.anomaly.evaluate import bands_of_logits, evaluate_scores, w
 from segformer_spark.anomaly.scores import build_score
 from segformer_spark.cli import main
 from segformer_spark.config.schema import DataConfig, InferenceConfig
+from segformer_spark.data.demo.streets import write_street_set
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.errors import DataError
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.models.segformer import build_segformer
-from tests.anomaly.streets import write_streets
 from tests.ranks import Group, run_on_ranks
 from tests.training.short_run import short_run
 
@@ -66,7 +66,7 @@ def reference(root: Path) -> dict[str, list[float]]:
 
 
 def test_figures_are_scikit_learns_on_any_number_of_ranks(tmp_path: Path) -> None:
-    write_streets(tmp_path / "set")
+    write_street_set(tmp_path / "set", numbers=(8, 4, 4), size=(48, 80))
     one, two = (
         run_on_ranks(world, evaluated, str(tmp_path / "set"), str(tmp_path / f"out{world}"))[0] for world in (1, 2)
     )
@@ -93,12 +93,12 @@ def refused(group: Group, root: str, output: str) -> str:
 
 
 def test_a_split_without_strange_objects(tmp_path: Path) -> None:
-    write_streets(tmp_path / "set")
+    write_street_set(tmp_path / "set", numbers=(8, 4, 4), size=(48, 80))
     assert "has no strange objects" in run_on_ranks(1, refused, str(tmp_path / "set"), str(tmp_path / "out"))[0]
 
 
 def test_fit_and_eval_of_a_run(tmp_path: Path, spark_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_streets(tmp_path / "set")
+    write_street_set(tmp_path / "set", numbers=(8, 4, 4), size=(48, 80))
     run = tmp_path / "run"
     settings = (
         "data.dataset=street_hazards",

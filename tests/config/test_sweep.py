@@ -7,7 +7,8 @@ import pytest
 
 from segformer_spark.config.load import PROJECT_ROOT, load_config
 from segformer_spark.config.schema import RUN_NAME_PATTERN
-from segformer_spark.config.sweep import pick_run, read_sweep
+from segformer_spark.config.study import pick_run
+from segformer_spark.config.sweep import read_sweep
 from segformer_spark.errors import ConfigError
 
 

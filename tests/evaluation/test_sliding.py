@@ -9,7 +9,7 @@ from segformer_spark.evaluation.sliding import sliding_logits, window_starts
 
 @given(st.integers(1, 300), st.integers(32, 120), st.floats(0, 0.9))
 def test_windows_cover_every_pixel_on_the_output_grid(length: int, window: int, overlap: float) -> None:
-    starts = window_starts(length, window, overlap)
+    starts = window_starts(length, window, overlap, 4)
     covered = set()
     for start in starts:
         assert start % 4 == 0
@@ -31,7 +31,7 @@ def stride_four(images: torch.Tensor) -> torch.Tensor:
 def test_a_local_model_gives_what_one_pass_gives(height: int, width: int, window: int, overlap: float) -> None:
     images = torch.rand(2, 3, height, width, dtype=torch.float64).float()
     expected = stride_four(images)
-    torch.testing.assert_close(sliding_logits(stride_four, images, window, overlap), expected)
+    torch.testing.assert_close(sliding_logits(stride_four, images, window, overlap, 4), expected)
 
 
 def test_overlaps_are_averaged() -> None:
@@ -41,6 +41,6 @@ def test_overlaps_are_averaged() -> None:
         calls.append(images.shape)
         return torch.full((1, 1, images.shape[-2] // 4, images.shape[-1] // 4), float(len(calls)))
 
-    out = sliding_logits(counting, torch.zeros(1, 3, 32, 48), 32, 0.5)
+    out = sliding_logits(counting, torch.zeros(1, 3, 32, 48), 32, 0.5, 4)
     assert len(calls) == 2
     torch.testing.assert_close(out[0, 0, 0], torch.tensor([1.0] * 4 + [1.5] * 4 + [2.0] * 4))

@@ -7,8 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SegformerForSemanticSegmentation
 
+from segformer_spark.config.schema import ModelConfig
+from segformer_spark.models.registry import MODELS
 from segformer_spark.models.segformer import SegFormer, segformer_config
-from segformer_spark.models.size import all_sizes, draw_sizes, model_size, size_table
+from segformer_spark.models.size import model_size, size_of
+from segformer_spark.models.size_report import draw_sizes, size_table
 
 ENCODER = {"b0": 3_319_392, "b1": 13_151_424, "b2": 24_196_288, "b3": 44_072_128, "b4": 60_842_688, "b5": 81_443_008}
 TOTALS = {
@@ -51,7 +54,7 @@ def test_multiply_adds_are_half_of_what_torch_counts(variant: str, side: int) ->
 
 
 def test_table_json_and_figure(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    sizes = all_sizes(19, 1024, ["b0", "b5"])
+    sizes = [model_size(variant, 19, 1024) for variant in ("b0", "b5")]
     lines = size_table(sizes)
     assert lines[0] == "19 classes, 1024 x 1024 pixels"
     assert "3,719,027" in lines[2]
@@ -60,3 +63,26 @@ def test_table_json_and_figure(tmp_path) -> None:  # type: ignore[no-untyped-def
     assert row["total_params_m"] == 84.61
     draw_sizes(sizes, tmp_path / "sizes.png")
     assert (tmp_path / "sizes.png").stat().st_size > 5000
+
+
+def test_torchs_counter_on_the_meta_device_is_the_formula() -> None:
+    """What counts the other models, on a model of which the formula is known; fused attention included."""
+    with torch.device("meta"):
+        network = SegformerForSemanticSegmentation(segformer_config("b0", [str(i) for i in range(150)])).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 512, 512, device="meta"))
+    assert counter.get_total_flops() == 2 * model_size("b0", 150, 512).macs
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_a_size(name: str) -> None:
+    size = size_of(ModelConfig(name=name, variant="b0", pretrained="none"), 21, 64)
+    assert size.total_params == size.encoder_params + size.head_params == size.trainable_params
+    assert 0 < size.macs_head < size.macs
+    assert size.row()["num_classes"] == 21
+
+
+def test_multiply_adds_of_resnet50_are_the_published_ones() -> None:
+    """4.09 thousand millions at 224 x 224 with the classifier, which makes 0.002 of them."""
+    size = size_of(ModelConfig(name="unet", encoder="resnet50", pretrained="none"), 21, 224)
+    assert (size.macs - size.macs_head) / 1e9 == pytest.approx(4.087, abs=0.005)

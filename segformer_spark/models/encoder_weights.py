@@ -1,0 +1,196 @@
+"""Weights of an encoder alone, from a file in the names of torchvision or timm.
+
+What a classifier leaves over is no error; a tensor that the encoder needs and the file lacks is. Positions of ViT and
+Hiera are resized to the model's grid.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from segformer_spark.errors import CheckpointError
+from segformer_spark.models.interface import SegmentationModel
+from segformer_spark.run.console import logger
+
+_WRAPPERS = ("state_dict", "model_state", "model")
+_CLASSIFIER = re.compile(r"(fc|classifier|head)\.")
+_COUNTER = "num_batches_tracked"
+_POSITIONS = "pos_embed"
+_SHOWN = 4
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EncoderReport:
+    """What became of a file's tensors.
+
+    Attributes:
+        loaded: names in the encoder that were found.
+        missing: names that the encoder has and the file lacks.
+        unexpected: names that the file has and the encoder lacks, the classifier's apart.
+        classifier: the names of the file's classifier.
+        resized: positions that were brought to another grid.
+        mismatched: names whose shapes differ.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    classifier: tuple[str, ...]
+    resized: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    def describe(self) -> str:
+        """One line for the log."""
+        parts = [f"{len(self.loaded)} tensors"]
+        for what in ("missing", "unexpected", "mismatched", "resized"):
+            names: tuple[str, ...] = getattr(self, what)
+            if names:
+                parts.append(f"{len(names)} {what}: {_listed(names)}")
+        if self.classifier:
+            parts.append(f"its classifier is left out: {_listed(self.classifier)}")
+        return "; ".join(parts)
+
+
+def load_encoder(model: SegmentationModel, path: Path) -> EncoderReport:
+    """Load the encoder's weights from a .safetensors, .pt or .pth file and say what was found.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is of another encoder.
+    """
+    state = _common_names(read_state(path))
+    own = model.encoder.state_dict()
+    prefix = _prefix(own)
+    target = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+    state, resized = _resize_positions(state, target)
+    mismatched = [name for name in target.keys() & state.keys() if target[name].shape != state[name].shape]
+    found = [name for name in target if name in state and name not in mismatched]
+    left = [name for name in state if name not in target]
+    report = EncoderReport(
+        loaded=tuple(found),
+        # Files from before PyTorch 0.4 have no counters; they are not used where momentum is set.
+        missing=tuple(name for name in target if name not in state and not name.endswith(_COUNTER)),
+        unexpected=tuple(name for name in left if not _CLASSIFIER.match(name)),
+        classifier=tuple(name for name in left if _CLASSIFIER.match(name)),
+        resized=tuple(resized),
+        mismatched=tuple(sorted(mismatched)),
+    )
+    if report.missing or report.mismatched or report.unexpected:
+        raise CheckpointError(
+            f"{path}: these are not the weights of the encoder of {model.name}: {report.describe()}. "
+            "Check model.name and model.encoder"
+        )
+    model.encoder.load_state_dict({prefix + name: state[name] for name in found}, strict=False)
+    logger.info("encoder weights from %s: %s", path.name, report.describe())
+    return report
+
+
+def read_state(path: Path) -> State:
+    """A file's tensors by name; a pickle is read with weights_only.
+
+    Raises:
+        CheckpointError: it holds anything else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            tensors: State = load_file(path)
+            return tensors
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: the weights cannot be read: {error}") from error
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: this is no table of tensors by name (a state_dict)")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _prefix(names: Mapping[str, Tensor]) -> str:
+    """What a library puts before the encoder's own names (segmentation_models_pytorch: model.model.)."""
+    prefix = ""
+    while all(name.startswith(prefix + "model.") for name in names):
+        prefix += "model."
+    return prefix
+
+
+def _common_names(state: State) -> State:
+    """The names of today's torchvision."""
+    backbone = {
+        name.removeprefix("backbone."): tensor for name, tensor in state.items() if name.startswith("backbone.")
+    }
+    state = backbone or state
+    return _of_flat_mobilenet(state) if "features.2.conv.6.weight" in state else state
+
+
+def _of_flat_mobilenet(state: State) -> State:
+    """MobileNetV2 before torchvision 0.4 had the layers of a block in one list: conv, norm, ReLU6, conv ..."""
+    places = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+    without_expansion = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
+
+    def renamed(name: str) -> str:
+        match = re.fullmatch(r"features\.(\d+)\.conv\.(\d)\.(\w+)", name)
+        if match is None:
+            return name
+        block, place, part = match.groups()
+        return f"features.{block}.conv.{(without_expansion if block == '1' else places)[place]}.{part}"
+
+    return {renamed(name): tensor for name, tensor in state.items()}
+
+
+def _resize_positions(state: State, target: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """Positions (1, N, D) brought to another number of tokens; tokens before the grid (class token) stay."""
+    if _POSITIONS not in state or _POSITIONS not in target:
+        return state, []
+    own, wanted = state[_POSITIONS], target[_POSITIONS]
+    if own.shape == wanted.shape or own.ndim != 3 or own.shape[-1] != wanted.shape[-1]:
+        return state, []
+    extra = int("cls_token" in target)
+    resized = resize_positions(own, wanted.shape[1], extra)
+    return {**state, _POSITIONS: resized}, [f"{_POSITIONS} {_grid(own, extra)} to {_grid(resized, extra)}"]
+
+
+def resize_positions(positions: Tensor, num_tokens: int, num_extra: int) -> Tensor:
+    """Bicubic interpolation of a square grid of positions.
+
+    Args:
+        positions: (1, extra + n * n, D).
+        num_tokens: extra + m * m.
+        num_extra: tokens before the grid.
+
+    Raises:
+        CheckpointError: either grid is no square.
+    """
+    before, after = (_side(count - num_extra) for count in (positions.shape[1], num_tokens))
+    grid = positions[:, num_extra:].reshape(1, before, before, -1).permute(0, 3, 1, 2).float()
+    grid = functional.interpolate(grid, size=(after, after), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([positions[:, :num_extra].float(), grid.permute(0, 2, 3, 1).flatten(1, 2)], 1).to(positions.dtype)
+
+
+def _side(count: int) -> int:
+    side = math.isqrt(count)
+    if side * side != count:
+        raise CheckpointError(f"a grid of {count} positions is no square: weights and model do not go together")
+    return side
+
+
+def _grid(positions: Tensor, extra: int) -> str:
+    side = _side(positions.shape[1] - extra)
+    return f"{side} x {side}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

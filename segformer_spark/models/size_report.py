@@ -1,0 +1,73 @@
+"""Sizes of models as a table and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segformer_spark.models.size import ModelSize
+from segformer_spark.run.figures import new_figure, save_figure
+
+_FEW = 6
+"""More models have their names written aslant."""
+
+
+def size_table(sizes: Sequence[ModelSize]) -> list[str]:
+    """Aligned lines with a header; multiply-adds in thousands of millions (the papers' "GFLOPs")."""
+    first, width = sizes[0], max(13, *(len(size.model_name) for size in sizes)) + 1
+    lines = [
+        f"{first.num_classes} classes, {first.image_size} x {first.image_size} pixels",
+        f"{'model':<{width}}{'parameters':>13}{'encoder':>13}{'head':>12}"
+        f"{'G multiply-adds':>17}{'merged head':>13}{'ratio':>7}",
+    ]
+    for size in sizes:
+        lines.append(
+            f"{size.model_name:<{width}}{size.total_params:>13,}{size.encoder_params:>13,}{size.head_params:>12,}"
+            f"{size.macs / 1e9:>17.1f}{size.macs_merged / 1e9:>13.1f}{size.macs / size.macs_merged:>7.2f}"
+        )
+    return lines
+
+
+def draw_sizes(sizes: Sequence[ModelSize], path: Path) -> None:
+    """Parameters and multiply-adds as bars, encoder and head apart, beside the merged head."""
+    figure = new_figure(max(9, 1.3 * len(sizes)), 3.4 if len(sizes) <= _FEW else 4.6)
+    left, right = figure.subplots(1, 2)
+    names = [_short(size.model_name) for size in sizes]
+    places = range(len(sizes))
+    left.bar(places, [size.encoder_params / 1e6 for size in sizes], label="encoder")
+    left.bar(
+        places,
+        [size.head_params / 1e6 for size in sizes],
+        bottom=[size.encoder_params / 1e6 for size in sizes],
+        label="decode head",
+    )
+    left.set(title=f"parameters, {sizes[0].num_classes} classes", ylabel="millions")
+    encoder = [(size.macs - size.macs_head) / 1e9 for size in sizes]
+    right.bar([p - 0.2 for p in places], encoder, 0.38, color="tab:blue", label="encoder")
+    right.bar(
+        [p - 0.2 for p in places],
+        [size.macs_head / 1e9 for size in sizes],
+        0.38,
+        bottom=encoder,
+        color="tab:orange",
+        label="head as published",
+    )
+    merged = [(place, size) for place, size in zip(places, sizes, strict=True) if size.macs_merged != size.macs]
+    if merged:
+        beside = [place + 0.2 for place, _ in merged]
+        bases = [encoder[place] for place, _ in merged]
+        heads = [size.macs_merged / 1e9 - encoder[place] for place, size in merged]
+        right.bar(beside, bases, 0.38, color="tab:blue")
+        right.bar(beside, heads, 0.38, bottom=bases, color="tab:green", label="merged head")
+    right.set(title=f"multiply-adds at {sizes[0].image_size} px", ylabel="thousand millions")
+    for axis in (left, right):
+        axis.set_xticks(list(places), names, **({} if len(sizes) <= _FEW else {"rotation": 40, "ha": "right"}))
+        axis.grid(axis="y", alpha=0.3)
+        axis.legend(fontsize="small")
+    save_figure(figure, path)
+
+
+def _short(name: str) -> str:
+    """B2 for segformer-b2; others as they are."""
+    variant = name.removeprefix("segformer-")
+    return variant.upper() if variant != name else name

@@ -1,0 +1,101 @@
+"""U-Net, DeepLabV3+, FPN, and UPerNet on Hiera, as segmentation_models_pytorch builds them.
+
+Ronneberger et al. 2015; Chen et al. 2018, arXiv:1802.02611; Lin et al. 2017 and Kirillov et al. 2019; Xiao et al. 2018
+and Ryali et al. 2023. Weights keep the library's names. Its heads bring logits to the input's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import segmentation_models_pytorch as smp
+from torch import Tensor, nn
+
+from segformer_spark.models.interface import SegmentationModel, use_cross_rank_batch_norm
+
+_STEM = 1
+"""Index of the stem's map (stride 2) among the encoder's; 0 is the image, stage i has index i + 1."""
+
+
+class SmpModel(SegmentationModel):
+    """A network of segmentation_models_pytorch.
+
+    Args:
+        used: indices of the encoder's maps that the decoder reads; the others do not leave the encoder.
+    """
+
+    size_multiple = 32
+    classifier_names = ("segmentation_head.0.weight", "segmentation_head.0.bias")
+
+    def __init__(self, network: Any, used: Sequence[int], *, freeze_backbone: bool) -> None:
+        use_cross_rank_batch_norm(network)
+        names = ["stem" if index == _STEM else f"stage{index - 1}" for index in used]
+        super().__init__(network, names, freeze_backbone=freeze_backbone)
+        self.used = tuple(used)
+
+    @property
+    def encoder(self) -> nn.Module:
+        encoder: Any = self.network.encoder
+        return encoder  # type: ignore[no-any-return]
+
+    @property
+    def num_classes(self) -> int:
+        head: Any = self.network.segmentation_head
+        return int(head[0].out_channels)
+
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        maps = self.encoder(images)
+        return [maps[index] for index in self.used]
+
+    def penultimate(self, features: Sequence[Tensor]) -> Tensor:
+        decoder: Any = self.network.decoder
+        maps: Tensor = decoder(self._with_placeholders(features))
+        return maps
+
+    def classify(self, maps: Tensor) -> Tensor:
+        head: Any = self.network.segmentation_head
+        logits: Tensor = head(maps)
+        return logits
+
+    def _with_placeholders(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The decoder's list: of maps that it does not read it asks the size at most."""
+        finest, first = features[0], self.used[0]
+        known = dict(zip(self.used, features, strict=True))
+        batch, _, height, width = finest.shape
+        return [
+            known[index]
+            if index in known
+            else finest.new_empty(batch, 0, int(height * 2.0 ** (first - index)), int(width * 2.0 ** (first - index)))
+            for index in range(self.used[-1] + 1)
+        ]
+
+
+def build_unet(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
+    """U-Net."""
+    network = smp.Unet(encoder, encoder_weights=None, classes=num_classes)
+    return SmpModel(network, (1, 2, 3, 4, 5), freeze_backbone=freeze_backbone)
+
+
+def build_deeplabv3plus(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
+    """DeepLabV3+, output stride 16."""
+    network = smp.DeepLabV3Plus(encoder, encoder_weights=None, classes=num_classes)
+    model = SmpModel(network, (2, 5), freeze_backbone=freeze_backbone)
+    model.min_batch = 2  # its image pooling makes one value per channel and image
+    return model
+
+
+def build_fpn(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
+    """Feature pyramid network."""
+    network = smp.FPN(encoder, encoder_weights=None, classes=num_classes)
+    return SmpModel(network, (2, 3, 4, 5), freeze_backbone=freeze_backbone)
+
+
+def build_hiera(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
+    """UPerNet on Hiera, for images of one size: its positions are learnt for that grid."""
+    side = -(-image_size // SmpModel.size_multiple) * SmpModel.size_multiple
+    network = smp.UPerNet(f"tu-{encoder}", encoder_weights=None, classes=num_classes, img_size=(side, side))
+    model = SmpModel(network, (2, 3, 4, 5), freeze_backbone=freeze_backbone)
+    model.fixed_size = (side, side)
+    model.min_batch = 2  # its pyramid pooling makes one value per channel and image
+    return model

@@ -1,0 +1,1 @@
+"""Comparisons and ablations: many runs of one study, their tables, statistics, figures and report."""

