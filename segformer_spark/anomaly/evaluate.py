@@ -1,8 +1,9 @@
-"""`anomaly`: statistics of training data, and how well scores find the strange objects of a test split.
+"""`anomaly eval`: how well scores find the strange objects of a test split.
 
 Two protocols, which are not comparable. per_image: AUROC, AUPR and FPR at 95 % recall of each image that holds both
 kinds, then their mean, as the CAOS benchmark has it (Hendrycks et al. 2022). pooled: of all pixels together, by a
-histogram of float16 scores. Every pixel counts, and scores are made from logits at native size.
+histogram of float16 scores. Every pixel counts; scores are made from logits at native size, and those of features on
+the model's own grid, then enlarged.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segformer_spark.anomaly.features import MapScore
 from segformer_spark.anomaly.figures import draw_curves, score_picture
-from segformer_spark.anomaly.scores import ClassStatistics, Score, StatisticsSums
+from segformer_spark.anomaly.scores import Score
 from segformer_spark.data.dataset import SegmentationDataset
-from segformer_spark.data.loader import EvalLoading, eval_loader
+from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader
 from segformer_spark.data.overlay import write_png
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.distributed.process_group import Group
@@ -28,13 +30,12 @@ from segformer_spark.errors import DataError, UserError
 from segformer_spark.evaluation.pictures import make_panel
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.metrics.ranking import Ranking, ScoreHistogram, rank
-from segformer_spark.ops.interpolation import bands, enlarge_rows, source_rows
+from segformer_spark.ops.interpolation import enlarged_bands
 from segformer_spark.run.atomic import write_csv
 from segformer_spark.run.console import progress
 
 RECALL = 0.95
 PROTOCOLS = ("per_image", "pooled")
-_ROWS = 64
 _CURVE_POINTS = 500
 
 Row = dict[str, Any]
@@ -62,43 +63,22 @@ class MethodResult:
     num_images: int
 
 
-def bands_of_logits(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-    """Logits (C, h, w) at native size, a band (C, number of rows, W) at a time."""
-    logits = torch.nan_to_num(logits)
-    for rows in bands(size[0], _ROWS):
-        needed = source_rows(logits.shape[1], size[0], rows.start, rows.stop)
-        yield rows, enlarge_rows(logits[:, needed], logits.shape[1], rows, size)
-
-
-def fit_statistics(
-    predictor: Predictor, dataset: SegmentationDataset, loading: EvalLoading, group: Group
-) -> ClassStatistics:
-    """Highest logits of every class over a split, every image once over all ranks. Collective."""
-    indices = rank_indices(len(dataset), group.rank, group.world_size)
-    sums = StatisticsSums(len(dataset.classes), group.device)
-    items = predictor.logits(eval_loader(dataset, indices, loading))
-    failure: UserError | None = None
-    try:
-        for item, logits in progress(items, total=len(indices), label="fitting", visible=group.is_main):
-            for _, band in bands_of_logits(logits, item.size):
-                sums.add(band)
-    except UserError as error:
-        failure = error
-    group.raise_common(failure)
-    return sums.finish(group.sum)
-
-
 def evaluate_scores(
     predictor: Predictor,
     dataset: SegmentationDataset,
     loading: EvalLoading,
     group: Group,
     scores: Mapping[str, Score],
+    map_scores: Mapping[str, MapScore] | None = None,
     *,
     panels: Path,
     num_panels: int,
 ) -> dict[str, MethodResult]:
     """Score every pixel of a split by every method. Collective; the first images' panels go into `panels`.
+
+    Args:
+        scores: methods that need logits alone.
+        map_scores: methods that need features, too.
 
     Raises:
         DataError: the data set does not know strange objects, or has none.
@@ -106,14 +86,20 @@ def evaluate_scores(
     if not isinstance(dataset, HasAnomalies):
         raise DataError("anomaly eval: this data set has no strange objects; take the test split of street_hazards")
     indices = rank_indices(len(dataset), group.rank, group.world_size)
-    pooled = {name: ScoreHistogram.empty(group.device) for name in scores}
-    single: dict[str, list[tuple[int, float, float, float]]] = {name: [] for name in scores}
-    items = predictor.logits(eval_loader(dataset, indices, loading))
+    map_scores = map_scores or {}
+    methods = [*scores, *map_scores]
+    pooled = {name: ScoreHistogram.empty(group.device) for name in methods}
+    single: dict[str, list[tuple[int, float, float, float]]] = {name: [] for name in methods}
+    batches = eval_loader(dataset, indices, loading)
+    items: Iterator[tuple[EvalItem, Tensor, Tensor | None]]
+    items = predictor.maps(batches) if map_scores else ((*pair, None) for pair in predictor.logits(batches))
     failure: UserError | None = None
     try:
-        for item, logits in progress(items, total=len(indices), label="scoring", visible=group.is_main):
+        for item, logits, features in progress(items, total=len(indices), label="scoring", visible=group.is_main):
             truth = dataset.anomalies(item.index)
             maps, ids = _score_maps(logits, item.size, scores)
+            if features is not None:
+                maps |= {name: _enlarged(score(logits, features), item.size) for name, score in map_scores.items()}
             for name, values in maps.items():
                 if bool(values.isnan().any()):
                     raise DataError(f"{dataset.sample_id(item.index)}: {name} is not a number; try another precision")
@@ -127,7 +113,7 @@ def evaluate_scores(
         failure = error
     group.raise_common(failure)
     results = {}
-    for name in scores:
+    for name in methods:
         rows = sorted(row for part in group.gather(single[name]) for row in part)
         table = np.array([row[1:] for row in rows], np.float64).reshape(-1, 3)
         results[name] = MethodResult(table, pooled[name].reduce(group.sum).ranking(), len(dataset))
@@ -150,11 +136,18 @@ def _score_maps(
     with torch.inference_mode():
         maps = {name: torch.empty(size, device=logits.device) for name in scores}
         ids = torch.empty(size, dtype=torch.uint8, device=logits.device)
-        for rows, band in bands_of_logits(logits, size):
+        for rows, band in enlarged_bands(logits, size):
             ids[rows] = band.argmax(0).to(torch.uint8)
             for name, score in scores.items():
                 maps[name][rows] = score(band)
     return maps, ids.cpu().numpy()
+
+
+def _enlarged(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scores (h, w) on the model's grid, at native size; one that is no number spreads over all."""
+    if bool(scores.isnan().any()):
+        return torch.full(size, torch.nan, device=scores.device)
+    return torch.cat([band[0] for _, band in enlarged_bands(scores[None], size)])
 
 
 def _draw_panels(

@@ -4,11 +4,14 @@ names of the library that they come from."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +29,7 @@ from segformer_spark.models.segformer import SegFormer
 from segformer_spark.run.atomic import atomic_folder, write_json
 
 _CARD = "segformer_spark.json"
+_PUBLISHED_SIZE = 512
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,13 @@ def _save_for_transformers(
 
 
 def read_card(folder: Path) -> ModelCard:
-    """The card of an exported model.
+    """The card of an exported model, or what a published SegFormer's configuration says in place of one.
 
     Raises:
-        CheckpointError: the folder was not exported by this package.
+        CheckpointError: the folder is neither.
     """
+    if not (folder / _CARD).is_file() and (folder / "config.json").is_file():
+        return _published_card(folder)
     try:
         raw: dict[str, Any] = json.loads((folder / _CARD).read_text(encoding="utf-8"))
         raw.setdefault("inference", {})  # models exported before there was a choice
@@ -124,6 +130,37 @@ def read_card(folder: Path) -> ModelCard:
             f"{folder}: this is not a model exported by segformer_spark ({_CARD}: {error}). "
             "Give a run's best/ or final/ folder, such as runs/NAME/best."
         ) from error
+
+
+def _published_card(folder: Path) -> ModelCard:
+    """Classes from config.json, the input's size from the folder's name (segformer-b5-finetuned-ade-640-640)."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        names = {int(index): str(name) for index, name in config["id2label"].items()}
+        if config["model_type"] != "segformer" or sorted(names) != list(range(len(names))):
+            raise ValueError("it is no SegFormer with classes 0, 1, ...")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}: neither a model exported by segformer_spark nor a published SegFormer (config.json: {error})"
+        ) from error
+    size = re.search(r"-(\d+)-\d+$", folder.name)
+    colors = tuple(tuple(int(channel) for channel in row) for row in _palette(len(names)))
+    return ModelCard(
+        dataset="",
+        class_names=tuple(names[index] for index in range(len(names))),
+        colors=colors,  # type: ignore[arg-type]
+        background=None,
+        image_size=int(size[1]) if size else _PUBLISHED_SIZE,
+        inference={},
+        step=0,
+        epoch=0,
+        metrics={},
+        run=folder.name,
+    )
+
+
+def _palette(number: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(30, 256, (number, 3), dtype=np.uint8)
 
 
 def load_model(folder: Path) -> tuple[SegmentationModel, ModelCard]:

@@ -31,6 +31,7 @@ LAUNCH_VARIABLES: dict[str, str] = {
     "STAGE_DATA": "1 copies the cache (DATA_CACHE) to each node's own disk before training.",
     "LOCAL_SCRATCH": "The node's own disk, for STAGE_DATA; default $SLURM_TMPDIR, $TMPDIR, /tmp.",
     "REQUEUE_ON_CANCEL": "1 requeues a training job also when scancel ended it; by default scancel is final.",
+    "ABLATION": "1 makes segformer_study.sh write the report of an ablation.",
     "TRAIN_OPTIONS": "Options of sbatch for the training job alone, in pipeline.sh.",
     "CACHE_DIR": "Folder in which prepare_data.sh builds the cache; default cache/ in the data set's folder.",
     "CACHE_SIZE": "Side in pixels of the cache of prepare_data.sh; default native size.",

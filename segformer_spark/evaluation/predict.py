@@ -82,6 +82,22 @@ class Predictor:
                     logits = self._logits(images, ())[0].float()
                 yield item, logits
 
+    def maps(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor, Tensor]]:
+        """Yield each item with the logits (C, h, w) of its whole image and what the classifier saw, (D, h', w').
+
+        Raises:
+            ConfigError: the model is shown windows, of which features are not joined.
+        """
+        if self.view.config.window is not None:
+            raise ConfigError("inference.window: features are those of whole images; set it to null for this")
+        with self._evaluating():
+            for item in (item for batch in items for item in batch):
+                with torch.inference_mode(), autocast(self.device, self.precision):
+                    images = normalize_images(item.pixels[None].to(self.device))
+                    maps = self.model.penultimate(self.model.encode(images))
+                    logits = self.model.classify(maps)[0].float()
+                yield item, logits, maps[0].float()
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         was_training = self.model.training

@@ -52,3 +52,11 @@ def enlarge_rows(needed: Tensor, length: int, rows: slice, size: tuple[int, int]
     vertical = interpolation_matrix(length, size[0], needed.device, needed.dtype)[rows, touched]
     horizontal = interpolation_matrix(needed.shape[-1], size[1], needed.device, needed.dtype)
     return vertical @ (needed @ horizontal.T)
+
+
+def enlarged_bands(maps: Tensor, size: tuple[int, int], height: int = 64) -> Iterator[tuple[slice, Tensor]]:
+    """A map (C, h, w) at `size`, a band (C, number of rows, W) of at most `height` rows at a time; NaN becomes 0."""
+    maps = torch.nan_to_num(maps)
+    for rows in bands(size[0], height):
+        needed = source_rows(maps.shape[1], size[0], rows.start, rows.stop)
+        yield rows, enlarge_rows(maps[:, needed], maps.shape[1], rows, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,9 @@ class PlannedRun:
         return self.state in FINISHED
 
 
-def plan_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun]:
+def plan_runs(
+    study: Study, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> list[PlannedRun]:
     """All runs with their configurations.
 
     Raises:
@@ -50,14 +52,17 @@ def plan_runs(study: Study, overrides: Sequence[str] = ()) -> list[PlannedRun]:
     """
     planned = []
     for index, run in enumerate(study.runs):
-        resolved = load_config(run.base, overrides=[*run.overrides, *overrides])
+        resolved = load_config(run.base, overrides=[*run.overrides, *overrides], environment=environment)
         find_architecture(resolved.config.model)
         planned.append(PlannedRun(index, run, resolved))
     return planned
 
 
-def train_missing(study: Study, planned: Sequence[PlannedRun], overrides: Sequence[str], processes: int) -> None:
-    """Train every run that is not finished, each in a process of its own.
+def train_missing(study: Study, planned: Sequence[PlannedRun], options: Sequence[str], processes: int) -> None:
+    """Train every run that is not finished, each in processes of its own.
+
+    Args:
+        options: of `train`, for every run.
 
     Raises:
         UserError: runs failed (the others were trained), or the user stopped one.
@@ -68,7 +73,7 @@ def train_missing(study: Study, planned: Sequence[PlannedRun], overrides: Sequen
             logger.info("%s: finished before", one.run.name)
             continue
         logger.info("run %d of %d: %s", one.index + 1, len(study.runs), one.run.name)
-        status = subprocess.run(_command(study.path, one.index, overrides, processes), check=False).returncode
+        status = subprocess.run(_command(study.path, one.index, options, processes), check=False).returncode
         if status in (EXIT_STOPPED, -2, 130):
             raise UserError(f"{one.run.name}: stopped on request; the same command goes on from here")
         if status != 0:
@@ -81,10 +86,9 @@ def train_missing(study: Study, planned: Sequence[PlannedRun], overrides: Sequen
         )
 
 
-def _command(path: Path, index: int, overrides: Sequence[str], processes: int) -> list[str]:
+def _command(path: Path, index: int, options: Sequence[str], processes: int) -> list[str]:
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    settings = [argument for override in overrides for argument in ("--set", override)]
     chosen = ["--sweep", os.fspath(path), "--sweep-index", str(index)]
-    return [*launcher, "-m", "segformer_spark", "train", *chosen, "--resume", "auto", *settings]
+    return [*launcher, "-m", "segformer_spark", "train", *chosen, "--resume", "auto", *options]

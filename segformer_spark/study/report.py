@@ -21,8 +21,8 @@ from segformer_spark.study.html_report import Report
 
 _VOID = "mIoU leaves void pixels out; val_miou_void_as_error counts them as false positives."
 _PAIRED = (
-    "Per-image mIoU on the same images: mean difference with a 95 % bootstrap interval, Wilcoxon's signed-rank p, adjusted "
-    "after Holm. Images of one drive are not independent, which makes p too small."
+    "Per-image mIoU on the same images: mean difference with a 95 % bootstrap interval, Wilcoxon's signed-rank p, "
+    "adjusted after Holm. Images of one drive are not independent, which makes p too small."
 )
 Row = dict[str, Any]
 

@@ -19,7 +19,10 @@ def add(subparsers: Subparsers) -> None:
         "segformer-spark agreement run runs/b0 runs/b1 --pairs pairs --people people.csv --output agreement",
         run,
     )
-    parser.add_argument("models", nargs="+", type=Path, help="run directories or exported models")
+    parser.add_argument("models", nargs="*", type=Path, help="run directories, exported or published models")
+    parser.add_argument(
+        "--study", type=Path, default=None, help="YAML that names the models, such as configs/study/a_agreement.yaml"
+    )
     parser.add_argument("--pairs", type=Path, required=True, help="folder of <base>_init.png and <base>_out.png")
     parser.add_argument("--people", type=Path, required=True, help="CSV: base and share_different, or base and answer")
     parser.add_argument("--output", type=Path, default=Path("agreement"), help="(default: %(default)s)")
@@ -51,11 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
     hardware = load_config().config.hardware.model_copy(update={"device": arguments.device})
     with joined(hardware) as group:
         from segformer_spark.agreement.people import read_items
+        from segformer_spark.agreement.reference import read_agreement_study
         from segformer_spark.agreement.study import AgreementOptions, Candidate, run_agreement
 
         if group.world_size > 1:
             raise UserError("agreement runs in one process: start it without torchrun, or with srun --ntasks=1")
-        candidates = []
+        study = read_agreement_study(arguments.study) if arguments.study is not None else None
+        if (study is None) == (not arguments.models):
+            raise UserError("agreement run: give models, or --study with a file that names them; one of the two")
+        candidates = [Candidate(name, locate_model(path)[0]) for name, path in (study.models if study else {}).items()]
         for path in arguments.models:
             folder, own_run = locate_model(path)
             candidates.append(Candidate(path.name if own_run is None or own_run == path else own_run.name, folder))
@@ -64,7 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"agreement: two models have one name: {', '.join(sorted(names))}")
         options = AgreementOptions(
             output=arguments.output,
-            ignored=tuple(arguments.ignore_class),
+            ignored=(*(study.ignored if study else ()), *arguments.ignore_class),
+            reference=study.reference if study else {},
             precision=arguments.precision,
             batch_size=arguments.batch_size,
             repeats=arguments.repeats,

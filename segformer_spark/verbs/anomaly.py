@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from segformer_spark.distributed.process_group import Group
 
 _STATISTICS = "anomaly/statistics.json"
-_METHODS = ("msp", "max_logit", "energy", "entropy", "margin", "standardized_max_logit")
+_FEATURES = "anomaly/features.safetensors"
+_PLAIN = ("msp", "max_logit", "energy", "entropy", "margin")
+_OF_FEATURES = ("mahalanobis", "heat", "heat_hybrid")
+_FITTED = ("standardized_max_logit", *_OF_FEATURES)
 
 
 def add(subparsers: Subparsers) -> None:
@@ -32,12 +35,16 @@ def add(subparsers: Subparsers) -> None:
     parser = add_verb(
         actions,
         "fit",
-        "Gather the statistics of training data that standardized_max_logit needs.",
+        "Gather the statistics of training data that some scores need.",
         "segformer-spark anomaly fit runs/streets",
         fit,
     )
     _add_common(parser)
     parser.add_argument("--split", default=None, help="(default: the training split)")
+    parser.add_argument("--methods", nargs="+", choices=_FITTED, default=_FITTED, help="(default: all that need it)")
+    parser.add_argument(
+        "--pixels-per-image", type=positive, default=4096, help="that count for class means (default: %(default)s)"
+    )
     parser = add_verb(
         actions,
         "eval",
@@ -48,9 +55,14 @@ def add(subparsers: Subparsers) -> None:
     _add_common(parser)
     parser.add_argument("--split", default="test", help="(default: %(default)s)")
     parser.add_argument(
-        "--methods", nargs="+", choices=_METHODS, default=_METHODS[:-1], help="(default: all without fitting)"
+        "--methods", nargs="+", choices=(*_PLAIN, *_FITTED), default=_PLAIN, help="(default: all without fitting)"
     )
-    parser.add_argument("--temperature", type=positive_number, default=1.0, help="of energy (default: %(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=positive_number,
+        default=1.0,
+        help="of energy, in heat and heat_hybrid too (default: %(default)s)",
+    )
     parser.add_argument("--panels", type=int, default=4, help="draw the first so many images (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=None, help="(default: <run>/anomaly/<split>)")
 
@@ -96,32 +108,60 @@ def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[
 def fit(arguments: argparse.Namespace) -> int:
     """Write the statistics into the run."""
     with _opened(arguments, arguments.split) as (group, predictor, dataset, loading):
-        from segformer_spark.anomaly.evaluate import fit_statistics
+        from segformer_spark.anomaly.features import write_features
+        from segformer_spark.anomaly.fit import fit_features, fit_statistics
         from segformer_spark.anomaly.scores import write_statistics
 
-        statistics = fit_statistics(predictor, dataset, loading, group)
-        path = arguments.run / _STATISTICS
-        group.main_only(lambda: write_statistics(path, statistics, dataset.classes.names))
+        names, written = dataset.classes.names, []
+        if "standardized_max_logit" in arguments.methods:
+            statistics = fit_statistics(predictor, dataset, loading, group)
+            written.append(arguments.run / _STATISTICS)
+            group.main_only(lambda: write_statistics(arguments.run / _STATISTICS, statistics, names))
+        if set(_OF_FEATURES) & set(arguments.methods):
+            features = fit_features(predictor, dataset, loading, group, arguments.pixels_per_image)
+            origin = {"model_step": str(_step(arguments.run)), "pixels_per_image": str(arguments.pixels_per_image)}
+            written.append(arguments.run / _FEATURES)
+            group.main_only(lambda: write_features(arguments.run / _FEATURES, features, names, origin))
         if group.is_main:
-            print(f"statistics: {path}")
+            print("\n".join(f"statistics: {path}" for path in written))
     return 0
+
+
+def _step(run: Path) -> int:
+    """The optimizer step of the model that is scored."""
+    from segformer_spark.checkpoint.export import read_card
+    from segformer_spark.run.directory import locate_model
+
+    return read_card(locate_model(run)[0]).step
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate the scores."""
     with _opened(arguments, arguments.split) as (group, predictor, dataset, loading):
         from segformer_spark.anomaly.evaluate import evaluate_scores, write_results
+        from segformer_spark.anomaly.features import build_map_score, read_features
         from segformer_spark.anomaly.scores import FITTED, build_score, read_statistics
 
-        needs = any(method in FITTED for method in arguments.methods)
-        statistics = read_statistics(arguments.run / _STATISTICS, dataset.classes.names) if needs else None
-        scores = {
-            method: build_score(method, temperature=arguments.temperature, statistics=statistics)
-            for method in arguments.methods
-        }
+        names, temperature = dataset.classes.names, arguments.temperature
+        plain = [method for method in arguments.methods if method not in _OF_FEATURES]
+        needs = any(method in FITTED for method in plain)
+        statistics = read_statistics(arguments.run / _STATISTICS, names) if needs else None
+        scores = {method: build_score(method, temperature=temperature, statistics=statistics) for method in plain}
+        of_features = [method for method in arguments.methods if method in _OF_FEATURES]
+        map_scores = {}
+        if of_features:
+            features = read_features(arguments.run / _FEATURES, names, _step(arguments.run))
+            map_scores = {name: build_map_score(name, features, temperature=temperature) for name in of_features}
         output = arguments.output or arguments.run / "anomaly" / arguments.split
         results = evaluate_scores(
-            predictor, dataset, loading, group, scores, panels=output / "panels", num_panels=arguments.panels
+            predictor,
+            dataset,
+            loading,
+            group,
+            scores,
+            map_scores,
+            panels=output / "panels",
+            num_panels=arguments.panels,
         )
         rows = group.main_only(lambda: write_results(results, arguments.run.name, output))
         if group.is_main:

@@ -103,7 +103,9 @@ def _add_make_demo(actions: Subparsers) -> None:
     parser.add_argument("--num-train", type=positive, default=600, help="training images (default: %(default)s)")
     parser.add_argument("--num-val", type=positive, default=100, help="validation images (default: %(default)s)")
     parser.add_argument("--num-test", type=positive, default=20, help="test images (default: %(default)s)")
-    parser.add_argument("--size", type=positive, default=256, help="side in pixels, for streets the height (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=positive, default=256, help="side in pixels, for streets the height (default: %(default)s)"
+    )
     parser.add_argument(
         "--seed", type=not_negative, default=0, help="the same seed gives the same bytes (default: %(default)s)"
     )
@@ -143,21 +145,29 @@ def _scan(dataset: SegmentationDataset, config: Config, label: str, *, places: b
 
 
 def make_demo(arguments: argparse.Namespace) -> int:
-    """Render a SPARK-shaped set."""
+    """Render a SPARK-shaped or a StreetHazards-shaped set."""
+    from segformer_spark.data.demo.streets import write_street_set
     from segformer_spark.data.demo.write import write_demo_set
     from segformer_spark.run.console import logger, setup_logging
 
     setup_logging()
+    numbers = (arguments.num_train, arguments.num_val, arguments.num_test)
+    if arguments.dataset == "street_hazards":
+        size = (arguments.size, round(arguments.size * 16 / 9))
+        write_street_set(arguments.root, numbers=numbers, size=size, seed=arguments.seed)
+        logger.info("rendered %d + %d + %d street scenes", *numbers)
+        return 0
 
     def say(split: str, done: int, total: int) -> None:
         if done == total:
             logger.info("rendered %d %s images", total, split)
 
+    num_train, num_val, num_test = numbers
     write_demo_set(
         arguments.root,
-        num_train=arguments.num_train,
-        num_val=arguments.num_val,
-        num_test=arguments.num_test,
+        num_train=num_train,
+        num_val=num_val,
+        num_test=num_test,
         size=arguments.size,
         seed=arguments.seed,
         progress=say,

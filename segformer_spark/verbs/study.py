@@ -1,12 +1,13 @@
-"""`compare` and `ablate`."""
+"""`compare`, `ablate` and `study-demo`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segformer_spark.verbs.arguments import Subparsers, add_set, add_verb, positive
+from segformer_spark.verbs.arguments import Subparsers, add_from_env, add_set, add_verb, positive
 from segformer_spark.verbs.launch import joined
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _ACTIONS = ("run", "report", "list")
 
 
 def add(subparsers: Subparsers) -> None:
-    """Declare both verbs."""
+    """Declare the verbs."""
     parser = add_verb(
         subparsers,
         "compare",
@@ -34,6 +35,26 @@ def add(subparsers: Subparsers) -> None:
         ablate,
     )
     _add_common(parser)
+    parser = add_verb(
+        subparsers,
+        "study-demo",
+        "All of the comparison study at toy size: sizes, comparison, ablation, anomalies, agreement, one report.",
+        "segformer-spark study-demo --output studies/demo",
+        study_demo,
+    )
+    parser.add_argument(
+        "--data-root", type=Path, default=Path("data/demo_streets"), help="rendered set (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("studies/demo"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--num-train", type=positive, default=80, help="rendered training images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num-val", type=positive, default=24, help="rendered validation images (default: %(default)s)"
+    )
+    parser.add_argument("--num-test", type=positive, default=24, help="rendered test images (default: %(default)s)")
+    parser.add_argument("--pairs", type=positive, default=24, help="made-up pairs (default: %(default)s)")
+    add_set(parser)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +67,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="study file")
     parser.add_argument("--processes", type=positive, default=1, help="processes of each training (default: 1)")
     parser.add_argument("--output", type=Path, default=None, help="folder of the report (default: studies/<name>)")
+    add_from_env(parser)
     add_set(parser)
 
 
@@ -70,12 +92,12 @@ def _act(arguments: argparse.Namespace, *, ablation: bool) -> int:
         from segformer_spark.study.ablation import check_ablation
 
         check_ablation(study)
-    planned = plan_runs(study, arguments.overrides)
+    planned = plan_runs(study, arguments.overrides, os.environ if arguments.from_env else None)
     if arguments.action == "list":
         _list(study, planned)
         return 0
     if arguments.action == "run":
-        train_missing(study, planned, arguments.overrides, arguments.processes)
+        train_missing(study, planned, _train_options(arguments), arguments.processes)
     folder = arguments.output or study.folder
     with joined(planned[0].resolved.config.hardware) as group:
         from segformer_spark.study.collect import collect
@@ -89,9 +111,33 @@ def _act(arguments: argparse.Namespace, *, ablation: bool) -> int:
     return 0
 
 
+def _train_options(arguments: argparse.Namespace) -> list[str]:
+    settings = [argument for override in arguments.overrides for argument in ("--set", override)]
+    return [*settings, *(["--from-env"] if arguments.from_env else [])]
+
+
 def _list(study: Study, planned: list[PlannedRun]) -> None:
     for one in planned:
         print(f"{one.index:>4}  {one.state:<14}  {one.run.name}")
     last = len(planned) - 1
     print(f"{len(planned)} runs: sbatch --array=0-{last} slurm/segformer_sweep.sh {study.path}")
     print(f"then: sbatch slurm/segformer_study.sh {study.path}")
+
+
+def study_demo(arguments: argparse.Namespace) -> int:
+    """Run the toy study."""
+    from segformer_spark.run.console import setup_logging
+    from segformer_spark.study.demo import StudyDemoOptions, run_study_demo
+
+    setup_logging()
+    path = run_study_demo(
+        StudyDemoOptions(
+            data_root=arguments.data_root,
+            output=arguments.output,
+            num_images=(arguments.num_train, arguments.num_val, arguments.num_test),
+            num_pairs=arguments.pairs,
+            overrides=tuple(arguments.overrides),
+        )
+    )
+    print(f"report: {path}")
+    return 0

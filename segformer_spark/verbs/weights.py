@@ -21,6 +21,7 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--variant", choices=VARIANTS, default="b2", help="(default: %(default)s)")
     parser.add_argument("--source", choices=_SOURCES, default="ade20k", help="(default: %(default)s)")
+    parser.add_argument("--encoder", default=None, help="ImageNet weights of another model's encoder, such as resnet50")
     parser.add_argument("--all", action="store_true", help="every variant and source (about 3.5 GB)")
     parser.add_argument(
         "--weights-dir", type=Path, default=Path("weights"), help="folder to fill (default: %(default)s)"
@@ -29,9 +30,13 @@ def add(subparsers: Subparsers) -> None:
 
 def fetch(arguments: argparse.Namespace) -> int:
     """Download pretrained weights."""
-    from segformer_spark.models.pretrained import fetch_weights
+    from segformer_spark.models.pretrained import fetch_encoder, fetch_weights
     from segformer_spark.models.weights import SOURCES
 
+    if arguments.encoder is not None:
+        fetched = fetch_encoder(arguments.encoder, arguments.weights_dir)
+        print(f"{fetched.folder}  sha256 {fetched.sha256}")
+        return 0
     wanted = [(v, s) for s in SOURCES for v in VARIANTS] if arguments.all else [(arguments.variant, arguments.source)]
     for variant, source in wanted:
         fetched = fetch_weights(variant, source, arguments.weights_dir)

@@ -9,10 +9,13 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from segformer_spark.anomaly.evaluate import bands_of_logits, evaluate_scores, write_results
+from segformer_spark.anomaly.evaluate import evaluate_scores, write_results
+from segformer_spark.anomaly.features import FEATURE_METHODS
+from segformer_spark.anomaly.fit import fit_features
 from segformer_spark.anomaly.scores import build_score
 from segformer_spark.cli import main
 from segformer_spark.config.schema import DataConfig, InferenceConfig
+from segformer_spark.data.dataset import Subset
 from segformer_spark.data.demo.streets import write_street_set
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading
@@ -23,14 +26,8 @@ from segformer_spark.models.segformer import build_segformer
 from tests.ranks import Group, run_on_ranks
 from tests.training.short_run import short_run
 
+METHODS = ("standardized_max_logit", *FEATURE_METHODS)
 VIEW = InferenceView(64, InferenceConfig(resize="native"))
-
-
-def test_bands_are_the_enlarged_logits() -> None:
-    logits = torch.randn(3, 20, 11)
-    whole = torch.cat([band for _, band in bands_of_logits(logits, (80, 44))], 1)
-    expected = torch.nn.functional.interpolate(logits[None], size=(80, 44), mode="bilinear")[0]
-    torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5)
 
 
 def evaluated(group: Group, root: str, output: str, split: str = "test") -> list[dict[str, object]]:
@@ -97,6 +94,22 @@ def test_a_split_without_strange_objects(tmp_path: Path) -> None:
     assert "has no strange objects" in run_on_ranks(1, refused, str(tmp_path / "set"), str(tmp_path / "out"))[0]
 
 
+def fitted(group: Group, root: str) -> list[list[float]]:
+    dataset = open_dataset(DataConfig(dataset="street_hazards", root=root), "train")
+    predictor = Predictor(build_segformer("b0", dataset.classes.names, seed=0), group.device, VIEW)
+    found = fit_features(predictor, Subset(dataset, range(2)), EvalLoading(VIEW, 1, 0), group, 500)
+    return [value.flatten().tolist() for value in (found.means, found.log_priors, found.centers, found.scales)]
+
+
+def test_features_are_fitted_alike_on_any_number_of_ranks(tmp_path: Path) -> None:
+    """Three ranks for two images: one has nothing to add."""
+    write_street_set(tmp_path / "set", numbers=(4, 2, 2), size=(48, 80))
+    one, *others = (run_on_ranks(world, fitted, str(tmp_path / "set"))[0] for world in (1, 2, 3))
+    for other in others:
+        for left, right in zip(one, other, strict=True):
+            assert left == pytest.approx(right, rel=1e-6, abs=1e-9)
+
+
 def test_fit_and_eval_of_a_run(tmp_path: Path, spark_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_street_set(tmp_path / "set", numbers=(8, 4, 4), size=(48, 80))
     run = tmp_path / "run"
@@ -109,7 +122,7 @@ def test_fit_and_eval_of_a_run(tmp_path: Path, spark_root: Path, capsys: pytest.
     run_on_ranks(1, short_run, str(tmp_path / "set"), str(run), settings)
     for arguments in (
         ["anomaly", "fit", str(run)],
-        ["anomaly", "eval", str(run), "--methods", "max_logit", "standardized_max_logit", "--panels", "1"],
+        ["anomaly", "eval", str(run), "--methods", "max_logit", *METHODS, "--panels", "1"],
     ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
@@ -120,7 +133,7 @@ def test_fit_and_eval_of_a_run(tmp_path: Path, spark_root: Path, capsys: pytest.
         main(["anomaly", "eval", str(run), *other])
     assert ended.value.code == 2
     assert "knows the classes unlabeled" in capsys.readouterr().err
-    assert printed.count("AUROC") == 4
+    assert printed.count("AUROC") == 2 * 5
     rows = list(csv.DictReader((run / "anomaly/test/metrics.csv").open()))
-    assert {row["method"] for row in rows} == {"max_logit", "standardized_max_logit"}
+    assert {row["method"] for row in rows} == {"max_logit", *METHODS}
     assert all(0 <= float(row["auroc"]) <= 1 for row in rows)

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pytorch_ood.detector import EnergyBased, Entropy, MaxLogit, MaxSoftmax
 from scipy import special, stats
 
+from segformer_spark.anomaly.features import FEATURE_METHODS
 from segformer_spark.anomaly.scores import (
+    FITTED,
     METHODS,
     ClassStatistics,
     StatisticsSums,
@@ -47,7 +51,23 @@ def test_scores_are_their_formulas(method: str) -> None:
 
 
 def test_the_command_line_offers_all() -> None:
-    assert anomaly._METHODS == METHODS
+    assert tuple(method for method in METHODS if method not in FITTED) == anomaly._PLAIN
+    assert anomaly._OF_FEATURES == FEATURE_METHODS
+    assert (*FITTED, *FEATURE_METHODS) == anomaly._FITTED
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs", "shift"),
+    [
+        ("msp", lambda logits: MaxSoftmax.score(logits), 1.0),
+        ("max_logit", lambda logits: MaxLogit.score(logits), 0.0),
+        ("energy", lambda logits: EnergyBased.score(logits, 2.5), 0.0),
+        ("entropy", lambda logits: Entropy.score(logits), 0.0),
+    ],
+)
+def test_scores_are_pytorch_oods(method: str, theirs: Any, shift: float) -> None:
+    own = build_score(method, temperature=2.5)(LOGITS)
+    torch.testing.assert_close(own, theirs(LOGITS[None])[0] + shift, rtol=1e-6, atol=1e-6)
 
 
 def test_one_class_has_no_margin() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from segformer_spark.ops.interpolation import bands, enlarge_rows, interpolation_matrix, source_rows
+from segformer_spark.ops.interpolation import bands, enlarge_rows, enlarged_bands, interpolation_matrix, source_rows
 
 lengths = st.integers(1, 40)
 
@@ -49,3 +49,10 @@ def test_the_matrix_has_the_type_asked_for_even_under_autocast(dtype: torch.dtyp
     assert matrix.dtype == dtype
     assert not matrix.is_inference(), "training may ask for the same matrix later"
     torch.testing.assert_close(matrix.float().sum(1), torch.ones(11), rtol=0.01, atol=0)
+
+
+def test_bands_are_the_enlarged_map() -> None:
+    logits = torch.randn(3, 20, 11)
+    whole = torch.cat([band for _, band in enlarged_bands(logits, (80, 44))], 1)
+    expected = torch.nn.functional.interpolate(logits[None], size=(80, 44), mode="bilinear")[0]
+    torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,160 @@
+"""`study-demo`: all of the comparison study at toy size on this machine, ending in one report with every figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segformer_spark.config.load import PROJECT_ROOT
+from segformer_spark.config.study import read_study
+from segformer_spark.data.demo.streets import write_street_set
+from segformer_spark.errors import UserError
+from segformer_spark.run.console import duration, logger
+from segformer_spark.study.execute import plan_runs
+from segformer_spark.study.html_report import Report
+
+_STUDIES = PROJECT_ROOT / "configs" / "study"
+_SIZE = (96, 160)
+_METHODS = (
+    "msp", "max_logit", "energy", "entropy", "margin", "standardized_max_logit", "mahalanobis", "heat", "heat_hybrid",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StudyDemoOptions:
+    """What the command line says; `num_images` are those of train, val and test."""
+
+    data_root: Path
+    output: Path
+    num_images: tuple[int, int, int]
+    num_pairs: int
+    overrides: tuple[str, ...] = ()
+
+
+def run_study_demo(options: StudyDemoOptions) -> Path:
+    """Do everything and write the report; returns its path. What was finished before is kept.
+
+    Raises:
+        UserError: a step failed; its own message stands above.
+    """
+    started = time.monotonic()
+    output = options.output
+    overrides = [f"data.root={options.data_root}", *options.overrides]
+    settings = [argument for override in overrides for argument in ("--set", override)]
+    _render(options)
+    sizes, comparison, ablation = output / "params", output / "models", output / "ablation"
+    files = ["--json", f"{sizes}/params.json", "--figure", f"{sizes}/params.png"]
+    _run("sizes of all models", ["params", "--num-classes", "13", "--image-size", "512", *files])
+    models = _STUDIES / "demo_models.yaml"
+    _run("comparison", ["compare", "run", str(models), "--output", str(comparison), *settings])
+    augmentations = str(_STUDIES / "demo_ablation.yaml")
+    _run("ablation", ["ablate", "run", augmentations, "--output", str(ablation), *settings])
+    run = plan_runs(read_study(models), overrides)[0].directory
+    _run("anomaly statistics", ["anomaly", "fit", str(run.path)])
+    strange = output / "anomaly"
+    shown = ["--methods", *_METHODS, "--panels", "1", "--output", str(strange)]
+    _run("anomaly scores", ["anomaly", "eval", str(run.path), *shown])
+    pairs, people = output / "pairs", output / "agreement"
+    if not (pairs / "people.csv").is_file():
+        _run("pairs", ["agreement", "make-demo", "--root", str(pairs), "--pairs", str(options.num_pairs)])
+    others = [one.directory for one in plan_runs(read_study(models), overrides)[:: len(read_study(models).runs) // 3]]
+    judged = ["--pairs", str(pairs), "--people", str(pairs / "people.csv"), "--repeats", "2000"]
+    _run("agreement", ["agreement", "run", *(str(one.path) for one in others), *judged, "--output", str(people)])
+    path = output / "report.html"
+    _report(output, run.path.name, time.monotonic() - started).write(path)
+    return path
+
+
+def _render(options: StudyDemoOptions) -> None:
+    wanted = {"numbers": list(options.num_images), "size": list(_SIZE)}
+    stamp = options.data_root / "demo.json"
+    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
+        logger.info("the rendered set in %s is there already", options.data_root)
+        return
+    logger.info("rendering %d + %d + %d street scenes into %s", *options.num_images, options.data_root)
+    write_street_set(options.data_root, numbers=options.num_images, size=_SIZE)
+    # Written last: a set that was cut off while rendering has no stamp.
+    stamp.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
+    logger.info("%s", name)
+    status = subprocess.run([sys.executable, "-m", "segformer_spark", *arguments], check=False).returncode
+    if status != 0:
+        raise UserError(f"study-demo: {name} failed with status {status}; see the messages above")
+
+
+def _report(output: Path, run: str, seconds: float) -> Report:
+    """One page with every table and figure of the parts."""
+    report = Report("The comparison study at toy size")
+    report.text(
+        "Rendered street scenes, a minute or less of training per model on CPUs: what the study does and draws, not "
+        f"what the models can do. Everything took {duration(seconds)}."
+    )
+    report.heading("Sizes")
+    report.text("From configurations alone, 13 classes; multiply-adds at 512 x 512.")
+    sizes = json.loads((output / "params" / "params.json").read_text(encoding="utf-8"))
+    columns = [
+        "model_name",
+        "total_params",
+        "encoder_params",
+        "head_params",
+        "total_params_m",
+        "macs_g",
+        "macs_merged_g",
+    ]
+    report.table(sizes, columns)
+    report.figure(output / "params" / "params.png", "Parameters and multiply-adds, encoder and head apart")
+    report.heading("Architectures")
+    found = json.loads((output / "models" / "results.json").read_text(encoding="utf-8"))
+    report.table(found["summary"])
+    for name, caption in {
+        "curves": "Training loss and validation mIoU against the epoch",
+        "tradeoffs": "mIoU against size and speed",
+        "paired": "Differences between models on the same images",
+        "predictions_street_hazards": "The first validation images, predicted by each model",
+    }.items():
+        report.figure(output / "models" / f"{name}.png", caption)
+    report.table(found["paired"])
+    report.heading("Augmentation")
+    ablated = json.loads((output / "ablation" / "results.json").read_text(encoding="utf-8"))
+    report.table(ablated["recipes"])
+    report.figure(output / "ablation" / "ablation.png", "What each recipe changes against the first")
+    report.figure(output / "ablation" / "curves.png", "Their curves")
+    report.heading("Strange objects")
+    report.text(
+        f"Scores of {run} on test images with objects of no class. per_image: mean over images that hold both kinds; "
+        "pooled: all pixels together; the two are not comparable. Best F1 and its threshold are an oracle's."
+    )
+    report.table(_read_csv(output / "anomaly" / "metrics.csv"))
+    report.figure(output / "anomaly" / "curves.png", "All pixels together")
+    for method in _METHODS:
+        for panel in sorted((output / "anomaly" / "panels" / method).glob("*.png"))[:1]:
+            report.figure(panel, f"{method}: the brighter the stranger")
+    report.heading("Agreement with people")
+    report.text("Made-up pairs and answers: no person was asked.")
+    report.table(_read_csv(output / "agreement" / "correlation_results.csv"))
+    report.figure(output / "agreement" / "agreement.png", "Correlation of models' decisions with answers")
+    report.figure(output / "agreement" / "correlation_vs_parameters.png", "The highest correlation against size")
+    return report
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def _number(text: str) -> Any:
+    if text == "":
+        return None
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return text

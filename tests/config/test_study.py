@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from segformer_spark.config.load import PROJECT_ROOT, load_config, run_path
+from segformer_spark.config.schema import RUN_NAME_PATTERN
+from segformer_spark.config.study import pick_run, read_runs, read_study
+from segformer_spark.errors import ConfigError
+from segformer_spark.models.registry import find_architecture
+
+WHOLE = """
+base: base.yaml
+models:
+  SegFormer-B0: {model.variant: b0}
+  U-Net: {model.name: unet, training.epochs: 7}
+data:
+  camvid: {data.dataset: camvid, data.root: /data/camvid, training.epochs: 5}
+  voc: {data.dataset: voc}
+recipes:
+  none:
+  flip: {augmentation.horizontal_flip: 0.25, augmentation.crop.scale: [0.5, 1.5]}
+seeds: [1, 2]
+splits: [val, train]
+examples: 3
+reference:
+  U-Net: {val_miou: 0.5, note: theirs}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "base.yaml").write_text("model: {pretrained: none}\ntraining: {epochs: 3}\n")
+    path = folder / "my study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_every_combination_is_a_run(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path, WHOLE))
+    assert len(study.runs) == 2 * 2 * 2 * 2
+    assert len({run.name for run in study.runs}) == 16
+    assert all(re.fullmatch(RUN_NAME_PATTERN, run.name) for run in study.runs)
+    found = {(run.data, run.model, run.recipe, run.seed) for run in study.runs}
+    assert ("voc", "U-Net", "flip", 2) in found
+    assert (study.splits, study.examples, list(study.recipes)) == (("val", "train"), 3, ["none", "flip"])
+    assert study.reference == {"U-Net": {"val_miou": 0.5, "note": "theirs"}}
+
+
+def test_later_settings_win(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path, WHOLE))
+    run = next(r for r in study.runs if (r.data, r.model, r.recipe, r.seed) == ("camvid", "U-Net", "flip", 2))
+    config = load_config(run.base, overrides=run.overrides).config
+    assert (config.data.root, config.model.name, config.experiment.seed) == ("/data/camvid", "unet", 2)
+    assert (config.training.epochs, config.augmentation.horizontal_flip) == (7, 0.25), "the model's, not the data set's"
+    assert config.augmentation.crop.scale == (0.5, 1.5)
+    assert run_path(config) == Path("studies/my study/runs") / run.name
+    assert run.name == "my_study-camvid-U_Net-flip-s2"
+    assert run.label == "U-Net, flip"
+
+
+def test_axes_that_are_left_out_have_no_place_in_names(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path, "base: base.yaml\nmodels: {B0: {model.variant: b0}}\n"))
+    assert [(run.name, run.label, run.seed) for run in study.runs] == [("my_study-B0-s42", "B0", 42)]
+
+
+def test_array_indices_reach_studies_and_sweeps(tmp_path: Path) -> None:
+    path = write(tmp_path, WHOLE)
+    assert pick_run(path, 3) == read_runs(path)[3] == read_study(path).runs[3]
+    with pytest.raises(ConfigError, match=r"there is no run 16; there are 16: sbatch --array=0-15"):
+        pick_run(path, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: {a: {}}\n", "has the keys base, models"),
+        ("base: base.yaml\nmodels: {a: {}}\nmodel: {}\n", "has the keys base, models"),
+        ("base: none.yaml\nmodels: {a: {}}\n", "no such configuration file"),
+        ("base: base.yaml\nmodels: [a]\n", "models is a table"),
+        ("base: base.yaml\nmodels: {a: {model.nam: unet}}\n", "model.nam: no such key"),
+        ("base: base.yaml\nmodels: {a: {}}\nseeds: 3\n", "seeds is a list"),
+        ("base: base.yaml\nmodels: {a: {}}\nseeds: [1, 1]\n", "two runs have one name, my_study-a-s1"),
+        ("base: base.yaml\nmodels: {a b: {}, a-b: {}}\n", "two runs have one name"),
+        (f"base: base.yaml\nmodels: {{{'a' * 70}: {{}}}}\n", "too long"),
+        ("base: base.yaml\nmodels: {a: {}}\nsplits: val\n", "splits is a list"),
+        ("base: base.yaml\nmodels: {a: {}}\nexamples: many\n", "examples is a number"),
+        ("base: base.yaml\nmodels: {a: {}}\nreference: {b: {val_miou: 0.1}}\n", "'b' is no model or recipe"),
+        ("base: base.yaml\nmodels: {a: {}}\nreference: {a: {miou: 0.1}}\n", "known figures are note, train_miou"),
+    ],
+)
+def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_study(write(tmp_path, text))
+
+
+STUDIES = [
+    path for path in sorted((PROJECT_ROOT / "configs" / "study").glob("*.yaml")) if "models:" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", [p for p in STUDIES if p.stem != "a_agreement"], ids=lambda p: p.stem)
+def test_ready_studies_are_in_order(path: Path) -> None:
+    for run in read_study(path).runs:
+        find_architecture(load_config(run.base, overrides=run.overrides).config.model)
+
+
+def test_studies_show_the_seeds_numbers() -> None:
+    """STUDY.md, section 5."""
+    folder = PROJECT_ROOT / "configs" / "study"
+    b, d = (read_study(folder / f"{name}.yaml").reference for name in ("b_street_hazards", "d_pets"))
+    assert sorted(row["val_miou"] for row in b.values()) == [0.3283, 0.3557, 0.3707, 0.3757, 0.5026]
+    assert (d["FCN R50"]["train_miou"], d["FCN R50"]["val_miou"]) == (0.5012, 0.4404)
+    assert (d["FCN R50 pretrained"]["train_miou"], d["FCN R50 pretrained"]["val_miou"]) == (0.5324, 0.4615)
+    assert (d["SegFormer-B0 lr 6e-3"]["train_miou"], d["SegFormer-B0 lr 6e-3"]["val_miou"]) == (0.3377, 0.3218)
