@@ -73,7 +73,7 @@ def train_missing(study: Study, planned: Sequence[PlannedRun], options: Sequence
             logger.info("%s: finished before", one.run.name)
             continue
         logger.info("run %d of %d: %s", one.index + 1, len(study.runs), one.run.name)
-        status = subprocess.run(_command(study.path, one.index, options, processes), check=False).returncode
+        status = _start(_command(study.path, one.index, options, processes))
         if status in (EXIT_STOPPED, -2, 130):
             raise UserError(f"{one.run.name}: stopped on request; the same command goes on from here")
         if status != 0:
@@ -84,6 +84,10 @@ def train_missing(study: Study, planned: Sequence[PlannedRun], options: Sequence
             f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. The same command tries them again and "
             "keeps the others; `report` in place of `run` reports what there is"
         )
+
+
+def _start(command: Sequence[str]) -> int:
+    return subprocess.run(command, check=False).returncode
 
 
 def _command(path: Path, index: int, options: Sequence[str], processes: int) -> list[str]:

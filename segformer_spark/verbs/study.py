@@ -47,12 +47,12 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("studies/demo"), help="folder (default: %(default)s)")
     parser.add_argument(
-        "--num-train", type=positive, default=80, help="rendered training images (default: %(default)s)"
+        "--num-train", type=positive, default=64, help="rendered training images (default: %(default)s)"
     )
     parser.add_argument(
-        "--num-val", type=positive, default=24, help="rendered validation images (default: %(default)s)"
+        "--num-val", type=positive, default=20, help="rendered validation images (default: %(default)s)"
     )
-    parser.add_argument("--num-test", type=positive, default=24, help="rendered test images (default: %(default)s)")
+    parser.add_argument("--num-test", type=positive, default=20, help="rendered test images (default: %(default)s)")
     parser.add_argument("--pairs", type=positive, default=24, help="made-up pairs (default: %(default)s)")
     add_set(parser)
 

@@ -1,0 +1,212 @@
+"""`compare` and `ablate` from the file to the report, as a user starts them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from segformer_spark.cli import main
+from segformer_spark.config.study import read_study
+from segformer_spark.errors import UserError
+from segformer_spark.study.ablation import switches
+from segformer_spark.study.execute import plan_runs
+from tests.study.toy import MODELS, RECIPES, write_study
+
+Rows = list[dict[str, str]]
+
+
+def leave(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
+
+
+def table(path: Path) -> Rows:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def compared(folder: Path) -> Path:
+    """The folder of a finished comparison; tests must not change it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        path = write_study(folder, "toy", MODELS)
+        assert leave("compare", "run", str(path)) == 0
+    return folder / "studies" / "toy"
+
+
+def test_comparison_has_all_columns_and_true_figures(compared: Path) -> None:
+    rows = table(compared / "comparison.csv")
+    assert [row["model"] for row in rows] == ["B0", "FPN"]
+    fpn = rows[1]
+    run = compared / "runs" / "toy-FPN-s1"
+    results = json.loads((run / "evaluation" / "val" / "results.json").read_text())
+    trained = json.loads((run / "evaluation" / "train" / "results.json").read_text())
+    assert float(fpn["val_miou"]) == pytest.approx(results["miou"], abs=1e-6)
+    assert float(fpn["val_pixel_acc"]) == pytest.approx(results["pixel_accuracy"], abs=1e-6)
+    assert float(fpn["train_miou"]) == pytest.approx(trained["miou"], abs=1e-6)
+    assert (fpn["library"], fpn["encoder"], fpn["pretrained"]) == (
+        "segmentation_models_pytorch",
+        "mobilenet_v2",
+        "none",
+    )
+    assert int(fpn["params_total"]) == int(fpn["params_encoder"]) + int(fpn["params_head"])
+    assert int(rows[0]["params_total"]) == 3_714_144 + 13 * 257
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    speeds = [line["images_per_s"] for line in lines if line["kind"] == "train"]
+    assert float(fpn["images_per_s"]) == pytest.approx(statistics.median(speeds), abs=1e-3)
+    assert (float(fpn["epochs"]), fpn["reference_miou"]) == (2.0, "0.25")
+    assert float(fpn["best_epoch"]) in (1.0, 2.0)
+    assert float(fpn["peak_memory_mb"]) > 100
+    assert float(fpn["s_per_epoch"]) > 0
+    assert int(fpn["macs"]) > 1e6
+
+
+def test_pairs_are_made_of_the_same_images(compared: Path) -> None:
+    (row,) = table(compared / "paired.csv")
+    scores = []
+    for model in ("B0", "FPN"):
+        images = table(compared / "runs" / f"toy-{model}-s1" / "evaluation" / "val" / "per_image.csv")
+        own = {i["image"]: [float(v) for k, v in i.items() if k.startswith("iou_") and v] for i in images}
+        scores.append({name: statistics.fmean(values) for name, values in own.items()})
+    expected = statistics.fmean(scores[0][name] - scores[1][name] for name in scores[0])
+    assert (row["first"], row["second"], row["num_images"]) == ("B0", "FPN", "6")
+    assert float(row["difference"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_figures_and_the_report(compared: Path) -> None:
+    for name in ("curves", "tradeoffs", "paired", "predictions_street_hazards"):
+        picture = cv2.imread(str(compared / f"{name}.png"))
+        assert picture is not None, name
+        assert picture.std() > 5
+    grid = cv2.imread(str(compared / "predictions_street_hazards.png"))
+    assert grid.shape[1] == 4 * 260, "input, truth and two models"
+    page = (compared / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "made up" in page
+    assert str(compared) not in page
+
+
+def test_a_second_run_trains_nothing(compared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(
+        "segformer_spark.study.execute._start", lambda command: pytest.fail("a finished run was started again")
+    )
+    before = (compared / "runs" / "toy-B0-s1" / "training_params.json").read_bytes()
+    assert leave("compare", "run", str(folder / "toy.yaml"), "--output", str(folder / "again")) == 0
+    assert (compared / "runs" / "toy-B0-s1" / "training_params.json").read_bytes() == before
+    assert table(folder / "again" / "comparison.csv") == table(compared / "comparison.csv")
+
+
+def test_list_says_what_is_missing(compared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(folder)
+    path = write_study(folder, "toy", MODELS.replace("seeds: [1]", "seeds: [1, 2]"))
+    try:
+        assert leave("compare", "list", str(path)) == 0
+        out = capsys.readouterr().out
+        states = [plan.state for plan in plan_runs(read_study(path))]
+        assert leave("compare", "report", str(path), "--output", str(folder / "partial")) == 0
+        assert "2 of 4 runs are not finished and left out" in capsys.readouterr().out
+    finally:
+        write_study(folder, "toy", MODELS)
+    assert states == ["completed", "missing", "completed", "missing"]
+    assert "sbatch --array=0-3 slurm/segformer_sweep.sh" in out
+    assert len(table(folder / "partial" / "comparison.csv")) == 2
+
+
+def test_evaluations_of_another_model_are_made_anew(
+    compared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    results = compared / "runs" / "toy-B0-s1" / "evaluation" / "val" / "results.json"
+    true = json.loads(results.read_text())
+    stale = {**true, "miou": 0.999, "record": {**true["record"], "card": {**true["record"]["card"], "step": 1}}}
+    results.write_text(json.dumps(stale))
+    assert leave("compare", "report", str(folder / "toy.yaml"), "--output", str(folder / "fresh")) == 0
+    assert json.loads(results.read_text())["miou"] == true["miou"]
+
+
+def test_ablation_compares_with_the_first_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    path = write_study(folder, "flips", RECIPES)
+    assert leave("ablate", "run", str(path)) == 0
+    rows = table(folder / "studies" / "flips" / "ablation.csv")
+    columns = "name switches scale_min scale_max seed best_epoch val_miou delta_vs_none seconds"
+    assert list(rows[0]) == columns.split()
+    by = {(row["name"], row["seed"]): row for row in rows}
+    assert len(by) == 4
+    for seed in ("1", "2"):
+        none, flip = by["none", seed], by["+ flip", seed]
+        assert float(none["delta_vs_none"]) == 0
+        difference = float(flip["val_miou"]) - float(none["val_miou"])
+        assert float(flip["delta_vs_none"]) == pytest.approx(difference, abs=2e-6)
+        assert (none["switches"], flip["switches"]) == ("none", "flip")
+    found = json.loads((folder / "studies" / "flips" / "results.json").read_text())["recipes"]
+    deltas = [float(by["+ flip", seed]["delta_vs_none"]) for seed in ("1", "2")]
+    assert found[1]["delta_vs_none"] == pytest.approx(statistics.fmean(deltas), abs=1e-6)
+    half = 12.706 * statistics.stdev(deltas) / 2**0.5
+    assert found[1]["high"] - found[1]["delta_vs_none"] == pytest.approx(half, rel=1e-3, abs=1e-6)
+    assert cv2.imread(str(folder / "studies" / "flips" / "ablation.png")).std() > 5
+
+
+def test_switches_are_named() -> None:
+    from segformer_spark.config.schema import AugmentationConfig, CropConfig
+
+    off = {"horizontal_flip": 0.0, "vertical_flip": 0.0, "affine": 0.0, "color": 0.0, "blur": 0.0}
+    assert switches(AugmentationConfig(**off)) == "none"
+    on = {**off, "color": 0.5, "blur": 0.5, "crop": CropConfig(mode="variable")}
+    assert switches(AugmentationConfig(**on)) == "colour jitter + blur + variable crops"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MODELS, "an ablation has two recipes or more"),
+        (RECIPES.replace("  B0:", "  other: {}\n  B0:"), "2 combinations of model and data"),
+    ],
+)
+def test_what_is_no_ablation(tmp_path: Path, text: str, message: str, capsys: Any) -> None:
+    assert leave("ablate", "list", str(write_study(tmp_path, "no", text))) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failing_run_does_not_keep_the_others_from_training(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    from segformer_spark.study.execute import train_missing
+
+    path = write_study(tmp_path, "some", MODELS)
+    started = []
+
+    def fake(command: list[str]) -> int:
+        started.append(command[command.index("--sweep-index") + 1])
+        return 2 if started == ["0"] else 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("segformer_spark.study.execute._start", fake)
+    study = read_study(path)
+    with pytest.raises(UserError, match=r"1 of 2 runs failed: some-B0-s1"):
+        train_missing(study, plan_runs(study), [], 1)
+    assert started == ["0", "1"]
+    shutil.rmtree(tmp_path / "streets")
+    assert leave("compare", "report", str(path)) == 2
+    assert "no run is finished yet" in capsys.readouterr().err
+
+
+def test_an_unknown_model_is_refused_before_anything_runs(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("segformer_spark.study.execute._start", lambda command: pytest.fail("started"))
+    path = write_study(tmp_path, "wrong", MODELS.replace("model.name: fpn", "model.name: fpm"))
+    assert leave("compare", "run", str(path)) == 2
+    assert "there is no model 'fpm'; did you mean fpn" in capsys.readouterr().err
