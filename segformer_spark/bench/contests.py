@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from segformer_spark.bench.pairs import Contest, Task
 from segformer_spark.bench.rendered import rendered_cache, rendered_set
 from segformer_spark.bench.tasks import OURS
 from segformer_spark.config.deepspeed import stage_of
-from segformer_spark.run.console import logger
 
 LIGHT_AUGMENTATION = (
     "augmentation.horizontal_flip=0.5",
@@ -59,12 +57,9 @@ def model_contest(kind: str, options: ModelOptions) -> Contest:
     }
     if kind == "train":
         tasks["seed's way"] = options.task(kind, "seed", attention="sdpa")
-    if importlib.util.find_spec("segmentation_models_pytorch") is None:
-        logger.info("smp is left out, it is not installed: pip install 'segformer-spark[bench]'")
-    else:
-        tasks["smp"] = options.task(kind, "smp")
+    tasks["smp"] = options.task(kind, "smp")
     if options.device == "cpu":
-        for name in [name for name in ("transformers SDPA", "smp") if name in tasks]:
+        for name in ("transformers SDPA", "smp"):
             tasks[f"{name}, memory kept"] = {**tasks[name], "keep_memory": True}
     what = "training step" if kind == "train" else "inference"
     title = (

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -27,7 +28,6 @@ from segformer_spark.config.load import load_config
 from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.data.readers.spark import SPARK_CLASSES, read_rows
 from segformer_spark.data.transforms import build_augmentation, normalize_images
-from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import autocast
 from segformer_spark.models.segformer import segformer_config
 
@@ -42,16 +42,8 @@ def _transformers(task: dict[str, Any]) -> nn.Module:
 
 
 def _smp(task: dict[str, Any]) -> nn.Module:
-    model: nn.Module = _load_smp().Segformer(f"mit_{task['variant']}", encoder_weights=None, classes=task["classes"])
+    model: nn.Module = smp.Segformer(f"mit_{task['variant']}", encoder_weights=None, classes=task["classes"])
     return model
-
-
-def _load_smp() -> Any:
-    try:
-        import segmentation_models_pytorch
-    except ImportError as error:
-        raise UserError("segmentation_models_pytorch is not installed: pip install 'segformer-spark[bench]'") from error
-    return segmentation_models_pytorch
 
 
 @dataclass
@@ -59,10 +51,6 @@ class _Model(Work):
     """A peer's model."""
 
     task: dict[str, Any]
-
-    def load(self) -> None:
-        if self.task["who"] == "smp":
-            _load_smp()
 
     def build(self) -> nn.Module:
         """The model with random weights on the task's device."""
