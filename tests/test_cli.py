@@ -31,6 +31,9 @@ VERBS = [
     "job unstage",
     "job paths",
     "evaluate",
+    "compare",
+    "ablate",
+    "study-demo",
     "anomaly fit",
     "anomaly eval",
     "agreement run",
@@ -194,6 +197,20 @@ def test_params_as_table_json_and_figure(tmp_path: Path, capsys: pytest.CaptureF
     assert "3,752,694" in out
     assert [row["total_params"] for row in json.loads((tmp_path / "p.json").read_text())] == [3_752_694, 84_708_694]
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_params_of_all_models(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ("--models", "b0", "unet", "deeplabv3plus:resnet101", "--num-classes", "13", "--image-size", "64")
+    status, out, _ = leave(capsys, "params", *chosen)
+    assert status == 0
+    assert [line.split()[:2] for line in out.splitlines()[2:]] == [
+        ["segformer-b0", "3,717,485"],
+        ["unet-resnet50", "32,522,845"],
+        ["deeplabv3plus-resnet101", "45,672,797"],
+    ]
+    status, _, err = leave(capsys, "params", "--models", "unet:resnet5")
+    assert status == 2
+    assert "did you mean resnet50" in err
 
 
 def test_runs_lists_and_shows(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

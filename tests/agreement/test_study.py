@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from segformer_spark.agreement.people import Item, read_items
+from segformer_spark.agreement.reference import read_agreement_study
 from segformer_spark.agreement.study import AgreementOptions, Candidate, run_agreement
 from segformer_spark.agreement.synthetic import write_synthetic
 from segformer_spark.cli import main
-from segformer_spark.errors import DataError, UserError
+from segformer_spark.config.load import PROJECT_ROOT
+from segformer_spark.errors import ConfigError, DataError, UserError
 
 CPU = torch.device("cpu")
 
@@ -99,3 +101,58 @@ def test_the_verb(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert ended.value.code == 0
     assert "tables and figures" in capsys.readouterr().out
     assert (tmp_path / "out" / trained_run.name / "pairs.csv").is_file()
+
+
+def test_a_study_file_names_models_and_what_others_found(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "pairs"
+    write_synthetic(root, num_pairs=4, size=96)
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"models: {{first: {trained_run}, second: {trained_run}/final}}\nignore_class: [background]\n"
+        "reference: {first: {max_pearson: 0.178}}\n"
+    )
+    common = [
+        "--pairs",
+        str(root),
+        "--people",
+        f"{root}/people.csv",
+        "--repeats",
+        "20",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(["agreement", "run", "--study", str(study), *common])
+    assert ended.value.code == 0
+    first, second = csv.DictReader((tmp_path / "out/correlation_results.csv").open())
+    assert [first["model"], second["model"]] == ["first", "second"]
+    assert [first["reference_max_pearson"], second["reference_max_pearson"]] == ["0.178", ""]
+    for models in ([str(trained_run), "--study", str(study)], []):
+        with pytest.raises(SystemExit) as ended:
+            main(["agreement", "run", *models, *common])
+        assert ended.value.code == 2
+        assert "give models, or --study" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("reference: {}\n", "has the keys models"),
+        ("models: {a: x}\npairs: y\n", "has the keys models"),
+        ("models: {a: x}\nreference: {b: {max_pearson: 0.1}}\n", "reference of b"),
+        ("models: {a: x}\nreference: {a: {pearson: 0.1}}\n", "reference of a"),
+    ],
+)
+def test_bad_study_files(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_agreement_study(tmp_path / "study.yaml")
+
+
+def test_the_ready_study_has_study_as_maxima() -> None:
+    study = read_agreement_study(PROJECT_ROOT / "configs" / "study" / "a_agreement.yaml")
+    assert [study.reference[f"B{n}"]["max_pearson"] for n in range(6)] == [0.178, 0.264, 0.341, 0.191, 0.427, 0.221]
+    assert [study.reference[f"B{n}"]["max_spearman"] for n in range(6)] == [0.182, 0.281, 0.320, 0.154, 0.455, 0.189]
+    assert study.models["B5"].name == "segformer-b5-finetuned-ade-640-640"

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, SegformerForSemanticSegmentation, pipeline
 
 from segformer_spark.checkpoint.export import ModelCard, export_model, load_model, read_card
+from segformer_spark.config.schema import ModelConfig
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading, file_loader
 from segformer_spark.data.transforms import normalize_images
 from segformer_spark.errors import CheckpointError, ConfigError
-from segformer_spark.models.segformer import SegFormer, build_segformer, portable_names
+from segformer_spark.models.pretrained import build_model
+from segformer_spark.models.registry import describe_model
+from segformer_spark.models.segformer import SegFormer, build_segformer, portable_names, segformer_config
 
 CARD = ModelCard(
     dataset="spark",
@@ -121,3 +125,48 @@ def test_the_processor_resizes_as_the_model_was_scored(
     weights = {names[live]: value for live, value in model.state_dict().items()}
     export_model(model, weights, names, tmp_path / "m", replace(CARD, inference={"resize": resize}))
     assert json.loads((tmp_path / "m" / "preprocessor_config.json").read_text())["do_resize"] is resizes
+
+
+@pytest.mark.parametrize("name", ["unet", "hiera", "fcn", "vit"])
+def test_other_models_come_back_as_they_were(name: str, tmp_path: Path) -> None:
+    encoder = {"unet": "resnet18", "hiera": "hiera_tiny_224", "vit": "vit_tiny_patch16_224"}.get(name)
+    config = ModelConfig(name=name, encoder=encoder, pretrained="none")
+    model = build_model(config, CARD.class_names, 0, 64).eval()
+    names = model.stored_names()
+    weights = {names[live]: value.clone() for live, value in model.state_dict().items()}
+    export_model(model, weights, names, tmp_path / "best", replace(CARD, model=describe_model(config)))
+    again, card = load_model(tmp_path / "best")
+    assert card.model == describe_model(config)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(again(images), model(images))
+    (tmp_path / "best" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_model(tmp_path / "best")
+
+
+def test_stored_names_are_the_librarys(tmp_path: Path) -> None:
+    config = ModelConfig(name="unet", encoder="resnet18", pretrained="none")
+    model = build_model(config, CARD.class_names, 0, 64).eval()
+    names = model.stored_names()
+    weights = {names[live]: value.clone() for live, value in model.state_dict().items()}
+    export_model(model, weights, names, tmp_path / "best", replace(CARD, model=describe_model(config)))
+    library = smp.Unet("resnet18", encoder_weights=None, classes=3).eval()
+    library.load_state_dict(load_file(tmp_path / "best" / "model.safetensors"))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(library(images), model(images))
+
+
+def test_published_segformers_have_a_card_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "segformer-b0-finetuned-ade-640-640"
+    network = SegformerForSemanticSegmentation(segformer_config("b0", [f"class {i}" for i in range(150)]))
+    network.save_pretrained(folder)
+    model, card = load_model(folder)
+    assert (model.num_classes, card.image_size, card.class_names[149]) == (150, 640, "class 149")
+    assert len(set(card.colors)) > 100
+    assert card.background is None
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    with pytest.raises(CheckpointError, match="neither a model exported by segformer_spark nor a published SegFormer"):
+        load_model(folder)

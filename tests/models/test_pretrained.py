@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import torchvision
+from safetensors.torch import load_file, save_file
 from transformers import SegformerForImageClassification, SegformerForSemanticSegmentation
 
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.models.pretrained import build_model, fetch_weights, load_network
+from segformer_spark.models.pretrained import build_model, fetch_encoder, fetch_weights, load_network
 from segformer_spark.models.segformer import VARIANTS, portable_names, segformer_config
 from segformer_spark.models.weights import SOURCES, repository_id, weights_folder
 
@@ -182,6 +183,19 @@ def test_fetch_brings_safetensors(hub: Hub, tmp_path: Path) -> None:
     assert sorted(p.name for p in fetched.folder.iterdir()) == ["config.json", "fetched.json", "model.safetensors"]
     model = build_model(config(tmp_path / "weights", pretrained="ade20k"), NAMES, seed=1)
     assert torch.equal(model.network.decode_head.linear_fuse.weight, source.decode_head.linear_fuse.weight)
+
+
+def test_fetch_brings_an_encoder(hub: Hub, tmp_path: Path) -> None:
+    source = torchvision.models.resnet18(weights=None)
+    save_file(source.state_dict(), tmp_path / "remote" / "model.safetensors")
+    fetched = fetch_encoder("resnet18", tmp_path / "weights")
+    assert sorted(p.name for p in fetched.folder.iterdir()) == ["fetched.json", "model.safetensors"]
+    assert json.loads((fetched.folder / "fetched.json").read_text())["repository"] == "timm/resnet18.tv_in1k"
+    settings = {"name": "unet", "encoder": "resnet18", "pretrained": "imagenet"}
+    model = build_model(ModelConfig(**settings, weights_dir=str(tmp_path / "weights")), NAMES, seed=1)
+    assert torch.equal(model.encoder.state_dict()["layer4.1.conv2.weight"], source.layer4[1].conv2.weight)
+    with pytest.raises(UserError, match="mobilenet_v2: no ImageNet weights"):
+        fetch_encoder("mobilenet_v2", tmp_path / "weights")
 
 
 def test_fetch_converts_a_bin_once(hub: Hub, tmp_path: Path) -> None:
