@@ -31,6 +31,24 @@ def configuration_state(
     }
 
 
+def changed_settings(before: Config, after: Config) -> list[str]:
+    """What differs of the settings that decide a run's result, as `field was x, now y`."""
+    return changed_fields(_flat(before), _flat(after))
+
+
+def changed_fields(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The same for flat configurations (`config.fields.flatten`)."""
+    return [
+        f"{dotted} was {before[dotted]!r}, now {after[dotted]!r}"
+        for dotted, field in FIELDS.items()
+        if not field.resume_safe and before[dotted] != after[dotted]
+    ]
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    return flatten(json.loads(config.model_dump_json()))
+
+
 def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, present: dict[str, Any]) -> None:
     """Compare a checkpoint's configuration with the present one (`configuration_state`).
 
@@ -46,12 +64,7 @@ def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, pr
             f"the checkpoint was made by another version of this package: its configuration lacks {error}; start a new "
             "run"
         ) from error
-    after = flatten(json.loads(config.model_dump_json()))
-    changed = [
-        f"{dotted} was {before[dotted]!r}, now {after[dotted]!r}"
-        for dotted, field in FIELDS.items()
-        if not field.resume_safe and before[dotted] != after[dotted]
-    ]
+    changed = changed_fields(before, _flat(config))
     if stored["global_batch"] != plan.global_batch:
         changed.append(
             f"the global batch was {stored['global_batch']}, now {plan}; "

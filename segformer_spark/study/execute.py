@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from segformer_spark.checkpoint.compatibility import changed_settings
 from segformer_spark.config.load import ResolvedConfig, load_config, run_path
 from segformer_spark.config.study import Study, StudyRun
 from segformer_spark.errors import EXIT_STOPPED, UserError
@@ -39,7 +40,21 @@ class PlannedRun:
 
     @property
     def is_finished(self) -> bool:
-        return self.state in FINISHED
+        """Whether it was trained to its end.
+
+        Raises:
+            UserError: a run of this name was trained with other settings.
+        """
+        if self.state not in FINISHED:
+            return False
+        changed = changed_settings(self.directory.load_config().config, self.resolved.config)
+        if changed:
+            raise UserError(
+                f"{self.directory.path}: this run was trained with other settings than the study has now:\n  "
+                + "\n  ".join(changed)
+                + "\nRemove the folder to train it anew, or give the study another name."
+            )
+        return True
 
 
 def plan_runs(

@@ -166,7 +166,7 @@ class BatchTrial:
 def find_batch_size(
     config: Config, class_names: Sequence[str], group: Group, *, limit_gib: float | None, largest: int
 ) -> list[BatchTrial]:
-    """Measure micro-batches of 1, 2, 4 ... until memory runs out, on this rank's device.
+    """Measure micro-batches of 1 (or the model's smallest), 2, 4 ... until memory runs out, on this rank's device.
 
     Args:
         limit_gib: memory that may be used; None takes the GPU's whole memory, or 80 % of what the machine has free.
@@ -175,7 +175,7 @@ def find_batch_size(
     if limit_gib is None:
         limit_gib = _available(group.device) / 2**30
     trials: list[BatchTrial] = []
-    micro, library_bytes = 1, 0
+    micro, library_bytes = model.min_batch, 0
     while micro <= largest:
         if trials and trials[-1].memory_of_twice > limit_gib:
             expected = trials[-1].memory_of_twice

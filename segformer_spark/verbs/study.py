@@ -83,10 +83,14 @@ def ablate(arguments: argparse.Namespace) -> int:
 
 def _act(arguments: argparse.Namespace, *, ablation: bool) -> int:
     from segformer_spark.config.study import read_study
+    from segformer_spark.distributed.environment import detect_launch
+    from segformer_spark.errors import UserError
     from segformer_spark.run.console import setup_logging
     from segformer_spark.study.execute import plan_runs, train_missing
 
     setup_logging()
+    if detect_launch(os.environ).world_size > 1:
+        raise UserError("studies run in one process and start others themselves: without torchrun, srun --ntasks=1")
     study = read_study(arguments.file)
     if ablation:
         from segformer_spark.study.ablation import check_ablation

@@ -141,6 +141,17 @@ def test_a_sweep_needs_a_file_and_an_array(project: Path) -> None:
     assert "submit it as an array" in submit(project, "segformer_sweep.sh", "x.yaml")[0].stderr
 
 
+def test_a_study_is_reported(project: Path) -> None:
+    done, calls = submit(project, "segformer_study.sh", "configs/study/my study.yaml", "--set", "a.b=c")
+    assert calls[-1].startswith(
+        "python -m segformer_spark compare report configs/study/my study.yaml --from-env --set a.b=c"
+    )
+    assert "done: configs/study/my study.yaml. Next: open studies/my study/report.html" in done.stdout
+    _, calls = submit(project, "segformer_study.sh", "x.yaml", ABLATION="1")
+    assert calls[-1].startswith("python -m segformer_spark ablate report x.yaml")
+    assert "which study?" in submit(project, "segformer_study.sh")[0].stderr
+
+
 def test_wrong_folder_environment_and_site(project: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for environment, message in (

@@ -127,6 +127,16 @@ def test_list_says_what_is_missing(compared: Path, folder: Path, monkeypatch: py
     assert len(table(folder / "partial" / "comparison.csv")) == 2
 
 
+def test_runs_of_other_settings_are_not_taken_for_these(
+    compared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(folder)
+    assert leave("compare", "report", str(folder / "toy.yaml"), "--set", "training.optimizer.lr=2e-3") == 2
+    err = capsys.readouterr().err
+    assert "this run was trained with other settings than the study has now" in err
+    assert "training.optimizer.lr was 0.001, now 0.002" in err
+
+
 def test_evaluations_of_another_model_are_made_anew(
     compared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,3 +220,16 @@ def test_an_unknown_model_is_refused_before_anything_runs(tmp_path: Path, monkey
     path = write_study(tmp_path, "wrong", MODELS.replace("model.name: fpn", "model.name: fpm"))
     assert leave("compare", "run", str(path)) == 2
     assert "there is no model 'fpm'; did you mean fpn" in capsys.readouterr().err
+
+
+def test_a_study_is_one_process(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert leave("compare", "list", str(write_study(tmp_path, "toy", MODELS))) == 2
+    assert "studies run in one process" in capsys.readouterr().err
