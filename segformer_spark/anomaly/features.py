@@ -3,7 +3,8 @@
 Everything is fitted once on training data, from sums over its pixels in fp64: neither the order of images nor the
 number of ranks matters. Scores are made on the model's own grid and enlarged bilinearly.
 
-- mahalanobis: the squared distance to the nearest class mean under one covariance (Lee et al. 2018, equation 2).
+- mahalanobis: the distance to the nearest class mean under one covariance; its square is that of Lee et al. 2018,
+  equation 2.
 - heat: z-scored energy of a Gaussian mixture with that covariance, plus z-scored logit energy, the two priors of HEAT
   (Lafon et al. 2023); their learnt correction is left out.
 - heat_hybrid: an earlier study's own mixture: energy, Mahalanobis distance and KL divergence of a pixel's probabilities
@@ -145,16 +146,14 @@ def distances(features: Tensor, means: Tensor, precision: Tensor) -> Tensor:
     return squared.view(len(means), *features.shape[-2:])
 
 
-def parts_of(
-    logits: Tensor, features: Tensor, gaussians: tuple[Tensor, Tensor, Tensor], temperature: float = 1.0
-) -> Tensor:
+def parts_of(logits: Tensor, features: Tensor, gaussians: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """_PARTS (4, h, w) in fp64 on the features' grid; higher is stranger."""
     means, precision, log_priors = gaussians
     logits = functional.interpolate(
         logits[None].double(), size=features.shape[-2:], mode="bilinear", align_corners=False
     )[0]
     squared = distances(features, means, precision)
-    energy = -temperature * torch.logsumexp(logits / temperature, 0)
+    energy = -torch.logsumexp(logits, 0)
     mixture = -torch.logsumexp(log_priors[:, None, None] - squared / 2, 0)
     return torch.stack([energy, squared.amin(0), mixture, _divergence(logits.softmax(0))])
 
@@ -168,7 +167,7 @@ def _divergence(probabilities: Tensor) -> Tensor:
     return total
 
 
-def build_map_score(method: str, statistics: FeatureStatistics, *, temperature: float = 1.0) -> MapScore:
+def build_map_score(method: str, statistics: FeatureStatistics) -> MapScore:
     """The score of a method of FEATURE_METHODS."""
 
     def score(logits: Tensor, features: Tensor) -> Tensor:
@@ -176,8 +175,8 @@ def build_map_score(method: str, statistics: FeatureStatistics, *, temperature: 
         means, precision, log_priors = (value.to(features.device) for value in moved)
         if method == "mahalanobis":
             nearest: Tensor = distances(features, means, precision).amin(0)
-            return nearest.float()
-        parts = parts_of(logits, features, (means, precision, log_priors), temperature)
+            return nearest.sqrt().float()
+        parts = parts_of(logits, features, (means, precision, log_priors))
         centers, scales = (value.to(parts)[:, None, None] for value in (statistics.centers, statistics.scales))
         scored: Tensor = (parts - centers) / scales
         if method == "heat":

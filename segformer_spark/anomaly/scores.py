@@ -105,28 +105,31 @@ class StatisticsSums:
         return ClassStatistics(mean, deviation, pixels.long())
 
 
-def write_statistics(path: Path, statistics: ClassStatistics, class_names: Sequence[str]) -> None:
-    """JSON: a row per class."""
+def write_statistics(path: Path, statistics: ClassStatistics, class_names: Sequence[str], model_step: int) -> None:
+    """JSON: a row per class, and the optimizer step of the model."""
     rows = zip(class_names, statistics.mean, statistics.deviation, statistics.pixels, strict=True)
     table = [
         {"name": name, "mean": float(mean), "deviation": float(deviation), "pixels": int(pixels)}
         for name, mean, deviation, pixels in rows
     ]
-    write_json(path, {"max_logit": table})
+    write_json(path, {"model_step": model_step, "max_logit": table})
 
 
-def read_statistics(path: Path, class_names: Sequence[str]) -> ClassStatistics:
+def read_statistics(path: Path, class_names: Sequence[str], model_step: int) -> ClassStatistics:
     """What `write_statistics` wrote.
 
     Raises:
-        UserError: there is no such file, or it is of other classes.
+        UserError: there is no such file, or it is of another model or other classes.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))["max_logit"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        table, step = content["max_logit"], content["model_step"]
         names = [row["name"] for row in table]
         columns = [torch.tensor([row[key] for row in table]) for key in ("mean", "deviation", "pixels")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no statistics can be read: run `segformer-spark anomaly fit` first") from error
     if names != list(class_names):
         raise UserError(f"{path}: these are statistics of {', '.join(names)}; fit again")
+    if step != model_step:
+        raise UserError(f"{path}: these are statistics of the model of step {step}, not {model_step}; fit again")
     return ClassStatistics(*columns)

@@ -63,7 +63,7 @@ def measure_throughput(config: Config, group: Group, num_steps: int) -> Row:
         "nodes": len({host["host"] for host in hosts}),
         "world_size": group.world_size,
         "device": hosts[0].get("gpu", hosts[0]["cpu"]),
-        "variant": config.model.variant,
+        "variant": config.model.label,
         "image_size": config.data.image_size,
         "precision": config.training.precision,
         "zero_stage": config.deepspeed.zero_stage,

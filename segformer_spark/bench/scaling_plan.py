@@ -98,7 +98,7 @@ def make_plan(path: Path, config: Config, *, nodes: int, link: Link | None, stro
         UserError: the table has no such training, or no network was measured or given.
     """
     own = {
-        "variant": config.model.variant,
+        "variant": config.model.label,
         "image_size": str(config.data.image_size),
         "precision": config.training.precision,
         "zero_stage": str(config.deepspeed.zero_stage),

@@ -27,9 +27,9 @@ from segformer_spark.models.pretrained import load_network, load_whole
 from segformer_spark.models.registry import build_network
 from segformer_spark.models.segformer import SegFormer
 from segformer_spark.run.atomic import atomic_folder, write_json
+from segformer_spark.run.console import logger
 
 _CARD = "segformer_spark.json"
-_PUBLISHED_SIZE = 512
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def _published_card(folder: Path) -> ModelCard:
-    """Classes from config.json, the input's size from the folder's name (segformer-b5-finetuned-ade-640-640)."""
+    """Classes from config.json; the input's size from preprocessor_config.json or a name such as ...-ade-640-640."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         names = {int(index): str(name) for index, name in config["id2label"].items()}
@@ -143,20 +143,35 @@ def _published_card(folder: Path) -> ModelCard:
         raise CheckpointError(
             f"{folder}: neither a model exported by segformer_spark nor a published SegFormer (config.json: {error})"
         ) from error
-    size = re.search(r"-(\d+)-\d+$", folder.name)
+    size = _published_size(folder)
+    if size is None:
+        raise CheckpointError(
+            f"{folder}: a SegFormer without {_CARD}, and neither preprocessor_config.json nor the folder's name "
+            "(...-512-512) say the size of its images"
+        )
+    logger.info("%s: no %s: taken for a published SegFormer on images of %d x %d", folder, _CARD, size, size)
     colors = tuple(tuple(int(channel) for channel in row) for row in _palette(len(names)))
     return ModelCard(
         dataset="",
         class_names=tuple(names[index] for index in range(len(names))),
         colors=colors,  # type: ignore[arg-type]
         background=None,
-        image_size=int(size[1]) if size else _PUBLISHED_SIZE,
+        image_size=size,
         inference={},
         step=0,
         epoch=0,
         metrics={},
         run=folder.name,
     )
+
+
+def _published_size(folder: Path) -> int | None:
+    try:
+        processor: dict[str, Any] = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        return int(processor["size"]["height"])
+    except (OSError, ValueError, KeyError, TypeError):
+        named = re.search(r"-(\d+)-\d+$", folder.name)
+        return int(named[1]) if named else None
 
 
 def _palette(number: int) -> NDArray[np.uint8]:

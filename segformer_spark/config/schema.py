@@ -188,11 +188,3 @@ class Config(Section):
                 f"model.pretrained {self.model.pretrained} is for segformer; {name} starts from none, imagenet (its "
                 "encoder), a file of the encoder's weights or a model folder"
             )
-        seen = self.inference.window or self.data.image_size
-        if name == "hiera" and (
-            seen != self.data.image_size or (self.inference.resize != "square" and self.inference.window is None)
-        ):
-            raise ValueError(
-                f"hiera takes images of the size that it is built for, data.image_size {self.data.image_size}: leave "
-                f"inference.resize at square, or set inference.window to {self.data.image_size}"
-            )

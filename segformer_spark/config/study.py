@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from segformer_spark.config.fields import FIELDS
+from segformer_spark.config.load import ResolvedConfig, load_config
 from segformer_spark.config.schema import RUN_NAME_PATTERN
 from segformer_spark.config.sweep import SweepRun, read_sweep, setting_text
 from segformer_spark.config.yaml12 import parse_file
@@ -35,19 +36,24 @@ from segformer_spark.errors import ConfigError
 
 _AXES = ("data", "models", "recipes")
 _KEYS = {"base", *_AXES, "seeds", "splits", "examples", "reference"}
-_REFERENCE_KEYS = {"val_miou", "train_miou", "note"}
+REFERENCE_FIGURES = ("val_miou", "train_miou")
+"""What `reference` may say of a model or recipe, beside a note."""
 
 Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class StudyRun(SweepRun):
-    """A run with its place on the axes; an axis that the study leaves out has an empty label."""
+    """A run with its place on the axes; an axis that the study leaves out has an empty label.
+
+    `folder` is its run directory unless output.save_path is set otherwise.
+    """
 
     model: str = ""
     data: str = ""
     recipe: str = ""
     seed: int = 0
+    folder: Path = Path()
 
     @property
     def label(self) -> str:
@@ -104,8 +110,8 @@ def read_study(path: Path) -> Study:
         settings = {**data[place], **models[model], **recipes[recipe], "experiment.seed": seed}
         name = _name(path, [part for part in (place, model, recipe) if part], seed)
         items = tuple(f"{key}={setting_text(value)}" for key, value in settings.items())
-        saved = f"output.save_path={Path('studies') / path.stem / 'runs' / name}"
-        runs.append(StudyRun(name, base, (saved, *items), model, place, recipe, seed))
+        folder = Path("studies") / path.stem / "runs" / name
+        runs.append(StudyRun(name, base, items, model, place, recipe, seed, folder))
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ConfigError(f"{path}: two runs have one name, {max(names, key=names.count)}: give other names or seeds")
@@ -140,6 +146,19 @@ def pick_run(path: Path, index: int) -> SweepRun:
     return runs[index]
 
 
+def resolve_run(
+    run: SweepRun, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> ResolvedConfig:
+    """The configuration of a run. Its own settings win over the environment's, which are the same for all runs.
+
+    Where a study's run lies is the exception: SAVE_PATH may move all of them.
+    """
+    own = list(run.overrides)
+    if isinstance(run, StudyRun) and not (environment or {}).get("SAVE_PATH"):
+        own.insert(0, f"output.save_path={run.folder}")
+    return load_config(run.base, overrides=[*own, *overrides], environment=environment)
+
+
 def _axis(tree: dict[str, Any], axis: str, path: Path) -> dict[str, Settings]:
     """{name: settings}; one nameless entry for an axis that is left out."""
     entries = tree.get(axis, {"": {}})
@@ -159,8 +178,10 @@ def _reference(table: Any, known: set[str], path: Path) -> dict[str, dict[str, A
     for name, one in table.items():
         if name not in known:
             raise ConfigError(f"{path}: reference: {name!r} is no model or recipe of this study")
-        if not one.keys() <= _REFERENCE_KEYS:
-            raise ConfigError(f"{path}: reference of {name}: known figures are {', '.join(sorted(_REFERENCE_KEYS))}")
+        if not one.keys() <= {*REFERENCE_FIGURES, "note"}:
+            raise ConfigError(
+                f"{path}: reference of {name}: known figures are {', '.join(sorted({*REFERENCE_FIGURES, 'note'}))}"
+            )
     return table
 
 

@@ -75,7 +75,6 @@ class Engine:
         # save_pretrained writes on rank 0 only.
         self.names = group.main_only(model.stored_names)
         self.joins_micro_batches = config.training.accumulation == "exact" and plan.accumulation_steps > 1
-        self.auxiliary_weight = config.training.loss.auxiliary_weight
         decay = config.training.ema.decay
         self.average = WeightAverage(self.model, decay) if decay is not None else None
 
@@ -126,7 +125,7 @@ class Engine:
         for part, batch in enumerate(batches):
             self._seed(step, part)
             images, labels = self._on_device(batch)
-            loss = self._loss_of(self.engine(images, with_auxiliary=True), labels)
+            loss: Tensor = self.loss.of_outputs(self.engine(images, with_auxiliary=True), labels)
             _refuse_infinite(loss, step)
             total += loss.detach()
             self._backward(loss, last=part == len(batches) - 1)
@@ -151,7 +150,7 @@ class Engine:
         self._seed(step, len(parts))
         with self._autocast():
             outputs = self.model.decode_all(joined, (labels.shape[-2], labels.shape[-1]))
-        loss = self._loss_of(outputs, labels)
+        loss: Tensor = self.loss.of_outputs(outputs, labels)
         _refuse_infinite(loss, step)
         head = [parameter for parameter in self.model.head_parameters() if parameter.requires_grad]
         scale = self._loss_scale()
@@ -164,14 +163,6 @@ class Engine:
             carried = _product(maps, [gradient[rows] for gradient in of_features]) * len(parts)
             self._backward(carried + _product(head, of_head), last=part == len(parts) - 1)
         return float(loss)
-
-    def _loss_of(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """The loss of the logits, plus that of auxiliary logits times their weight."""
-        logits, *auxiliary = outputs
-        loss: Tensor = self.loss.of_coarse(logits, labels)
-        for other in auxiliary:
-            loss = loss + self.auxiliary_weight * self.loss.of_coarse(other, labels)
-        return loss
 
     def _backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.backward(loss)

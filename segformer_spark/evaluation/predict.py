@@ -88,15 +88,18 @@ class Predictor:
         Raises:
             ConfigError: the model is shown windows, of which features are not joined.
         """
-        if self.view.config.window is not None:
-            raise ConfigError("inference.window: features are those of whole images; set it to null for this")
+        self.refuse_windows()
         with self._evaluating():
             for item in (item for batch in items for item in batch):
                 with torch.inference_mode(), autocast(self.device, self.precision):
                     images = normalize_images(item.pixels[None].to(self.device))
-                    maps = self.model.penultimate(self.model.encode(images))
-                    logits = self.model.classify(maps)[0].float()
-                yield item, logits, maps[0].float()
+                    logits, maps = self.model.logits_and_maps(images)
+                yield item, logits[0].float(), maps[0].float()
+
+    def refuse_windows(self) -> None:
+        """Raise ConfigError when features cannot be had: those of windows are not joined."""
+        if self.view.config.window is not None:
+            raise ConfigError("features are those of whole images: add --set inference.window=null")
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

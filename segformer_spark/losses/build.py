@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from segformer_spark.losses.streamed import streamed_sums
 class WeightedSum(nn.Module):
     """The sum of weighted losses."""
 
-    def __init__(self, parts: dict[str, tuple[float, nn.Module]]) -> None:
+    def __init__(self, parts: dict[str, tuple[float, nn.Module]], auxiliary_weight: float = 0.0) -> None:
         super().__init__()
+        self.auxiliary_weight = auxiliary_weight
         self.weights = {name: weight for name, (weight, _) in parts.items()}
         self.parts = nn.ModuleDict({name: loss for name, (_, loss) in parts.items()})
 
@@ -59,6 +61,14 @@ class WeightedSum(nn.Module):
                 for (name, part), own, shape in zip(parts.items(), total, shapes, strict=True)
             }
         )
+
+    def of_outputs(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """The loss of a model's logits, plus that of its auxiliary logits times their weight."""
+        logits, *auxiliary = outputs
+        loss = self.of_coarse(logits, labels)
+        for other in auxiliary:
+            loss = loss + self.auxiliary_weight * self.of_coarse(other, labels)
+        return loss
 
     def _sum(self, values: dict[str, Tensor]) -> Tensor:
         return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
@@ -100,4 +110,4 @@ def build_loss(config: LossConfig, num_classes: int, ignore_index: int, reduce: 
             )
         },
     }
-    return WeightedSum(parts[config.type])
+    return WeightedSum(parts[config.type], config.auxiliary_weight)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 _BINS = 2**16
 _SIGN = 2**15
+_LARGEST = float(torch.finfo(torch.float16).max)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def _ranking(ascending: NDArray[np.float64], positive: NDArray[np.int64], negati
 class ScoreHistogram:
     """Counts of scores in float16, one bin per number: a fixed megabyte for any number of pixels, and it adds up.
 
+    Scores beyond float16's range, +-65,504, tie at its ends.
+
     Attributes:
         counts: int64 (2, 65536), negatives and positives, in ascending order of the score.
     """
@@ -115,7 +118,7 @@ class ScoreHistogram:
         """
         if bool(scores.isnan().any()):
             raise ValueError("a score is not a number")
-        half = scores.half() + 0.0  # minus zero becomes zero
+        half = scores.clamp(-_LARGEST, _LARGEST).half() + 0.0  # minus zero becomes zero
         bits = half.view(torch.int16).to(torch.int64)
         # Negative numbers grow as their bits shrink.
         bins = torch.where(bits < 0, ~bits, bits + _SIGN)

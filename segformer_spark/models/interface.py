@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,6 @@ class SegmentationModel(nn.Module):
         taps: one identity per feature of the encoder, finest first: hooks on `taps["stage4"]` see that map.
         size_multiple: what the network's sides divide by. Images are padded to it at the right and bottom with the
             normalised mean, and logits are cut back; if it is not 1, output_stride is.
-        fixed_size: (height, width) that the network was built for, if it takes no other.
         output_stride: pixels of the image per value of the logits.
         min_batch: images that all ranks together need in a training step, for batch norm over pooled maps.
         classifier_names: stored names of the tensors that depend on the number of classes.
@@ -33,7 +33,6 @@ class SegmentationModel(nn.Module):
 
     name: str
     size_multiple: int = 1
-    fixed_size: tuple[int, int] | None = None
     output_stride: int = 1
     min_batch: int = 1
     classifier_names: tuple[str, ...] = ()
@@ -97,11 +96,7 @@ class SegmentationModel(nn.Module):
         return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) float -> maps (B, C_i, H_i, W_i), finest first.
-
-        Raises:
-            ConfigError: the network takes no image of this size.
-        """
+        """(B, 3, H, W) float -> maps (B, C_i, H_i, W_i) of the padded images, finest first."""
         height, width = images.shape[-2:]
         high, wide = self._padded((height, width))
         if (high, wide) != (height, width):
@@ -117,23 +112,24 @@ class SegmentationModel(nn.Module):
         """Logits, and those of auxiliary heads."""
         return [self.decode(features, size), *(self._cut(logits, size) for logits in self.auxiliary(features))]
 
+    def logits_and_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits on the model's own grid and the map that the classifier saw, both without what padding added."""
+        size = (images.shape[-2], images.shape[-1])
+        maps = self.penultimate(self.encode(images))
+        logits = self._cut(self.classify(maps), size)
+        shares = (own / padded for own, padded in zip(size, self._padded(size), strict=True))
+        rows, columns = (math.ceil(side * share) for side, share in zip(maps.shape[-2:], shares, strict=True))
+        return logits, maps[..., :rows, :columns]
+
     def named_features(self, images: Tensor) -> dict[str, Tensor]:
-        """Every map of the encoder by its name, and the map that the classifier sees as `decoder`."""
+        """Every map of the encoder by its name, and the map that the classifier sees as `decoder`; of padded images."""
         features = self.encode(images)
         return {**dict(zip(self.taps, features, strict=True)), DECODER: self.penultimate(features)}
 
     def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size that the network is shown for images of `size`."""
         step = self.size_multiple
-        padded = (-(-size[0] // step) * step, -(-size[1] // step) * step)
-        if self.fixed_size is not None and padded != self.fixed_size:
-            high, wide = self.fixed_size
-            raise ConfigError(
-                f"{self.name} was built for images of {wide} x {high} pixels and takes widths of {wide - step + 1} to "
-                f"{wide} and heights of {high - step + 1} to {high}, not {size[1]} x {size[0]}: leave inference.resize "
-                f"at square, or set inference.window to {high}"
-            )
-        return padded
+        return (-(-size[0] // step) * step, -(-size[1] // step) * step)
 
     def _cut(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits without what padding added."""

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import segmentation_models_pytorch as smp
+from timm.models.hiera import Reroll
 from torch import Tensor, nn
+from torch.nn import functional
 
 from segformer_spark.models.interface import SegmentationModel, use_cross_rank_batch_norm
 
@@ -91,11 +93,55 @@ def build_fpn(encoder: str, num_classes: int, image_size: int, freeze_backbone: 
     return SmpModel(network, (2, 3, 4, 5), freeze_backbone=freeze_backbone)
 
 
+class HieraModel(SmpModel):
+    """UPerNet on Hiera. timm builds Hiera for one size; here its grid follows the images.
+
+    At the size that it was built for it computes what timm's does; elsewhere positions are interpolated.
+    """
+
+    def __init__(self, network: Any, *, freeze_backbone: bool) -> None:
+        super().__init__(network, (2, 3, 4, 5), freeze_backbone=freeze_backbone)
+        hiera = network.encoder.model.model
+        self._built = tuple(hiera.tokens_spatial_shape)
+        hiera._pos_embed = self._add_positions
+
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        self._follow((images.shape[-2], images.shape[-1]))
+        return super()._encode(images)
+
+    @property
+    def _hiera(self) -> Any:
+        encoder: Any = self.encoder
+        return encoder.model.model
+
+    def _follow(self, size: tuple[int, int]) -> None:
+        """Set the order of tokens for images of this size."""
+        hiera = self._hiera
+        grid = [side // stride for side, stride in zip(size, hiera.patch_stride, strict=True)]
+        if list(hiera.tokens_spatial_shape) == grid:
+            return
+        hiera.tokens_spatial_shape = grid
+        hiera.mask_spatial_shape = [side // unit for side, unit in zip(grid, hiera.mask_unit_size, strict=True)]
+        hiera.unroll.size = grid
+        hiera.reroll = Reroll(
+            size, hiera.patch_stride, hiera.unroll.schedule, hiera.stage_ends, len(hiera.unroll.schedule)
+        )
+
+    def _add_positions(self, tokens: Tensor) -> Tensor:
+        hiera = self._hiera
+        positions, grid = hiera.pos_embed, tuple(hiera.tokens_spatial_shape)
+        if grid != self._built:
+            square = positions.unflatten(1, self._built).permute(0, 3, 1, 2)
+            square = functional.interpolate(square, grid, mode="bicubic", antialias=True, align_corners=False)
+            positions = square.flatten(2).transpose(1, 2)
+        moved: Tensor = tokens + positions
+        return moved
+
+
 def build_hiera(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
-    """UPerNet on Hiera, for images of one size: its positions are learnt for that grid."""
+    """UPerNet on Hiera, with learnt positions for the grid of images of `image_size`."""
     side = -(-image_size // SmpModel.size_multiple) * SmpModel.size_multiple
     network = smp.UPerNet(f"tu-{encoder}", encoder_weights=None, classes=num_classes, img_size=(side, side))
-    model = SmpModel(network, (2, 3, 4, 5), freeze_backbone=freeze_backbone)
-    model.fixed_size = (side, side)
+    model = HieraModel(network, freeze_backbone=freeze_backbone)
     model.min_batch = 2  # its pyramid pooling makes one value per channel and image
     return model

@@ -9,6 +9,7 @@ from segformer_spark.config.schema import AugmentationConfig
 from segformer_spark.config.study import Study
 from segformer_spark.errors import ConfigError
 from segformer_spark.study.collect import RunResult
+from segformer_spark.study.comparison import reference_of
 from segformer_spark.study.statistics import Interval, over_seeds
 
 Row = dict[str, Any]
@@ -28,7 +29,11 @@ def ablation_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
     """ablation.csv: one row per recipe and seed."""
     first = next(iter(study.recipes))
     baseline = {result.run.seed: result.miou for result in results if result.run.recipe == first}
-    return [_row(result, baseline.get(result.run.seed)) for result in results]
+    rows = [_row(result, baseline.get(result.run.seed)) for result in results]
+    if study.reference:
+        for row, result in zip(rows, results, strict=True):
+            row["reference_miou"] = reference_of(study, result.run.model, result.run.recipe).get("val_miou")
+    return rows
 
 
 def deltas(study: Study, results: Sequence[RunResult]) -> dict[str, tuple[list[float], Interval]]:
@@ -59,7 +64,7 @@ def switches(config: AugmentationConfig) -> str:
 
 
 def _row(result: RunResult, baseline: float | None) -> Row:
-    crop, best = result.config.augmentation.crop, result.best
+    crop = result.config.augmentation.crop
     scales = crop.scale if crop.mode in ("fixed", "variable", "seed") else (None, None)
     miou = result.miou
     return {
@@ -68,7 +73,7 @@ def _row(result: RunResult, baseline: float | None) -> Row:
         "scale_min": scales[0],
         "scale_max": scales[1],
         "seed": result.run.seed,
-        "best_epoch": None if best is None else round(result.epoch_of(best["step"]), 2),
+        "best_epoch": round(result.epoch_of(result.model_step), 2),
         "val_miou": None if miou is None else round(miou, 6),
         "delta_vs_none": None if miou is None or baseline is None else round(miou - baseline, 6),
         "seconds": round(result.seconds, 1),

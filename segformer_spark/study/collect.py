@@ -29,7 +29,8 @@ class RunResult:
     """A finished run.
 
     Attributes:
-        model: folder of the model that was evaluated.
+        model, model_step: folder of the model that was evaluated, and its optimizer step.
+        global_batch: images per optimizer step.
         training, validations: rows of metrics.jsonl.
         steps_per_epoch: optimizer steps.
         seconds_per_epoch: of each epoch.
@@ -41,6 +42,8 @@ class RunResult:
     config: Config
     path: Path
     model: Path
+    model_step: int
+    global_batch: int
     training: Sequence[Row]
     validations: Sequence[Row]
     steps_per_epoch: int
@@ -49,13 +52,6 @@ class RunResult:
     size: ModelSize
     scores: Mapping[str, Mapping[str, Any]]
     per_image: Mapping[str, float]
-
-    @property
-    def best(self) -> Row | None:
-        """The validation that chose the model; None for a run without one after its first step."""
-        metric = self.config.training.selection_metric
-        known = [row for row in self.validations if row["step"] and row.get(metric) is not None]
-        return max(known, key=lambda row: (row[metric], -row["step"]), default=None)
 
     @property
     def main_scores(self) -> Mapping[str, Any]:
@@ -79,7 +75,7 @@ class RunResult:
 
     @property
     def peak_memory_mb(self) -> float | None:
-        """Of one device, or of one process on a CPU, in MiB."""
+        """Highest of the log's intervals, in MiB: the allocator's peak on a GPU, the process's memory on a CPU."""
         known = [row["memory_gib"] for row in self.training if row.get("memory_gib")]
         return 1024 * max(known) if known else None
 
@@ -115,6 +111,8 @@ def _result(study: Study, one: PlannedRun, group: Group) -> RunResult:
         config=config,
         path=directory.path,
         model=model,
+        model_step=card.step,
+        global_batch=int(record["runtime"]["global_batch"]),
         training=[row for row in rows if row["kind"] == "train"],
         validations=[row for row in rows if row["kind"] == "validation"],
         steps_per_epoch=int(record["runtime"]["steps_per_epoch"]),

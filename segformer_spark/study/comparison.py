@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segformer_spark.config.study import Study
+from segformer_spark.config.study import REFERENCE_FIGURES, Study
 from segformer_spark.models.registry import encoder_of, find_architecture
 from segformer_spark.study.collect import RunResult
 from segformer_spark.study.statistics import Paired, over_seeds, paired_differences
@@ -21,13 +21,14 @@ def run_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
 
 
 def _run_row(study: Study, result: RunResult) -> Row:
-    run, config, size, best = result.run, result.config, result.size, result.best
+    run, config, size = result.run, result.config, result.size
     scores = result.main_scores
     row: Row = {
         "model": run.model,
         "data": run.data or config.data.dataset,
         "recipe": run.recipe,
         "seed": run.seed,
+        "global_batch": result.global_batch,
         "library": find_architecture(config.model).library,
         "encoder": encoder_of(config.model),
         "pretrained": _source(config.model.pretrained),
@@ -35,7 +36,7 @@ def _run_row(study: Study, result: RunResult) -> Row:
         "params_encoder": size.encoder_params,
         "params_head": size.head_params,
         "epochs": round(result.epoch_of(result.training[-1]["step"]), 2) if result.training else 0,
-        "best_epoch": None if best is None else round(result.epoch_of(best["step"]), 2),
+        "best_epoch": round(result.epoch_of(result.model_step), 2),
         "val_miou": _rounded(scores["miou"]),
         "val_miou_void_as_error": _rounded(scores.get("miou_void_as_error")),
         "val_pixel_acc": _rounded(scores["pixel_accuracy"]),
@@ -47,9 +48,10 @@ def _run_row(study: Study, result: RunResult) -> Row:
         "s_per_epoch": _rounded(statistics.median(result.seconds_per_epoch), 2) if result.seconds_per_epoch else None,
         "images_per_s": _rounded(result.images_per_second, 3),
         "peak_memory_mb": _rounded(result.peak_memory_mb, 1),
-        "macs": size.macs_merged,
+        "macs": size.macs,
+        "macs_merged": size.macs_merged,
         "image_size": config.data.image_size,
-        "reference_miou": reference_of(study, run.model, run.recipe).get("val_miou"),
+        **{f"reference_{key}": reference_of(study, run.model, run.recipe).get(key) for key in REFERENCE_FIGURES},
         "run": run.name,
     }
 
@@ -71,9 +73,8 @@ def summary_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
                 "low": _rounded(interval.low) if interval else None,
                 "high": _rounded(interval.high) if interval else None,
                 "params_total": group[0].size.total_params,
-                "macs": group[0].size.macs_merged,
-                "reference_miou": reference.get("val_miou"),
-                "reference_note": reference.get("note"),
+                "macs_merged": group[0].size.macs_merged,
+                **{f"reference_{key}": reference.get(key) for key in (*REFERENCE_FIGURES, "note")},
             }
         )
     return rows

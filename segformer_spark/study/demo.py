@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -46,9 +47,11 @@ def run_study_demo(options: StudyDemoOptions) -> Path:
     """
     started = time.monotonic()
     output = options.output
-    overrides = [f"data.root={options.data_root}", *options.overrides]
+    overrides = [f"data.root={options.data_root}", f"output.save_path={output}/runs/{{name}}", *options.overrides]
     settings = [argument for override in overrides for argument in ("--set", override)]
-    _render(options)
+    if _render(options) and (output / "runs").is_dir():
+        logger.info("%s: runs on other images are removed", output / "runs")
+        shutil.rmtree(output / "runs")
     sizes, comparison, ablation = output / "params", output / "models", output / "ablation"
     files = ["--json", f"{sizes}/params.json", "--figure", f"{sizes}/params.png"]
     _run("sizes of all models", ["params", "--num-classes", "13", "--image-size", "512", *files])
@@ -72,16 +75,20 @@ def run_study_demo(options: StudyDemoOptions) -> Path:
     return path
 
 
-def _render(options: StudyDemoOptions) -> None:
+def _render(options: StudyDemoOptions) -> bool:
+    """Render the set unless it is there; whether it was rendered anew."""
     wanted = {"numbers": list(options.num_images), "size": list(_SIZE)}
     stamp = options.data_root / "demo.json"
     if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
         logger.info("the rendered set in %s is there already", options.data_root)
-        return
+        return False
+    if stamp.is_file():
+        shutil.rmtree(options.data_root)
     logger.info("rendering %d + %d + %d street scenes into %s", *options.num_images, options.data_root)
     write_street_set(options.data_root, numbers=options.num_images, size=_SIZE)
     # Written last: a set that was cut off while rendering has no stamp.
     stamp.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    return True
 
 
 def _run(name: str, arguments: Sequence[str]) -> None:
@@ -96,7 +103,7 @@ def _report(output: Path, run: str, seconds: float) -> Report:
     report = Report("The comparison study at toy size")
     report.text(
         "Rendered street scenes, a minute or less of training per model on CPUs: what the study does and draws, not "
-        f"what the models can do. Everything took {duration(seconds)}."
+        f"what the models can do. This call took {duration(seconds)}."
     )
     report.heading("Sizes")
     report.text("From configurations alone, 13 classes; multiply-adds at 512 x 512.")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from segformer_spark.checkpoint.compatibility import changed_settings
-from segformer_spark.config.load import ResolvedConfig, load_config, run_path
-from segformer_spark.config.study import Study, StudyRun
-from segformer_spark.errors import EXIT_STOPPED, UserError
+from segformer_spark.config.load import ResolvedConfig, run_path
+from segformer_spark.config.study import Study, StudyRun, resolve_run
+from segformer_spark.errors import EXIT_STOPPED, ConfigError, UserError
 from segformer_spark.models.registry import find_architecture
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
@@ -48,6 +50,10 @@ class PlannedRun:
         if self.state not in FINISHED:
             return False
         changed = changed_settings(self.directory.load_config().config, self.resolved.config)
+        wanted = self.resolved.config.training.global_batch_size
+        trained = record_of(self.directory).get("runtime", {}).get("global_batch")
+        if wanted not in (None, trained):
+            changed.append(f"the global batch was {trained}, now {wanted}")
         if changed:
             raise UserError(
                 f"{self.directory.path}: this run was trained with other settings than the study has now:\n  "
@@ -67,9 +73,15 @@ def plan_runs(
     """
     planned = []
     for index, run in enumerate(study.runs):
-        resolved = load_config(run.base, overrides=[*run.overrides, *overrides], environment=environment)
+        resolved = resolve_run(run, overrides, environment)
         find_architecture(resolved.config.model)
         planned.append(PlannedRun(index, run, resolved))
+    paths = [one.directory.path for one in planned]
+    if len(set(paths)) < len(paths):
+        raise ConfigError(
+            f"{study.path}: several runs would lie in {max(paths, key=paths.count)}; output.save_path (SAVE_PATH) of a "
+            "study needs {name} in it"
+        )
     return planned
 
 
@@ -89,7 +101,7 @@ def train_missing(study: Study, planned: Sequence[PlannedRun], options: Sequence
             continue
         logger.info("run %d of %d: %s", one.index + 1, len(study.runs), one.run.name)
         status = _start(_command(study.path, one.index, options, processes))
-        if status in (EXIT_STOPPED, -2, 130):
+        if status in (EXIT_STOPPED, -signal.SIGINT, -signal.SIGTERM, 130):
             raise UserError(f"{one.run.name}: stopped on request; the same command goes on from here")
         if status != 0:
             failed.append(one.run.name)
@@ -102,7 +114,16 @@ def train_missing(study: Study, planned: Sequence[PlannedRun], options: Sequence
 
 
 def _start(command: Sequence[str]) -> int:
-    return subprocess.run(command, check=False).returncode
+    """Run a command to its end. A request to stop is for it, which saves a checkpoint first; we wait."""
+    process = subprocess.Popen(command)
+    # The terminal sends SIGINT to both; SIGTERM comes to us alone.
+    handlers: dict[int, Any] = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: lambda number, _: process.terminate()}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _command(path: Path, index: int, options: Sequence[str], processes: int) -> list[str]:

@@ -22,7 +22,9 @@ from segformer_spark.study.html_report import Report
 _VOID = "mIoU leaves void pixels out; val_miou_void_as_error counts them as false positives."
 _PAIRED = (
     "Per-image mIoU on the same images: mean difference with a 95 % bootstrap interval, Wilcoxon's signed-rank p, "
-    "adjusted after Holm. Images of one drive are not independent, which makes p too small."
+    "adjusted after Holm. It tells whether these trained models differ on such images, not whether another training of "
+    "the same architectures would: that is what several seeds show. Images of one drive are not independent, which "
+    "makes p too small."
 )
 Row = dict[str, Any]
 
@@ -46,7 +48,7 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
     if paired:
         _write_table(folder / "paired.csv", paired)
         draw_pairs(pairs_by_data(results), folder / "paired.png")
-        report.heading("Are the differences real?")
+        report.heading("Differences on the same images")
         report.text(_PAIRED)
         report.table(paired)
         report.figure(folder / "paired.png", "Differences between models on the same images")

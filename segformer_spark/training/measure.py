@@ -82,8 +82,8 @@ def measure_pass(
 
     def finish(features: Sequence[Tensor]) -> Tensor:
         with autocast(device, precision):
-            logits = model.decode(features, (image_size, image_size))
-        value: Tensor = loss.of_coarse(logits, labels)
+            outputs = model.decode_all(features, (image_size, image_size))
+        value: Tensor = loss.of_outputs(outputs, labels)
         return value
 
     def whole_pass() -> None:

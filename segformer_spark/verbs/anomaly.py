@@ -61,7 +61,7 @@ def add(subparsers: Subparsers) -> None:
         "--temperature",
         type=positive_number,
         default=1.0,
-        help="of energy, in heat and heat_hybrid too (default: %(default)s)",
+        help="of energy alone (default: %(default)s)",
     )
     parser.add_argument("--panels", type=int, default=4, help="draw the first so many images (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=None, help="(default: <run>/anomaly/<split>)")
@@ -86,7 +86,8 @@ def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[
     folder, run = locate_model(arguments.run)
     if run is None:
         raise UserError(f"anomaly: {arguments.run} does not lie in a run directory")
-    config = load_config(run / "config.yaml", overrides=arguments.overrides).config
+    resolved = load_config(run / "config.yaml", overrides=arguments.overrides)
+    config = resolved.config
     with joined(config.hardware) as group:
         from segformer_spark.checkpoint.export import load_model
         from segformer_spark.data.loader import EvalLoading
@@ -94,7 +95,7 @@ def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[
         from segformer_spark.evaluation.predict import Predictor
 
         model, card = load_model(folder)
-        view = card.view(crops="none")
+        view = card.view(**{**resolved.overridden_inference(), "crops": "none"})
         predictor = Predictor(model.to(group.device), group.device, view, arguments.precision)
         dataset = open_dataset(config.data, split or config.data.train_split)
         if tuple(dataset.classes.names) != card.class_names:
@@ -113,13 +114,17 @@ def fit(arguments: argparse.Namespace) -> int:
         from segformer_spark.anomaly.scores import write_statistics
 
         names, written = dataset.classes.names, []
+        of_features = bool(set(_OF_FEATURES) & set(arguments.methods))
+        if of_features:
+            predictor.refuse_windows()
+        step = _step(arguments.run)
         if "standardized_max_logit" in arguments.methods:
             statistics = fit_statistics(predictor, dataset, loading, group)
             written.append(arguments.run / _STATISTICS)
-            group.main_only(lambda: write_statistics(arguments.run / _STATISTICS, statistics, names))
-        if set(_OF_FEATURES) & set(arguments.methods):
+            group.main_only(lambda: write_statistics(arguments.run / _STATISTICS, statistics, names, step))
+        if of_features:
             features = fit_features(predictor, dataset, loading, group, arguments.pixels_per_image)
-            origin = {"model_step": str(_step(arguments.run)), "pixels_per_image": str(arguments.pixels_per_image)}
+            origin = {"model_step": str(step), "pixels_per_image": str(arguments.pixels_per_image)}
             written.append(arguments.run / _FEATURES)
             group.main_only(lambda: write_features(arguments.run / _FEATURES, features, names, origin))
         if group.is_main:
@@ -145,13 +150,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
         names, temperature = dataset.classes.names, arguments.temperature
         plain = [method for method in arguments.methods if method not in _OF_FEATURES]
         needs = any(method in FITTED for method in plain)
-        statistics = read_statistics(arguments.run / _STATISTICS, names) if needs else None
+        step = _step(arguments.run)
+        statistics = read_statistics(arguments.run / _STATISTICS, names, step) if needs else None
         scores = {method: build_score(method, temperature=temperature, statistics=statistics) for method in plain}
         of_features = [method for method in arguments.methods if method in _OF_FEATURES]
         map_scores = {}
         if of_features:
-            features = read_features(arguments.run / _FEATURES, names, _step(arguments.run))
-            map_scores = {name: build_map_score(name, features, temperature=temperature) for name in of_features}
+            features = read_features(arguments.run / _FEATURES, names, step)
+            map_scores = {name: build_map_score(name, features) for name in of_features}
         output = arguments.output or arguments.run / "anomaly" / arguments.split
         results = evaluate_scores(
             predictor,

@@ -33,12 +33,9 @@ def joined(hardware: HardwareConfig) -> Iterator[Group]:
 
 
 def resolve(arguments: argparse.Namespace) -> ResolvedConfig:
-    """The configuration of --config or --sweep, --set and, with --from-env, the environment.
-
-    A sweep's settings win over the environment's, which are the same for all of its runs.
-    """
+    """The configuration of --config or --sweep, --set and, with --from-env, the environment."""
     from segformer_spark.config.load import load_config
-    from segformer_spark.config.study import pick_run
+    from segformer_spark.config.study import pick_run, resolve_run
     from segformer_spark.errors import UserError
 
     environment = os.environ if getattr(arguments, "from_env", False) else None
@@ -46,8 +43,7 @@ def resolve(arguments: argparse.Namespace) -> ResolvedConfig:
         return load_config(arguments.config, overrides=arguments.overrides, environment=environment)
     if arguments.config is not None:
         raise UserError("--sweep names its configuration itself; leave --config out")
-    run = pick_run(arguments.sweep, arguments.sweep_index)
-    return load_config(run.base, overrides=[*run.overrides, *arguments.overrides], environment=environment)
+    return resolve_run(pick_run(arguments.sweep, arguments.sweep_index), arguments.overrides, environment)
 
 
 def launch_variables(arguments: argparse.Namespace) -> Mapping[str, str]:

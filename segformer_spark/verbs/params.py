@@ -34,15 +34,19 @@ def add(subparsers: Subparsers) -> None:
 def params(arguments: argparse.Namespace) -> int:
     """Print the table."""
     from segformer_spark.config.schema import ModelConfig
+    from segformer_spark.errors import UserError
     from segformer_spark.models.registry import MODELS, find_architecture
     from segformer_spark.run.atomic import write_json
 
+    if arguments.models and arguments.variants:
+        raise UserError("params: --models names SegFormer's sizes too (b0); leave --variants out")
     others = [] if arguments.variants is not None else [name for name in MODELS if name != "segformer"]
     wanted = arguments.models or [*(arguments.variants or VARIANTS), *others]
     configs = []
     for item in wanted:
         name, _, encoder = item.partition(":")
-        chosen = {"variant": name} if name in VARIANTS else {"name": name, "encoder": encoder or None}
+        chosen = {"variant": name} if name in VARIANTS else {"name": name}
+        chosen |= {"encoder": encoder} if encoder else {}
         config = ModelConfig(pretrained="none", **chosen)
         find_architecture(config)
         configs.append(config)

@@ -98,7 +98,7 @@ def _act(arguments: argparse.Namespace, *, ablation: bool) -> int:
         check_ablation(study)
     planned = plan_runs(study, arguments.overrides, os.environ if arguments.from_env else None)
     if arguments.action == "list":
-        _list(study, planned)
+        _list(study, planned, ablation=ablation)
         return 0
     if arguments.action == "run":
         train_missing(study, planned, _train_options(arguments), arguments.processes)
@@ -120,12 +120,15 @@ def _train_options(arguments: argparse.Namespace) -> list[str]:
     return [*settings, *(["--from-env"] if arguments.from_env else [])]
 
 
-def _list(study: Study, planned: list[PlannedRun]) -> None:
+def _list(study: Study, planned: list[PlannedRun], *, ablation: bool) -> None:
+    missing = [one.index for one in planned if not one.is_finished]
     for one in planned:
         print(f"{one.index:>4}  {one.state:<14}  {one.run.name}")
-    last = len(planned) - 1
-    print(f"{len(planned)} runs: sbatch --array=0-{last} slurm/segformer_sweep.sh {study.path}")
-    print(f"then: sbatch slurm/segformer_study.sh {study.path}")
+    print(f"{len(planned)} runs, {len(missing)} to train; as an array, one GPU each (data.root as DATA_ROOT):")
+    array = f"--array={','.join(str(index) for index in missing)} --ntasks-per-node=1 --gpus-per-node=1"
+    if missing:
+        print(f"  RESUME=auto sbatch {array} slurm/segformer_sweep.sh {study.path}")
+    print(f"  {'ABLATION=1 ' if ablation else ''}sbatch slurm/segformer_study.sh {study.path}")
 
 
 def study_demo(arguments: argparse.Namespace) -> int:

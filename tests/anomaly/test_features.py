@@ -119,7 +119,7 @@ def test_scores_are_made_of_z_scored_parts() -> None:
     fit = FeatureStatistics(*fitted(*clouds()), torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2.0, 4.0, 5.0, 8.0]))
     parts = parts_of(logits, features, (fit.means, fit.precision, fit.log_priors))
     z = (parts - fit.centers[:, None, None]) / fit.scales[:, None, None]
-    torch.testing.assert_close(build_map_score("mahalanobis", fit)(logits, features), parts[1].float())
+    torch.testing.assert_close(build_map_score("mahalanobis", fit)(logits, features), parts[1].sqrt().float())
     torch.testing.assert_close(build_map_score("heat", fit)(logits, features), (z[0] + z[2]).float())
     weights = np.exp(z[[0, 1, 3]].numpy())
     expected = (weights / weights.sum(0) * z[[0, 1, 3]].numpy()).sum(0)

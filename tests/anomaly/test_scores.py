@@ -100,13 +100,13 @@ def test_statistics_are_of_the_winning_class_over_all_ranks() -> None:
 def test_statistics_are_kept_with_their_classes(tmp_path: Path) -> None:
     path = tmp_path / "statistics.json"
     with pytest.raises(UserError, match="run `segformer-spark anomaly fit` first"):
-        read_statistics(path, list("abcde"))
-    write_statistics(path, STATISTICS, list("abcde"))
-    assert torch.equal(read_statistics(path, list("abcde")).mean, STATISTICS.mean)
+        read_statistics(path, list("abcde"), 70)
+    write_statistics(path, STATISTICS, list("abcde"), 70)
+    assert torch.equal(read_statistics(path, list("abcde"), 70).mean, STATISTICS.mean)
     with pytest.raises(UserError, match="statistics of a, b, c, d, e; fit again"):
-        read_statistics(path, list("abcdx"))
+        read_statistics(path, list("abcdx"), 70)
     path.write_text(json.dumps({"max_logit": [{"name": "a"}]}))
     with pytest.raises(UserError, match="no statistics can be read"):
-        read_statistics(path, ["a"])
+        read_statistics(path, ["a"], 70)
     with pytest.raises(UserError, match="anomaly fit RUN"):
         build_score("standardized_max_logit")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from segformer_spark.config.load import PROJECT_ROOT, load_config, run_path
+from segformer_spark.config.load import PROJECT_ROOT, run_path
 from segformer_spark.config.schema import RUN_NAME_PATTERN
-from segformer_spark.config.study import pick_run, read_runs, read_study
+from segformer_spark.config.study import pick_run, read_runs, read_study, resolve_run
 from segformer_spark.errors import ConfigError
 from segformer_spark.models.registry import find_architecture
 
@@ -51,13 +51,21 @@ def test_every_combination_is_a_run(tmp_path: Path) -> None:
 def test_later_settings_win(tmp_path: Path) -> None:
     study = read_study(write(tmp_path, WHOLE))
     run = next(r for r in study.runs if (r.data, r.model, r.recipe, r.seed) == ("camvid", "U-Net", "flip", 2))
-    config = load_config(run.base, overrides=run.overrides).config
+    config = resolve_run(run).config
     assert (config.data.root, config.model.name, config.experiment.seed) == ("/data/camvid", "unet", 2)
     assert (config.training.epochs, config.augmentation.horizontal_flip) == (7, 0.25), "the model's, not the data set's"
     assert config.augmentation.crop.scale == (0.5, 1.5)
     assert run_path(config) == Path("studies/my study/runs") / run.name
     assert run.name == "my_study-camvid-U_Net-flip-s2"
     assert run.label == "U-Net, flip"
+
+
+def test_save_path_moves_all_runs(tmp_path: Path) -> None:
+    run = read_study(write(tmp_path, WHOLE)).runs[0]
+    moved = resolve_run(run, environment={"SAVE_PATH": "/scratch/{name}", "SEED": "77"}).config
+    assert run_path(moved) == Path("/scratch") / run.name
+    assert moved.experiment.seed == 1, "the study's own settings win"
+    assert run_path(resolve_run(run, ["output.save_path=here/{name}"]).config) == Path("here") / run.name
 
 
 def test_axes_that_are_left_out_have_no_place_in_names(tmp_path: Path) -> None:
@@ -103,7 +111,7 @@ STUDIES = [
 @pytest.mark.parametrize("path", [p for p in STUDIES if p.stem != "a_agreement"], ids=lambda p: p.stem)
 def test_ready_studies_are_in_order(path: Path) -> None:
     for run in read_study(path).runs:
-        find_architecture(load_config(run.base, overrides=run.overrides).config.model)
+        find_architecture(resolve_run(run).config.model)
 
 
 def test_studies_show_the_seeds_numbers() -> None:

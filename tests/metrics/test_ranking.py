@@ -74,3 +74,11 @@ def summed(group: Group) -> list[float | None]:
 def test_ranks_add_up() -> None:
     (whole,) = run_on_ranks(1, summed)
     assert run_on_ranks(3, summed) == [whole] * 3
+
+
+def test_scores_beyond_float16_tie_at_its_end() -> None:
+    histogram = ScoreHistogram.empty()
+    histogram.add(torch.tensor([1e6, 2e9, 1.0, -1e7]), torch.tensor([True, False, False, False]))
+    ranking = histogram.ranking()
+    assert ranking.thresholds.tolist() == [65504.0, 1.0, -65504.0]
+    assert ranking.true_positives.tolist() == [1, 1, 1]

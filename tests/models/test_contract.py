@@ -46,12 +46,6 @@ every_model = pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("size", [(512, 512), (720, 1280), (97, 131)], ids=str)
 def test_logits_come_at_the_size_of_the_image(name: str, size: tuple[int, int]) -> None:
     """Shapes alone: on the meta device nothing is computed."""
-    if name == "hiera" and size != (512, 512):
-        with pytest.raises(
-            ConfigError, match="was built for images of 512 x 512 pixels and takes widths of 481 to 512"
-        ):
-            small(name, 512)(torch.zeros(1, 3, *size))
-        return
     # segformer's own operations ask the device for its autocast, and meta has none; b0 is small enough.
     device = "cpu" if name == "segformer" else "meta"
     model = small(name, max(size)).to(device).eval()
@@ -130,6 +124,39 @@ def test_padding_shows_the_mean_and_is_cut_off(name: str) -> None:
             torch.testing.assert_close(own, model(padded)[..., :59, :61])
         else:
             assert own.shape[-2:] == (-(-59 // model.output_stride), -(-61 // model.output_stride))
+
+
+@every_model
+def test_scores_and_features_lie_on_the_image(name: str) -> None:
+    """What anomaly scores are made of: the logits of `forward`, and features without what padding added."""
+    model = small(name).eval()
+    images = torch.randn(1, 3, 64 - 5, 96 - 3, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        logits, maps = model.logits_and_maps(images)
+        torch.testing.assert_close(logits, model(images), rtol=1e-4, atol=1e-5)
+        whole = model.penultimate(model.encode(images))
+    padded = [-(-side // model.size_multiple) * model.size_multiple for side in (59, 93)]
+    for side, own, cut, full in zip((59, 93), padded, maps.shape[-2:], whole.shape[-2:], strict=True):
+        assert cut == -(-full * side // own)
+    assert torch.equal(maps, whole[..., : maps.shape[-2], : maps.shape[-1]])
+
+
+def test_hiera_follows_the_size_of_images_and_comes_back() -> None:
+    """At its own size timm's network; elsewhere what timm computes with positions resized beforehand."""
+    model = small("hiera", 64).eval()
+    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(7))
+    own = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(8))
+    with torch.no_grad():
+        before, other, after = model(own), model(images), model(own)
+    assert torch.equal(before, after)
+    theirs = smp.UPerNet("tu-hiera_tiny_224", encoder_weights=None, classes=NUM_CLASSES, img_size=(96, 128)).eval()
+    state = {model.stored_names()[live]: value for live, value in model.state_dict().items()}
+    key = "encoder.model.model.pos_embed"
+    grid = state[key].view(1, 16, 16, -1).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, (24, 32), mode="bicubic", antialias=True, align_corners=False)
+    theirs.load_state_dict({**state, key: grid.flatten(2).transpose(1, 2)})
+    with torch.no_grad():
+        torch.testing.assert_close(other, theirs(images), rtol=1e-4, atol=1e-5)
 
 
 @every_model
@@ -296,10 +323,6 @@ def test_unknown_names_are_refused_with_the_nearest(changes: dict[str, Any], mes
         (["model.name=unet"], "model.pretrained ade20k is for segformer; unet starts from none"),
         (["model.name=unet", "model.pretrained=none", "model.drop_path=0.2"], "model.drop_path is for segformer"),
         (["model.name=vit", "model.pretrained=none", "hardware.compile=true"], "hardware.compile is for segformer"),
-        (
-            ["model.name=hiera", "model.pretrained=none", "inference.resize=native", "data.image_size=224"],
-            "hiera takes images of the size that it is built for, data.image_size 224",
-        ),
     ],
 )
 def test_settings_that_do_nothing_for_a_model_are_refused(settings: list[str], message: str) -> None:

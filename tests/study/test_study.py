@@ -68,7 +68,7 @@ def test_comparison_has_all_columns_and_true_figures(compared: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["images_per_s"] for line in lines if line["kind"] == "train"]
     assert float(fpn["images_per_s"]) == pytest.approx(statistics.median(speeds), abs=1e-3)
-    assert (float(fpn["epochs"]), fpn["reference_miou"]) == (2.0, "0.25")
+    assert (float(fpn["epochs"]), fpn["reference_val_miou"], fpn["global_batch"]) == (2.0, "0.25", "4")
     assert float(fpn["best_epoch"]) in (1.0, 2.0)
     assert float(fpn["peak_memory_mb"]) > 100
     assert float(fpn["s_per_epoch"]) > 0
@@ -123,7 +123,7 @@ def test_list_says_what_is_missing(compared: Path, folder: Path, monkeypatch: py
     finally:
         write_study(folder, "toy", MODELS)
     assert states == ["completed", "missing", "completed", "missing"]
-    assert "sbatch --array=0-3 slurm/segformer_sweep.sh" in out
+    assert "RESUME=auto sbatch --array=1,3 --ntasks-per-node=1 --gpus-per-node=1 slurm/segformer_sweep.sh" in out
     assert len(table(folder / "partial" / "comparison.csv")) == 2
 
 
@@ -135,6 +135,10 @@ def test_runs_of_other_settings_are_not_taken_for_these(
     err = capsys.readouterr().err
     assert "this run was trained with other settings than the study has now" in err
     assert "training.optimizer.lr was 0.001, now 0.002" in err
+    assert leave("compare", "report", str(folder / "toy.yaml"), "--set", "training.global_batch_size=8") == 2
+    assert "the global batch was 4, now 8" in capsys.readouterr().err
+    assert leave("compare", "list", str(folder / "toy.yaml"), "--set", "output.save_path=one") == 2
+    assert "several runs would lie in one" in capsys.readouterr().err
 
 
 def test_evaluations_of_another_model_are_made_anew(
@@ -170,6 +174,35 @@ def test_ablation_compares_with_the_first_recipe(folder: Path, monkeypatch: pyte
     half = 12.706 * statistics.stdev(deltas) / 2**0.5
     assert found[1]["high"] - found[1]["delta_vs_none"] == pytest.approx(half, rel=1e-3, abs=1e-6)
     assert cv2.imread(str(folder / "studies" / "flips" / "ablation.png")).std() > 5
+
+
+def test_references_stand_beside_an_ablation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    path = write_study(folder, "flips", RECIPES + "reference: {+ flip: {val_miou: 0.5}}\n")
+    assert leave("ablate", "report", str(path), "--output", str(folder / "beside")) == 0
+    rows = table(folder / "beside" / "ablation.csv")
+    assert [row["reference_miou"] for row in rows if row["seed"] == "1"] == ["", "0.5"]
+
+
+def test_a_request_to_stop_reaches_the_training(tmp_path: Path) -> None:
+    """SIGTERM is passed on, SIGINT left to the terminal: the child ends by itself, and its status counts."""
+    import os
+    import signal
+    import sys
+    import threading
+
+    from segformer_spark.study.execute import _start
+
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *a: (time.sleep(0.5), sys.exit(85)))\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        timer = threading.Timer(1.5 if number == signal.SIGINT else 2.5, os.kill, (os.getpid(), number))
+        timer.start()
+    assert _start([sys.executable, "-c", code]) == 85
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_switches_are_named() -> None:
