@@ -80,9 +80,13 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"1 unexpected: extra\.weight"):
         build("fcn", "resnet50", tmp_path / "x.pth")
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r18.pth")
-    with pytest.raises(CheckpointError, match="mismatched"):
+    small = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(small, tmp_path / "r18.pth")
+    with pytest.raises(CheckpointError, match="80 missing: layer1.2.conv1.weight"):
         build("unet", "resnet34", tmp_path / "r18.pth")
+    torch.save({**small, "conv1.weight": torch.zeros(64, 1, 7, 7)}, tmp_path / "grey.pth")
+    with pytest.raises(CheckpointError, match=r"1 mismatched: conv1\.weight"):
+        build("unet", "resnet18", tmp_path / "grey.pth")
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_state(tmp_path / "text.pth")

@@ -190,19 +190,28 @@ def test_a_request_to_stop_reaches_the_training(tmp_path: Path) -> None:
     import signal
     import sys
     import threading
+    import time
 
     from segformer_spark.study.execute import _start
 
+    ready = tmp_path / "ready"
     code = (
-        "import signal, sys, time\n"
+        "import pathlib, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *a: (time.sleep(0.5), sys.exit(85)))\n"
-        "print('ready', flush=True); time.sleep(60)"
+        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
     )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        timer = threading.Timer(1.5 if number == signal.SIGINT else 2.5, os.kill, (os.getpid(), number))
-        timer.start()
+
+    def ask() -> None:
+        while not ready.exists():
+            time.sleep(0.05)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)
+
+    threading.Thread(target=ask, daemon=True).start()
+    before = signal.getsignal(signal.SIGINT)
     assert _start([sys.executable, "-c", code]) == 85
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_switches_are_named() -> None:
