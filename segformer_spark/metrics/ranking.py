@@ -98,7 +98,7 @@ def _ranking(ascending: NDArray[np.float64], positive: NDArray[np.int64], negati
 class ScoreHistogram:
     """Counts of scores in float16, one bin per number: a fixed megabyte for any number of pixels, and it adds up.
 
-    Scores beyond float16's range, +-65,504, tie at its ends.
+    Finite scores beyond float16's range, +-65,504, tie at its ends.
 
     Attributes:
         counts: int64 (2, 65536), negatives and positives, in ascending order of the score.
@@ -118,7 +118,8 @@ class ScoreHistogram:
         """
         if bool(scores.isnan().any()):
             raise ValueError("a score is not a number")
-        half = scores.clamp(-_LARGEST, _LARGEST).half() + 0.0  # minus zero becomes zero
+        within = torch.where(scores.isinf(), scores, scores.clamp(-_LARGEST, _LARGEST))
+        half = within.half() + 0.0  # minus zero becomes zero
         bits = half.view(torch.int16).to(torch.int64)
         # Negative numbers grow as their bits shrink.
         bins = torch.where(bits < 0, ~bits, bits + _SIGN)
