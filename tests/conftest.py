@@ -7,6 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A slow machine is no failure.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Two test workers on two cores: more threads only contend.
