@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# A slow machine is no failure.
-settings.register_profile("no_deadline", deadline=None)
-settings.load_profile("no_deadline")
-
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Two test workers on two cores: more threads only contend.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from segformer_spark.data.demo.write import write_demo_set
+
+# A slow machine is no failure.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 NUM_TRAIN, NUM_VAL, NUM_TEST, SIDE = 12, 7, 5, 96
 
