@@ -64,12 +64,12 @@ def test_a_layer_keeps_what_it_is_known_to_keep() -> None:
         def recomputed_blocks(self) -> list[torch.nn.Module]:
             return []
 
-        def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
-            return features[0]
+        def decode_all(self, features: list[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
+            return features
 
     class Squares:
-        def of_coarse(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return logits.square().sum()
+        def of_outputs(self, outputs: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+            return outputs[0].square().sum()
 
     cost = measure_pass(Tiny(), Squares(), 5, 8, CPU)  # type: ignore[arg-type]
     images, logits = 5 * 3 * 8 * 8 * 4, 5 * 2 * 8 * 8 * 4
