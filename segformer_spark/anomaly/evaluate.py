@@ -26,7 +26,7 @@ from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader
 from segformer_spark.data.overlay import write_png
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.errors import DataError, UserError
+from segformer_spark.errors import DataError
 from segformer_spark.evaluation.pictures import make_panel
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.metrics.ranking import Ranking, ScoreHistogram, rank
@@ -93,8 +93,7 @@ def evaluate_scores(
     batches = eval_loader(dataset, indices, loading)
     items: Iterator[tuple[EvalItem, Tensor, Tensor | None]]
     items = predictor.maps(batches) if map_scores else ((*pair, None) for pair in predictor.logits(batches))
-    failure: UserError | None = None
-    try:
+    with group.sharing_errors():
         for item, logits, features in progress(items, total=len(indices), label="scoring", visible=group.is_main):
             truth = dataset.anomalies(item.index)
             maps, ids = _score_maps(logits, item.size, scores)
@@ -109,9 +108,6 @@ def evaluate_scores(
                     single[name].append((item.index, *_figures(ranking)))
             if item.index < num_panels:
                 _draw_panels(dataset, item.index, maps, ids, panels)
-    except UserError as error:
-        failure = error
-    group.raise_common(failure)
     results = {}
     for name in methods:
         rows = sorted(row for part in group.gather(single[name]) for row in part)

@@ -8,7 +8,6 @@ from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.loader import EvalLoading, eval_loader
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.ops.interpolation import enlarged_bands
 from segformer_spark.run.console import progress
@@ -21,14 +20,10 @@ def fit_statistics(
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     sums = StatisticsSums(len(dataset.classes), group.device)
     items = predictor.logits(eval_loader(dataset, indices, loading))
-    failure: UserError | None = None
-    try:
+    with group.sharing_errors():
         for item, logits in progress(items, total=len(indices), label="fitting", visible=group.is_main):
             for _, band in enlarged_bands(logits, item.size):
                 sums.add(band)
-    except UserError as error:
-        failure = error
-    group.raise_common(failure)
     return sums.finish(group.sum)
 
 
@@ -38,27 +33,20 @@ def fit_features(
     """Class means and covariance of the features over a split, then mean and deviation of the parts. Collective."""
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     gaussians: GaussianSums | None = None
-    failure: UserError | None = None
-    try:
+    with group.sharing_errors():
         items = predictor.maps(eval_loader(dataset, indices, loading))
         for item, _, features in progress(items, total=len(indices), label="features", visible=group.is_main):
             assert item.mask is not None
             if gaussians is None:
                 gaussians = GaussianSums(len(dataset.classes), len(features), group.device)
             gaussians.add(*labelled_pixels(features, item.mask, item.index, pixels_per_image))
-    except UserError as error:
-        failure = error
-    group.raise_common(failure)
     # A rank without images has seen no features; it adds zeros of their number.
     widths = group.gather(0 if gaussians is None else gaussians.num_features)
     gaussians = gaussians or GaussianSums(len(dataset.classes), max(widths), group.device)
     fitted = gaussians.finish(group.sum)
     sums = PartSums(group.device)
-    try:
+    with group.sharing_errors():
         items = predictor.maps(eval_loader(dataset, indices, loading))
         for _, logits, features in progress(items, total=len(indices), label="scales", visible=group.is_main):
             sums.add(parts_of(logits, features, fitted))
-    except UserError as error:
-        failure = error
-    group.raise_common(failure)
     return FeatureStatistics(*fitted, *sums.finish(group.sum))

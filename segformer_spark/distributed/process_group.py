@@ -64,6 +64,19 @@ class Group:
             return
         raise _shared(next(failure for failure in self.gather(error) if failure is not None))
 
+    @contextmanager
+    def sharing_errors(self) -> Iterator[None]:
+        """A UserError that some ranks meet in the block is raised on every rank at its end. Collective.
+
+        A damaged image on one rank must not leave the others waiting for its counts.
+        """
+        failure: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            failure = error
+        self.raise_common(failure)
+
     def from_main(self, value: T) -> T:
         """Rank 0's value on all ranks."""
         box = [value]

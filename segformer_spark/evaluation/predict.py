@@ -20,7 +20,7 @@ from segformer_spark.data.sampler import rank_indices
 from segformer_spark.data.transforms import image_to_tensor, normalize_images
 from segformer_spark.data.window import Window
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.errors import ConfigError, UserError
+from segformer_spark.errors import ConfigError
 from segformer_spark.evaluation.sliding import sliding_logits
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.models.interface import SegmentationModel
@@ -225,14 +225,9 @@ def count(
     counts = EvaluationCounts.zeros(len(dataset), len(dataset.classes), len(dataset.groups), group.device)
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     items = predictor.predict(eval_loader(dataset, indices, loading))
-    failure: UserError | None = None
-    try:
+    with group.sharing_errors():
         for item, prediction in progress(items, total=len(indices), label=label, visible=group.is_main):
             assert item.mask is not None
             truth = torch.from_numpy(item.mask).to(group.device)
             counts.add(item.index, dataset.group(item.index), prediction, truth, IGNORE_INDEX)
-    except UserError as error:
-        failure = error
-    # A damaged image on one rank must not leave the others waiting for its counts.
-    group.raise_common(failure)
     return counts.reduce(group.sum)

@@ -85,7 +85,7 @@ def build_model(config: ModelConfig, class_names: Sequence[str], seed: int, imag
     """The model that a configuration describes, with its starting weights.
 
     Args:
-        image_size: `data.image_size`, for networks that are built for one size.
+        image_size: `data.image_size`, for networks with learnt positions.
 
     Raises:
         ConfigError: no such model or encoder.

@@ -106,7 +106,7 @@ def build_network(config: ModelConfig, num_classes: int, image_size: int) -> Seg
     """A model other than segformer, with random weights.
 
     Args:
-        image_size: side in pixels that networks of fixed size are built for.
+        image_size: side in pixels of the grid that learnt positions are for.
     """
     module, _, function = find_architecture(config).builder.partition(":")
     build = getattr(importlib.import_module(module), function)

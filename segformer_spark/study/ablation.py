@@ -36,10 +36,10 @@ def ablation_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
     return rows
 
 
-def deltas(study: Study, results: Sequence[RunResult]) -> dict[str, tuple[list[float], Interval]]:
+def deltas(study: Study, rows: Sequence[Row]) -> dict[str, tuple[list[float], Interval]]:
     """{recipe: (difference to the first recipe per seed, their mean and interval)}, of recipes that have a pair."""
     found: dict[str, list[float]] = {recipe: [] for recipe in study.recipes}
-    for row in ablation_rows(study, results):
+    for row in rows:
         if row["delta_vs_none"] is not None:
             found[row["name"]].append(row["delta_vs_none"])
     return {recipe: (values, over_seeds(values)) for recipe, values in found.items() if values}

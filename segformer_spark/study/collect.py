@@ -40,7 +40,6 @@ class RunResult:
 
     run: StudyRun
     config: Config
-    path: Path
     model: Path
     model_step: int
     global_batch: int
@@ -87,7 +86,7 @@ def collect(study: Study, planned: Sequence[PlannedRun], group: Group) -> list[R
         UserError: no run is finished.
     """
     finished = [one for one in planned if one.is_finished]
-    missing = [one.run.name for one in planned if not one.is_finished]
+    missing = [one.run.name for one in planned if one not in finished]
     if not finished:
         raise UserError(f"{study.path}: no run is finished yet; train them with `run`, or as an array of sweep jobs")
     if missing:
@@ -100,16 +99,15 @@ def collect(study: Study, planned: Sequence[PlannedRun], group: Group) -> list[R
 def _result(study: Study, one: PlannedRun, group: Group) -> RunResult:
     config, directory = one.resolved.config, one.directory
     model, _ = locate_model(directory.path)
+    card = read_card(model)
     splits = study.splits or (config.data.val_split,)
-    scores = {split: _evaluated(one, model, split, group) for split in splits}
+    scores = {split: _evaluated(one, model, card.step, split, group) for split in splits}
     rows = MetricsLog(directory.metrics).rows()
     record = record_of(directory)
     epochs = record["seconds_per_epoch"]
-    card = read_card(model)
     return RunResult(
         run=one.run,
         config=config,
-        path=directory.path,
         model=model,
         model_step=card.step,
         global_batch=int(record["runtime"]["global_batch"]),
@@ -124,10 +122,9 @@ def _result(study: Study, one: PlannedRun, group: Group) -> RunResult:
     )
 
 
-def _evaluated(one: PlannedRun, model: Path, split: str, group: Group) -> dict[str, Any]:
+def _evaluated(one: PlannedRun, model: Path, step: int, split: str, group: Group) -> dict[str, Any]:
     """The figures of the run's model on a split, from its evaluation folder if they are of this model."""
     folder = one.directory.evaluation / split
-    step = read_card(model).step
     if (folder / "results.json").is_file():
         results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         if results["record"]["card"]["step"] == step and Path(results["record"]["model"]).name == model.name:

@@ -80,13 +80,13 @@ def summary_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
     return rows
 
 
-def paired_rows(results: Sequence[RunResult]) -> list[Row]:
+def paired_rows(pairs: Mapping[str, Sequence[Paired]]) -> list[Row]:
     """paired.csv: one row per data set and pair of models."""
     return [
         # Significant digits: p may be very small.
         {"data": data, **{key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in pair.__dict__.items()}}
-        for data, pairs in pairs_by_data(results).items()
-        for pair in pairs
+        for data, own in pairs.items()
+        for pair in own
     ]
 
 

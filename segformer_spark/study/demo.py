@@ -59,19 +59,20 @@ def run_study_demo(options: StudyDemoOptions) -> Path:
     _run("comparison", ["compare", "run", str(models), "--output", str(comparison), *settings])
     augmentations = str(_STUDIES / "demo_ablation.yaml")
     _run("ablation", ["ablate", "run", augmentations, "--output", str(ablation), *settings])
-    run = plan_runs(read_study(models), overrides)[0].directory
-    _run("anomaly statistics", ["anomaly", "fit", str(run.path)])
+    compared = [one.directory.path for one in plan_runs(read_study(models), overrides)]
+    run = compared[0]
+    _run("anomaly statistics", ["anomaly", "fit", str(run)])
     strange = output / "anomaly"
     shown = ["--methods", *_METHODS, "--panels", "1", "--output", str(strange)]
-    _run("anomaly scores", ["anomaly", "eval", str(run.path), *shown])
+    _run("anomaly scores", ["anomaly", "eval", str(run), *shown])
     pairs, people = output / "pairs", output / "agreement"
     if not (pairs / "people.csv").is_file():
         _run("pairs", ["agreement", "make-demo", "--root", str(pairs), "--pairs", str(options.num_pairs)])
-    others = [one.directory for one in plan_runs(read_study(models), overrides)[:: len(read_study(models).runs) // 3]]
+    one_per_model = compared[:: len(compared) // 3]
     judged = ["--pairs", str(pairs), "--people", str(pairs / "people.csv"), "--repeats", "2000"]
-    _run("agreement", ["agreement", "run", *(str(one.path) for one in others), *judged, "--output", str(people)])
+    _run("agreement", ["agreement", "run", *map(str, one_per_model), *judged, "--output", str(people)])
     path = output / "report.html"
-    _report(output, run.path.name, time.monotonic() - started).write(path)
+    _report(output, run.name, time.monotonic() - started).write(path)
     return path
 
 

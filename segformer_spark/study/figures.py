@@ -24,7 +24,7 @@ _COLORS = (
     "tab:olive",
     "tab:cyan",
 )
-_DARKEST = 0.55
+_BAR_ALPHA = 0.55
 
 
 def draw_curves(results: Sequence[RunResult], path: Path) -> None:
@@ -120,7 +120,7 @@ def draw_ablation(found: Mapping[str, tuple[Sequence[float], Interval]], path: P
     axis = figure.subplots()
     places = range(len(found))
     for place, (values, interval) in zip(places, found.values(), strict=True):
-        axis.bar(place, interval.mean, color="tab:blue", alpha=_DARKEST)
+        axis.bar(place, interval.mean, color="tab:blue", alpha=_BAR_ALPHA)
         if interval.low is not None and interval.high is not None:
             error = [[interval.mean - interval.low], [interval.high - interval.mean]]
             axis.errorbar(place, interval.mean, yerr=error, color="black", capsize=4, linestyle="none")

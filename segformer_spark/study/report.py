@@ -31,7 +31,8 @@ Row = dict[str, Any]
 
 def write_comparison(study: Study, results: Sequence[RunResult], group: Group, folder: Path) -> list[Row]:
     """Write everything into `folder`; returns the rows of summary.csv."""
-    runs, summary, paired = run_rows(study, results), summary_rows(study, results), paired_rows(results)
+    runs, summary, pairs = run_rows(study, results), summary_rows(study, results), pairs_by_data(results)
+    paired = paired_rows(pairs)
     _write_table(folder / "comparison.csv", runs)
     _write_table(folder / "summary.csv", summary)
     draw_curves(results, folder / "curves.png")
@@ -47,7 +48,7 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
     report.figure(folder / "tradeoffs.png", "mIoU against size and speed; bars span the seeds")
     if paired:
         _write_table(folder / "paired.csv", paired)
-        draw_pairs(pairs_by_data(results), folder / "paired.png")
+        draw_pairs(pairs, folder / "paired.png")
         report.heading("Differences on the same images")
         report.text(_PAIRED)
         report.table(paired)
@@ -61,7 +62,8 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
 
 def write_ablation(study: Study, results: Sequence[RunResult], group: Group, folder: Path) -> list[Row]:
     """Write everything into `folder`; returns the rows of ablation.csv."""
-    rows, found = ablation_rows(study, results), deltas(study, results)
+    rows = ablation_rows(study, results)
+    found = deltas(study, rows)
     _write_table(folder / "ablation.csv", rows)
     means = [
         {

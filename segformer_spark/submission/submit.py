@@ -86,13 +86,9 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
     predictor = Predictor(model.to(group.device), group.device, view, options.precision, options.tta, card.background)
     items = file_loader(images, own, EvalLoading(view, options.batch_size, options.num_workers), boxes)
     bar = progress(predictor.predict(items), total=len(own), label="predicting", visible=group.is_main)
-    failure: UserError | None = None
-    try:
+    with group.sharing_errors():
         for item, ids in bar:
             write_prediction(options.output / submission_name(images[item.index]), ids.cpu().numpy())
-    except UserError as error:
-        failure = error
-    group.raise_common(failure)
     hosts = group.gather(host_record(group.device))
 
     def finish() -> Path:

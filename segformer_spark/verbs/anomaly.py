@@ -77,8 +77,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[Group, Any, Any, Any]]:
-    """The ranks, and the run's model, data set and loading."""
+def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[Group, Any, Any, int, Any]]:
+    """The ranks, and the run's model, data set, the model's optimizer step, and loading."""
     from segformer_spark.config.load import load_config
     from segformer_spark.errors import UserError
     from segformer_spark.run.directory import locate_model
@@ -103,12 +103,12 @@ def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[
                 f"{folder} knows the classes {', '.join(card.class_names)}, the data set {config.data.dataset} has "
                 f"{', '.join(dataset.classes.names)}"
             )
-        yield group, predictor, dataset, EvalLoading(view, arguments.batch_size, config.data.num_workers)
+        yield group, predictor, dataset, card.step, EvalLoading(view, arguments.batch_size, config.data.num_workers)
 
 
 def fit(arguments: argparse.Namespace) -> int:
     """Write the statistics into the run."""
-    with _opened(arguments, arguments.split) as (group, predictor, dataset, loading):
+    with _opened(arguments, arguments.split) as (group, predictor, dataset, step, loading):
         from segformer_spark.anomaly.features import write_features
         from segformer_spark.anomaly.fit import fit_features, fit_statistics
         from segformer_spark.anomaly.scores import write_statistics
@@ -117,7 +117,6 @@ def fit(arguments: argparse.Namespace) -> int:
         of_features = bool(set(_OF_FEATURES) & set(arguments.methods))
         if of_features:
             predictor.refuse_windows()
-        step = _step(arguments.run)
         if "standardized_max_logit" in arguments.methods:
             statistics = fit_statistics(predictor, dataset, loading, group)
             written.append(arguments.run / _STATISTICS)
@@ -132,17 +131,9 @@ def fit(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _step(run: Path) -> int:
-    """The optimizer step of the model that is scored."""
-    from segformer_spark.checkpoint.export import read_card
-    from segformer_spark.run.directory import locate_model
-
-    return read_card(locate_model(run)[0]).step
-
-
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate the scores."""
-    with _opened(arguments, arguments.split) as (group, predictor, dataset, loading):
+    with _opened(arguments, arguments.split) as (group, predictor, dataset, step, loading):
         from segformer_spark.anomaly.evaluate import evaluate_scores, write_results
         from segformer_spark.anomaly.features import build_map_score, read_features
         from segformer_spark.anomaly.scores import FITTED, build_score, read_statistics
@@ -150,7 +141,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
         names, temperature = dataset.classes.names, arguments.temperature
         plain = [method for method in arguments.methods if method not in _OF_FEATURES]
         needs = any(method in FITTED for method in plain)
-        step = _step(arguments.run)
         statistics = read_statistics(arguments.run / _STATISTICS, names, step) if needs else None
         scores = {method: build_score(method, temperature=temperature, statistics=statistics) for method in plain}
         of_features = [method for method in arguments.methods if method in _OF_FEATURES]
