@@ -15,6 +15,7 @@ import pytest
 @pytest.mark.demo
 def test_the_whole_study_ends_in_one_report(tmp_path: Path) -> None:
     small = ["--num-train", "8", "--num-val", "6", "--num-test", "4", "--pairs", "6", "--set", "training.epochs=1"]
+    small += ["--set", "training.scheduler.warmup_epochs=0"]
     command = [sys.executable, "-m", "segformer_spark", "study-demo", "--output", "studies/demo", *small]
     subprocess.run(command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path / "home")}, check=True)
     folder = tmp_path / "studies" / "demo"
