@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from segformer_spark.config.load import PROJECT_ROOT, load_config, run_path
+from segformer_spark.data.demo.once import render_once
 from segformer_spark.data.demo.write import write_demo_set
 from segformer_spark.data.readers.spark import TEST_FOLDER
-from segformer_spark.errors import UserError
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.verb_process import run_verb, set_options
 
 _SEED = 0
 
@@ -43,24 +41,12 @@ def run_demo(options: DemoOptions) -> RunDirectory:
     config = load_config(config_file, overrides=overrides).config
     run = RunDirectory(run_path(config))
     _render(options, config.data.image_size)
-    settings = [argument for override in overrides for argument in ("--set", override)]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(options.processes),
-    ]
-    package = ["-m", "segformer_spark"]
     replace = ["--overwrite"] if _is_own(run, options.data_root) else []
-    _run("training", [*launcher, *package, "train", "--config", str(config_file), *replace, *settings])
-    _run("evaluation", [sys.executable, *package, "evaluate", str(run.path)])
+    training = ["train", "--config", str(config_file), *replace, *set_options(overrides)]
+    run_verb("training", training, options.processes)
+    run_verb("evaluation", ["evaluate", str(run.path)])
     images = str(options.data_root / TEST_FOLDER)
-    _run(
-        "submission",
-        [sys.executable, *package, "submit", "--model", str(run.best), "--images", images, "--tta", "hflip"],
-    )
+    run_verb("submission", ["submit", "--model", str(run.best), "--images", images, "--tta", "hflip"])
     for line in _summary(run, config.data.val_split):
         logger.info("%s", line)
     return run
@@ -73,24 +59,14 @@ def _is_own(run: RunDirectory, data_root: Path) -> bool:
 
 def _render(options: DemoOptions, size: int) -> None:
     num_train, num_val, num_test = options.num_images
-    wanted = {"num_train": num_train, "num_val": num_val, "num_test": num_test, "size": size, "seed": _SEED}
-    stamp = options.data_root / "demo.json"
-    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
-        logger.info("the rendered set in %s is there already", options.data_root)
-        return
-    if stamp.is_file():
-        shutil.rmtree(options.data_root)
-    logger.info("rendering %d + %d + %d images into %s", num_train, num_val, num_test, options.data_root)
-    write_demo_set(options.data_root, num_train=num_train, num_val=num_val, num_test=num_test, size=size, seed=_SEED)
-    # Written last: a set that was cut off while rendering has no stamp.
-    stamp.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-
-
-def _run(name: str, command: Sequence[str]) -> None:
-    logger.info("%s", name)
-    status = subprocess.run(command, check=False).returncode
-    if status != 0:
-        raise UserError(f"the demo's {name} failed with status {status}; see the messages above")
+    wanted: dict[str, Any] = {
+        "num_train": num_train,
+        "num_val": num_val,
+        "num_test": num_test,
+        "size": size,
+        "seed": _SEED,
+    }
+    render_once(options.data_root, wanted, lambda: write_demo_set(options.data_root, **wanted))
 
 
 def _summary(run: RunDirectory, split: str) -> list[str]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from segformer_spark.agreement.correlation import KINDS, THRESHOLDS
+from segformer_spark.agreement.result import ModelAgreement
 from segformer_spark.run.figures import new_figure, save_figure
-
-if TYPE_CHECKING:
-    from segformer_spark.agreement.study import ModelAgreement
 
 
 def draw_sizes(results: Sequence[ModelAgreement], path: Path) -> None:

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segformer_spark.agreement.correlation import KINDS
-from segformer_spark.config.yaml12 import parse_file
+from segformer_spark.config.yaml12 import read_table
 from segformer_spark.errors import ConfigError
-
-_KEYS = {"models", "ignore_class", "reference"}
 
 
 @dataclass(frozen=True)
@@ -33,15 +31,11 @@ def read_agreement_study(path: Path) -> AgreementStudy:
     Raises:
         ConfigError: no such file, or something in it that is not understood.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such study")
-    tree, _ = parse_file(path)
-    if not isinstance(tree, dict) or not tree.keys() <= _KEYS or not isinstance(tree.get("models"), dict):
-        raise ConfigError(f"{path}: a study of agreement has the keys models and, if need be, ignore_class, reference")
+    tree = read_table(path, "study of agreement", ("models",), ("ignore_class", "reference"))
     reference, ignored = tree.get("reference", {}), tree.get("ignore_class", [])
     figures = {f"max_{kind}" for kind in KINDS}
-    if not isinstance(reference, dict) or not isinstance(ignored, list):
-        raise ConfigError(f"{path}: reference is a table, ignore_class a list of names")
+    if not all(isinstance(one, dict) for one in (tree["models"], reference)) or not isinstance(ignored, list):
+        raise ConfigError(f"{path}: models and reference are tables, ignore_class a list of names")
     for name, row in reference.items():
         numbers = isinstance(row, dict) and row.keys() <= figures and all(type(v) is float for v in row.values())
         if name not in tree["models"] or not numbers:

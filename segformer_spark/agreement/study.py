@@ -12,7 +12,6 @@ import torch
 from segformer_spark.agreement.correlation import (
     KINDS,
     THRESHOLDS,
-    Correlation,
     Maximum,
     correlate,
     decisions,
@@ -21,6 +20,7 @@ from segformer_spark.agreement.correlation import (
 from segformer_spark.agreement.figures import draw_overview, draw_sizes
 from segformer_spark.agreement.objects import AreaChange, area_change
 from segformer_spark.agreement.people import Item
+from segformer_spark.agreement.result import ModelAgreement
 from segformer_spark.checkpoint.export import load_model
 from segformer_spark.data.dataset import Mask
 from segformer_spark.data.decode import read_image
@@ -42,26 +42,6 @@ class Candidate:
 
     name: str
     folder: Path
-
-
-@dataclass(frozen=True)
-class ModelAgreement:
-    """What one model makes of the pairs.
-
-    Attributes:
-        changes: of each item, in order.
-        by_threshold: {kind: correlation at each of THRESHOLDS}, over the items whose change is known.
-        maxima: {kind: the highest of them}.
-        num_items: items whose change is known.
-    """
-
-    name: str
-    variant: str
-    parameters: int
-    changes: Sequence[AreaChange]
-    by_threshold: Mapping[str, Sequence[Correlation]]
-    maxima: Mapping[str, Maximum]
-    num_items: int
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,13 @@ from typing import Any
 from segformer_spark.config.fields import FIELDS
 from segformer_spark.config.load import ResolvedConfig, load_config
 from segformer_spark.config.schema import RUN_NAME_PATTERN
-from segformer_spark.config.sweep import SweepRun, read_sweep, setting_text
-from segformer_spark.config.yaml12 import parse_file
+from segformer_spark.config.sweep import SweepRun, base_file, read_sweep, setting_text
+from segformer_spark.config.yaml12 import parse_file, read_table
 from segformer_spark.errors import ConfigError
 
 _AXES = ("data", "models", "recipes")
-_KEYS = {"base", *_AXES, "seeds", "splits", "examples", "reference"}
+_REQUIRED = ("base", "models")
+_OPTIONAL = ("data", "recipes", "seeds", "splits", "examples", "reference")
 REFERENCE_FIGURES = ("val_miou", "train_miou")
 """What `reference` may say of a model or recipe, beside a note."""
 
@@ -93,14 +94,8 @@ def read_study(path: Path) -> Study:
     Raises:
         ConfigError: no such file, or something in it that is not understood.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such study")
-    tree, _ = parse_file(path)
-    if not isinstance(tree, dict) or not tree.keys() <= _KEYS or not {"base", "models"} <= tree.keys():
-        raise ConfigError(f"{path}: a study has the keys base, models and, if need be, {', '.join(sorted(_KEYS))}")
-    base = path.parent / str(tree["base"])
-    if not base.is_file():
-        raise ConfigError(f"{path}: base {tree['base']}: there is no such configuration file beside it")
+    tree = read_table(path, "study", _REQUIRED, _OPTIONAL)
+    base = base_file(path, tree["base"])
     data, models, recipes = (_axis(tree, axis, path) for axis in _AXES)
     seeds = tree.get("seeds", [42])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.config.fields import FIELDS
-from segformer_spark.config.yaml12 import parse_file
+from segformer_spark.config.yaml12 import read_table
 from segformer_spark.errors import ConfigError
 
 _MAX_NAME = 64  # as config.schema's RUN_NAME_PATTERN has it
@@ -44,11 +44,7 @@ def read_sweep(path: Path) -> list[SweepRun]:
     Raises:
         ConfigError: no such file, or something in it that is not understood.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such sweep")
-    tree, _ = parse_file(path)
-    if not isinstance(tree, dict) or not tree.keys() <= {"base", "grid", "runs"} or "base" not in tree:
-        raise ConfigError(f"{path}: a sweep has the keys base, and grid or runs")
+    tree = read_table(path, "sweep", ("base",), ("grid", "runs"))
     if ("grid" in tree) == ("runs" in tree):
         raise ConfigError(f"{path}: give grid (every combination) or runs (a list), one of them")
     settings = _combinations(tree["grid"], path) if "grid" in tree else tree["runs"]
@@ -57,15 +53,25 @@ def read_sweep(path: Path) -> list[SweepRun]:
     unknown = sorted({key for one in settings for key in one} - FIELDS.keys())
     if unknown:
         raise ConfigError(f"{path}: {', '.join(unknown)}: no such key of the configuration")
-    base = path.parent / str(tree["base"])
-    if not base.is_file():
-        raise ConfigError(f"{path}: base {tree['base']}: there is no such configuration file beside it")
+    base = base_file(path, tree["base"])
     return [
         SweepRun(
             _name(path.stem, index, one), base, tuple(f"{key}={setting_text(value)}" for key, value in one.items())
         )
         for index, one in enumerate(settings)
     ]
+
+
+def base_file(path: Path, base: Any) -> Path:
+    """The configuration that a sweep or study at `path` names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    file = path.parent / str(base)
+    if not file.is_file():
+        raise ConfigError(f"{path}: base {base}: there is no such configuration file beside it")
+    return file
 
 
 def _combinations(grid: Any, path: Path) -> list[dict[str, Any]]:

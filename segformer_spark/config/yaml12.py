@@ -7,6 +7,7 @@ twice silently wins the second time (https://yaml.org/spec/1.2.2/#103-core-schem
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,24 @@ def parse_file(path: Path) -> tuple[Any, dict[str, int]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the configuration cannot be read: {error}") from error
     return parse(text, str(path))
+
+
+def read_table(path: Path, kind: str, required: Collection[str], optional: Collection[str]) -> dict[str, Any]:
+    """A file that is one table with known keys, such as a sweep or a study (`kind`, for messages).
+
+    Raises:
+        ConfigError: no such file, no table, or a key that is missing or unknown.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such {kind}")
+    tree, lines = parse_file(path)
+    keys = tree.keys() if isinstance(tree, dict) else set()
+    wrong = [f"{key} is missing" for key in required if key not in keys]
+    wrong += [f"{key} (line {lines[key]}) is none of them" for key in keys if key not in {*required, *optional}]
+    if wrong:
+        need = f"a {kind} has the keys {', '.join(required)} and, if need be, {', '.join(optional)}"
+        raise ConfigError(f"{path}: {need}; {', '.join(wrong)}")
+    return dict(tree)
 
 
 def parse_scalar(text: str, source: str) -> Any:

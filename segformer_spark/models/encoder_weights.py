@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional
 
 from segformer_spark.errors import CheckpointError
 from segformer_spark.models.interface import SegmentationModel
+from segformer_spark.models.positions import resize_grid
 from segformer_spark.run.console import logger
 
 _WRAPPERS = ("state_dict", "model_state", "model")
@@ -175,9 +175,8 @@ def resize_positions(positions: Tensor, num_tokens: int, num_extra: int) -> Tens
         CheckpointError: either grid is no square.
     """
     before, after = (_side(count - num_extra) for count in (positions.shape[1], num_tokens))
-    grid = positions[:, num_extra:].reshape(1, before, before, -1).permute(0, 3, 1, 2).float()
-    grid = functional.interpolate(grid, size=(after, after), mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([positions[:, :num_extra].float(), grid.permute(0, 2, 3, 1).flatten(1, 2)], 1).to(positions.dtype)
+    grid = resize_grid(positions[:, num_extra:].float(), (before, before), (after, after))
+    return torch.cat([positions[:, :num_extra].float(), grid], 1).to(positions.dtype)
 
 
 def _side(count: int) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 import segmentation_models_pytorch as smp
 from timm.models.hiera import Reroll
 from torch import Tensor, nn
-from torch.nn import functional
 
 from segformer_spark.models.interface import SegmentationModel, use_cross_rank_batch_norm
+from segformer_spark.models.positions import resize_grid
 
 _STEM = 1
 """Index of the stem's map (stride 2) among the encoder's; 0 is the image, stage i has index i + 1."""
@@ -131,9 +131,7 @@ class HieraModel(SmpModel):
         hiera = self._hiera
         positions, grid = hiera.pos_embed, tuple(hiera.tokens_spatial_shape)
         if grid != self._built:
-            square = positions.unflatten(1, self._built).permute(0, 3, 1, 2)
-            square = functional.interpolate(square, grid, mode="bicubic", antialias=True, align_corners=False)
-            positions = square.flatten(2).transpose(1, 2)
+            positions = resize_grid(positions, self._built, grid)
         moved: Tensor = tokens + positions
         return moved
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segformer_spark.config.load import PROJECT_ROOT
 from segformer_spark.config.study import read_study
+from segformer_spark.data.demo.once import render_once
 from segformer_spark.data.demo.streets import write_street_set
-from segformer_spark.errors import UserError
 from segformer_spark.run.console import duration, logger
+from segformer_spark.run.verb_process import run_verb, set_options
 from segformer_spark.study.execute import plan_runs
 from segformer_spark.study.html_report import Report
 
@@ -48,29 +46,28 @@ def run_study_demo(options: StudyDemoOptions) -> Path:
     started = time.monotonic()
     output = options.output
     overrides = [f"data.root={options.data_root}", f"output.save_path={output}/runs/{{name}}", *options.overrides]
-    settings = [argument for override in overrides for argument in ("--set", override)]
+    settings = set_options(overrides)
     if _render(options) and (output / "runs").is_dir():
         logger.info("%s: runs on other images are removed", output / "runs")
         shutil.rmtree(output / "runs")
     sizes, comparison, ablation = output / "params", output / "models", output / "ablation"
     files = ["--json", f"{sizes}/params.json", "--figure", f"{sizes}/params.png"]
-    _run("sizes of all models", ["params", "--num-classes", "13", "--image-size", "512", *files])
+    run_verb("sizes of all models", ["params", "--num-classes", "13", "--image-size", "512", *files])
     models = _STUDIES / "demo_models.yaml"
-    _run("comparison", ["compare", "run", str(models), "--output", str(comparison), *settings])
+    run_verb("comparison", ["compare", "run", str(models), "--output", str(comparison), *settings])
     augmentations = str(_STUDIES / "demo_ablation.yaml")
-    _run("ablation", ["ablate", "run", augmentations, "--output", str(ablation), *settings])
+    run_verb("ablation", ["ablate", "run", augmentations, "--output", str(ablation), *settings])
     compared = [one.directory.path for one in plan_runs(read_study(models), overrides)]
     run = compared[0]
-    _run("anomaly statistics", ["anomaly", "fit", str(run)])
+    run_verb("anomaly statistics", ["anomaly", "fit", str(run)])
     strange = output / "anomaly"
     shown = ["--methods", *_METHODS, "--panels", "1", "--output", str(strange)]
-    _run("anomaly scores", ["anomaly", "eval", str(run), *shown])
+    run_verb("anomaly scores", ["anomaly", "eval", str(run), *shown])
     pairs, people = output / "pairs", output / "agreement"
-    if not (pairs / "people.csv").is_file():
-        _run("pairs", ["agreement", "make-demo", "--root", str(pairs), "--pairs", str(options.num_pairs)])
+    run_verb("pairs", ["agreement", "make-demo", "--root", str(pairs), "--pairs", str(options.num_pairs)])
     one_per_model = compared[:: len(compared) // 3]
     judged = ["--pairs", str(pairs), "--people", str(pairs / "people.csv"), "--repeats", "2000"]
-    _run("agreement", ["agreement", "run", *map(str, one_per_model), *judged, "--output", str(people)])
+    run_verb("agreement", ["agreement", "run", *map(str, one_per_model), *judged, "--output", str(people)])
     path = output / "report.html"
     _report(output, run.name, time.monotonic() - started).write(path)
     return path
@@ -78,25 +75,9 @@ def run_study_demo(options: StudyDemoOptions) -> Path:
 
 def _render(options: StudyDemoOptions) -> bool:
     """Render the set unless it is there; whether it was rendered anew."""
-    wanted = {"numbers": list(options.num_images), "size": list(_SIZE)}
-    stamp = options.data_root / "demo.json"
-    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
-        logger.info("the rendered set in %s is there already", options.data_root)
-        return False
-    if stamp.is_file():
-        shutil.rmtree(options.data_root)
-    logger.info("rendering %d + %d + %d street scenes into %s", *options.num_images, options.data_root)
-    write_street_set(options.data_root, numbers=options.num_images, size=_SIZE)
-    # Written last: a set that was cut off while rendering has no stamp.
-    stamp.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-    return True
-
-
-def _run(name: str, arguments: Sequence[str]) -> None:
-    logger.info("%s", name)
-    status = subprocess.run([sys.executable, "-m", "segformer_spark", *arguments], check=False).returncode
-    if status != 0:
-        raise UserError(f"study-demo: {name} failed with status {status}; see the messages above")
+    root, numbers = options.data_root, options.num_images
+    wanted = {"numbers": list(numbers), "size": list(_SIZE)}
+    return render_once(root, wanted, lambda: write_street_set(root, numbers=numbers, size=_SIZE))
 
 
 def _report(output: Path, run: str, seconds: float) -> Report:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from segformer_spark.models.registry import find_architecture
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.listing import record_of
+from segformer_spark.run.verb_process import verb_command
 
 FINISHED = ("completed", "stopped early")
 
@@ -127,8 +127,5 @@ def _start(command: Sequence[str]) -> int:
 
 
 def _command(path: Path, index: int, options: Sequence[str], processes: int) -> list[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     chosen = ["--sweep", os.fspath(path), "--sweep-index", str(index)]
-    return [*launcher, "-m", "segformer_spark", "train", *chosen, "--resume", "auto", *options]
+    return verb_command(["train", *chosen, "--resume", "auto", *options], processes)

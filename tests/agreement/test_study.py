@@ -140,7 +140,8 @@ def test_a_study_file_names_models_and_what_others_found(
     ("text", "message"),
     [
         ("reference: {}\n", "has the keys models"),
-        ("models: {a: x}\npairs: y\n", "has the keys models"),
+        ("models: {a: x}\npairs: y\n", r"pairs \(line 2\) is none of them"),
+        ("models: [a]\n", "models and reference are tables"),
         ("models: {a: x}\nreference: {b: {max_pearson: 0.1}}\n", "reference of b"),
         ("models: {a: x}\nreference: {a: {pearson: 0.1}}\n", "reference of a"),
     ],

@@ -83,8 +83,9 @@ def test_array_indices_reach_studies_and_sweeps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("models: {a: {}}\n", "has the keys base, models"),
-        ("base: base.yaml\nmodels: {a: {}}\nmodel: {}\n", "has the keys base, models"),
+        ("models: {a: {}}\n", "has the keys base, models and, .*; base is missing"),
+        ("base: base.yaml\nmodels: {a: {}}\nmodel: {}\n", r"model \(line 3\) is none of them"),
+        ("- a\n", "base is missing, models is missing"),
         ("base: none.yaml\nmodels: {a: {}}\n", "no such configuration file"),
         ("base: base.yaml\nmodels: [a]\n", "models is a table"),
         ("base: base.yaml\nmodels: {a: {model.nam: unet}}\n", "model.nam: no such key"),

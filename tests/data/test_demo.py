@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segformer_spark.data.demo.once import render_once
 from segformer_spark.data.demo.render import render
 from segformer_spark.data.demo.shapes import SHAPES
 from segformer_spark.data.demo.write import write_demo_set
@@ -81,3 +82,30 @@ def test_sizes_spread_as_in_spark() -> None:
     assert 0.08 < share.mean() < 0.16
     assert share.min() < 0.02
     assert share.max() > 0.4
+
+
+def test_a_set_is_rendered_once_for_the_same_numbers(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    calls: list[object] = []
+
+    def draw() -> None:
+        calls.append(sorted(path.name for path in root.iterdir()) if root.exists() else None)
+        root.mkdir()
+        (root / f"image_{len(calls)}.png").touch()
+
+    assert render_once(root, {"size": 8}, draw)
+    assert not render_once(root, {"size": 8}, draw)
+    assert render_once(root, {"size": 9}, draw)
+    assert calls == [None, None]
+    assert sorted(path.name for path in root.iterdir()) == ["demo.json", "image_2.png"]
+
+
+def test_what_nobody_rendered_is_not_removed_and_what_was_cut_off_is_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "mine.png").touch()
+
+    def stop() -> None:
+        raise RuntimeError("cut off")
+
+    with pytest.raises(RuntimeError, match="cut off"):
+        render_once(tmp_path, {"size": 8}, stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
