@@ -30,7 +30,7 @@ from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.models.segformer import SegFormer
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger, progress
-from segformer_spark.run.record import command_record, host_record, scrub, software_record
+from segformer_spark.run.record import result_record
 from segformer_spark.run.system import now
 
 Row = dict[str, Any]
@@ -83,17 +83,14 @@ def run_agreement(
     sizes = against_size([r.parameters for r in results], {k: [r.maxima[k].value for r in results] for k in KINDS})
     draw_sizes(results, options.output / "correlation_vs_parameters.png")
     draw_overview(results, options.output / "agreement.png")
-    record = {
-        "started": started,
-        "ended": now(),
-        "models": [str(candidate.folder) for candidate in candidates],
-        "items": len(items),
-        "options": {**asdict(options), "output": str(options.output)},
-        "command": command_record(),
-        "hardware": host_record(device),
-        "software": software_record(),
-    }
-    write_json(options.output / "summary.json", {"models": table, "against_parameters": sizes, "record": scrub(record)})
+    record = result_record(
+        device,
+        started=started,
+        models=[str(candidate.folder) for candidate in candidates],
+        items=len(items),
+        options={**asdict(options), "output": str(options.output)},
+    )
+    write_json(options.output / "summary.json", {"models": table, "against_parameters": sizes, "record": record})
     return results
 
 

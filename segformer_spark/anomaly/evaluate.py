@@ -31,7 +31,7 @@ from segformer_spark.evaluation.pictures import make_panel
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.metrics.ranking import Ranking, ScoreHistogram, rank
 from segformer_spark.ops.interpolation import enlarged_bands
-from segformer_spark.run.atomic import write_csv
+from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import progress
 
 RECALL = 0.95
@@ -156,13 +156,16 @@ def _draw_panels(
         write_png(folder / method / f"{name}.png", panel)
 
 
-def write_results(results: Mapping[str, MethodResult], model: str, output: Path) -> list[Row]:
-    """metrics.csv, thresholds.csv and curves.png; returns the rows of the first."""
+def write_results(
+    results: Mapping[str, MethodResult], model: str, output: Path, record: Mapping[str, Any]
+) -> list[Row]:
+    """metrics.csv, thresholds.csv, curves.png, and results.json with the record; returns the rows of the first."""
     rows = [row for method, result in results.items() for row in _metric_rows(model, method, result)]
     write_csv(output / "metrics.csv", list(rows[0]), rows)
     points = [row for method, result in results.items() for row in _threshold_rows(method, result.pooled)]
     write_csv(output / "thresholds.csv", list(points[0]), points)
     draw_curves({method: result.pooled for method, result in results.items()}, output / "curves.png")
+    write_json(output / "results.json", {"metrics": rows, "record": record})
     return rows
 
 
@@ -188,21 +191,25 @@ def _metric_rows(model: str, method: str, result: MethodResult) -> Iterator[Row]
             "auroc": auroc,
             "aupr": aupr,
             "fpr95": fpr95,
-            "f1_opt_oracle": oracle[0],
-            "threshold_opt_oracle": oracle[1],
+            "f1_opt": oracle[0],
+            "threshold_opt": oracle[1],
             "n_images": images,
             **alike,
+            "threshold_source": None if oracle[0] is None else "oracle",
         }
 
 
 def _threshold_rows(method: str, ranking: Ranking) -> Iterator[Row]:
-    step = max(1, len(ranking.thresholds) // _CURVE_POINTS)
-    for place in range(0, len(ranking.thresholds), step):
-        yield {
-            "method": method,
-            "threshold": float(ranking.thresholds[place]),
-            "precision": round(float(ranking.precision[place]), 6),
-            "recall": round(float(ranking.recall[place]), 6),
-            "f1": round(float(ranking.f1[place]), 6),
-            "fpr": round(float(ranking.false_positive_rate[place]), 6),
-        }
+    """Evenly spaced thresholds, the last, and the one with the best F1."""
+    curves = {
+        "threshold": ranking.thresholds,
+        "precision": ranking.precision,
+        "recall": ranking.recall,
+        "f1": ranking.f1,
+        "fpr": ranking.false_positive_rate,
+    }
+    number = len(ranking.thresholds)
+    spaced = range(0, number, max(1, number // _CURVE_POINTS))
+    for place in sorted({*spaced, int(curves["f1"].argmax()), number - 1}):
+        values = {name: float(curve[place]) for name, curve in curves.items()}
+        yield {"method": method, **{k: v if k == "threshold" else round(v, 6) for k, v in values.items()}}

@@ -20,7 +20,7 @@ from segformer_spark.data.sampler import rank_indices
 from segformer_spark.data.transforms import image_to_tensor, normalize_images
 from segformer_spark.data.window import Window
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.errors import ConfigError
+from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.sliding import sliding_logits
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.models.interface import SegmentationModel
@@ -94,6 +94,7 @@ class Predictor:
                 with torch.inference_mode(), autocast(self.device, self.precision):
                     images = normalize_images(item.pixels[None].to(self.device))
                     logits, maps = self.model.logits_and_maps(images)
+                self._refuse_nan(logits)
                 yield item, logits[0].float(), maps[0].float()
 
     def refuse_windows(self) -> None:
@@ -143,8 +144,18 @@ class Predictor:
         with autocast(self.device, self.precision):
             if config.window is None:
                 logits: Tensor = self.model(images)
-                return logits
-            return sliding_logits(self.model, images, config.window, config.overlap, self.model.output_stride)
+            else:
+                logits = sliding_logits(self.model, images, config.window, config.overlap, self.model.output_stride)
+        self._refuse_nan(logits)
+        return logits
+
+    def _refuse_nan(self, logits: Tensor) -> None:
+        """Raise UserError where enlarging would make zeros of NaN."""
+        if bool(logits.isnan().any()):
+            raise UserError(
+                f"the model's logits are not numbers (NaN) in {self.precision}: its weights are damaged, or it needs "
+                "another --precision"
+            )
 
     def _class_ids(self, passes: list[tuple[tuple[int, ...], Tensor]], row: int, item: EvalItem) -> Tensor:
         window = item.window

@@ -1,7 +1,7 @@
-"""Weights of an encoder alone, from a file in the names of torchvision or timm.
+"""Weights of an encoder alone, from a file in the names of torchvision, timm or transformers, or of a whole model.
 
-What a classifier leaves over is no error; a tensor that the encoder needs and the file lacks is. Positions of ViT and
-Hiera are resized to the model's grid.
+What a classifier or a decode head leaves over is no error; a tensor that the encoder needs and the file lacks is.
+Positions of ViT and Hiera are resized to the model's grid.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _WRAPPERS = ("state_dict", "model_state", "model")
 _CLASSIFIER = re.compile(r"(fc|classifier|head)\.")
 _COUNTER = "num_batches_tracked"
 _POSITIONS = "pos_embed"
+_AROUND = ("segformer.", "encoder.", "backbone.", "model.")
+"""What libraries put before an encoder's own names, one after another."""
 _SHOWN = 4
 
 State = dict[str, Tensor]
@@ -41,7 +43,7 @@ class EncoderReport:
         loaded: names in the encoder that were found.
         missing: names that the encoder has and the file lacks.
         unexpected: names that the file has and the encoder lacks, the classifier's apart.
-        classifier: the names of the file's classifier.
+        left_out: names of the file's classifier or decode head.
         resized: positions that were brought to another grid.
         mismatched: names whose shapes differ.
     """
@@ -49,7 +51,7 @@ class EncoderReport:
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    classifier: tuple[str, ...]
+    left_out: tuple[str, ...]
     resized: tuple[str, ...]
     mismatched: tuple[str, ...]
 
@@ -60,8 +62,8 @@ class EncoderReport:
             names: tuple[str, ...] = getattr(self, what)
             if names:
                 parts.append(f"{len(names)} {what}: {_listed(names)}")
-        if self.classifier:
-            parts.append(f"its classifier is left out: {_listed(self.classifier)}")
+        if self.left_out:
+            parts.append(f"its head is left out: {_listed(self.left_out)}")
         return "; ".join(parts)
 
 
@@ -71,11 +73,14 @@ def load_encoder(model: SegmentationModel, path: Path) -> EncoderReport:
     Raises:
         CheckpointError: the file cannot be read, or is of another encoder.
     """
-    state = _common_names(read_state(path))
-    own = model.encoder.state_dict()
-    prefix = _prefix(own)
-    target = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
-    state, resized = _resize_positions(state, target)
+    inside = {id(tensor) for tensor in model.encoder.state_dict(keep_vars=True).values()}
+    own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in inside}
+    stored = model.stored_names()
+    prefix = _prefix([stored[name] for name in own])
+    live = {stored[name].removeprefix(prefix): name for name in own}
+    target = {name: own[live[name]].detach() for name in live}
+    state, head = _encoder_part(read_state(path), prefix)
+    state, resized = fit_positions(state, target)
     mismatched = [name for name in target.keys() & state.keys() if target[name].shape != state[name].shape]
     found = [name for name in target if name in state and name not in mismatched]
     left = [name for name in state if name not in target]
@@ -84,16 +89,16 @@ def load_encoder(model: SegmentationModel, path: Path) -> EncoderReport:
         # Files from before PyTorch 0.4 have no counters; they are not used where momentum is set.
         missing=tuple(name for name in target if name not in state and not name.endswith(_COUNTER)),
         unexpected=tuple(name for name in left if not _CLASSIFIER.match(name)),
-        classifier=tuple(name for name in left if _CLASSIFIER.match(name)),
+        left_out=(*head, *(name for name in left if _CLASSIFIER.match(name))),
         resized=tuple(resized),
         mismatched=tuple(sorted(mismatched)),
     )
     if report.missing or report.mismatched or report.unexpected:
         raise CheckpointError(
             f"{path}: these are not the weights of the encoder of {model.name}: {report.describe()}. "
-            "Check model.name and model.encoder"
+            "Check model.name and model.encoder (segformer: model.variant)"
         )
-    model.encoder.load_state_dict({prefix + name: state[name] for name in found}, strict=False)
+    model.load_state_dict({live[name]: state[name] for name in found}, strict=False)
     logger.info("encoder weights from %s: %s", path.name, report.describe())
     return report
 
@@ -119,20 +124,25 @@ def read_state(path: Path) -> State:
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
-def _prefix(names: Mapping[str, Tensor]) -> str:
-    """What a library puts before the encoder's own names (segmentation_models_pytorch: model.model.)."""
+def _prefix(names: Sequence[str]) -> str:
+    """What stands before the encoder's own names in files of this model."""
     prefix = ""
-    while all(name.startswith(prefix + "model.") for name in names):
-        prefix += "model."
+    while around := next((one for one in _AROUND if all(name.startswith(prefix + one) for name in names)), None):
+        prefix += around
     return prefix
 
 
-def _common_names(state: State) -> State:
+def _encoder_part(state: State, prefix: str) -> tuple[State, list[str]]:
+    """The encoder's tensors in its own names, and the names of a whole model's others."""
+    for whole in (prefix, *_AROUND):
+        inside = {name.removeprefix(whole): tensor for name, tensor in state.items() if name.startswith(whole)}
+        if whole and inside:
+            return _today(inside), [name for name in state if not name.startswith(whole)]
+    return _today(state), []
+
+
+def _today(state: State) -> State:
     """The names of today's torchvision."""
-    backbone = {
-        name.removeprefix("backbone."): tensor for name, tensor in state.items() if name.startswith("backbone.")
-    }
-    state = backbone or state
     return _of_flat_mobilenet(state) if "features.2.conv.6.weight" in state else state
 
 
@@ -151,16 +161,18 @@ def _of_flat_mobilenet(state: State) -> State:
     return {renamed(name): tensor for name, tensor in state.items()}
 
 
-def _resize_positions(state: State, target: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    """Positions (1, N, D) brought to another number of tokens; tokens before the grid (class token) stay."""
-    if _POSITIONS not in state or _POSITIONS not in target:
-        return state, []
-    own, wanted = state[_POSITIONS], target[_POSITIONS]
-    if own.shape == wanted.shape or own.ndim != 3 or own.shape[-1] != wanted.shape[-1]:
-        return state, []
-    extra = int("cls_token" in target)
-    resized = resize_positions(own, wanted.shape[1], extra)
-    return {**state, _POSITIONS: resized}, [f"{_POSITIONS} {_grid(own, extra)} to {_grid(resized, extra)}"]
+def fit_positions(state: State, target: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """Positions (1, N, D) brought to the target's number of tokens, and what was; a class token before them stays."""
+    fitted, resized = dict(state), []
+    for name in state.keys() & target.keys():
+        own, wanted = state[name], target[name]
+        around, _, last = name.rpartition(_POSITIONS)
+        if last or own.shape == wanted.shape or own.ndim != 3 or own.shape[-1] != wanted.shape[-1]:
+            continue
+        extra = int(f"{around}cls_token" in target)
+        fitted[name] = resize_positions(own, wanted.shape[1], extra)
+        resized.append(f"{name} {_grid(own, extra)} to {_grid(wanted, extra)}")
+    return fitted, resized
 
 
 def resize_positions(positions: Tensor, num_tokens: int, num_extra: int) -> Tensor:

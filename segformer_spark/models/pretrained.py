@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import SegformerForSemanticSegmentation
 
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.models.encoder_weights import load_encoder, read_state
+from segformer_spark.models.encoder_weights import fit_positions, load_encoder, read_state
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.registry import ENCODER_REPOSITORIES, build_network, find_architecture
 from segformer_spark.models.segformer import SegFormer, build_segformer, segformer_config
@@ -25,7 +25,6 @@ from segformer_spark.run.atomic import atomic_folder, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
 
-_HEAD = "decode_head."
 _CLASSIFIER = ("decode_head.classifier.weight", "decode_head.classifier.bias")
 
 
@@ -117,13 +116,17 @@ def load_whole(model: SegmentationModel, folder: Path, *, new_classes: bool = Fa
     state = read_state(folder / "model.safetensors")
     live = {stored: name for name, stored in model.stored_names().items()}
     own = model.state_dict()
+    if new_classes:
+        state, resized = fit_positions(state, {stored: own[name] for stored, name in live.items()})
+        for what in resized:
+            logger.info("%s: %s", folder, what)
     others = [name for name in state if name in live and state[name].shape != own[live[name]].shape]
     classifier = [name for name in others if new_classes and name in model.classifier_names]
-    wrong = sorted({*(state.keys() ^ live.keys()), *(set(others) - set(classifier))})
+    wrong = _describe_misfit(live.keys() - state.keys(), state.keys() - live.keys(), set(others) - set(classifier))
     if wrong:
         raise CheckpointError(
-            f"{folder}: the weights do not fit this model ({model.name}): {len(wrong)} tensors are missing, left over "
-            f"or of another shape, first {', '.join(wrong[:3])}. Check model.name and model.encoder."
+            f"{folder}: the weights do not fit this model ({model.name}): {wrong}. Check model.name, model.encoder and "
+            "the number of classes"
         )
     model.load_state_dict({live[name]: value for name, value in state.items() if name not in classifier}, strict=False)
     if classifier:
@@ -132,28 +135,34 @@ def load_whole(model: SegmentationModel, folder: Path, *, new_classes: bool = Fa
 
 def _build_segformer(config: ModelConfig, class_names: Sequence[str], seed: int) -> SegFormer:
     options: dict[str, Any] = {"dropout": config.dropout, "drop_path": config.drop_path}
-    if config.pretrained == "none":
-        return build_segformer(
-            config.variant, class_names, freeze_backbone=config.freeze_backbone, seed=seed, **options
-        )
-    folder = locate_weights(config)
-    hub_config = segformer_config(config.variant, class_names, **options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = load_network(folder, config=hub_config, encoder_only=config.pretrained == "imagenet")
-    return SegFormer(network, freeze_backbone=config.freeze_backbone)
+    source = None if config.pretrained == "none" else locate_weights(config)
+    if source is not None and source.is_dir():
+        hub_config = segformer_config(config.variant, class_names, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = load_network(source, config=hub_config)
+        return SegFormer(network, freeze_backbone=config.freeze_backbone)
+    model = build_segformer(config.variant, class_names, freeze_backbone=config.freeze_backbone, seed=seed, **options)
+    if source is not None:
+        load_encoder(model, source)
+    return model
+
+
+def _describe_misfit(missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]) -> str:
+    """How many and the first of each kind; empty where all fit."""
+    kinds = {"missing": missing, "left over": unexpected, "of another shape": mismatched}
+    return "; ".join(f"{len(names)} {kind}: {', '.join(sorted(names)[:3])}" for kind, names in kinds.items() if names)
 
 
 def _say_new_classifier(folder: Path, num_classes: int) -> None:
     logger.info("%s: its classifier is of another number of classes and starts at random, with %d", folder, num_classes)
 
 
-def load_network(folder: Path, *, config: Any = None, encoder_only: bool = False) -> SegformerForSemanticSegmentation:
+def load_network(folder: Path, *, config: Any = None) -> SegformerForSemanticSegmentation:
     """Load a Hugging Face folder, strictly: every weight must be found and fit.
 
     Args:
         config: build for this configuration instead of the folder's; then the classifier, and only it, may differ.
-        encoder_only: the folder holds an ImageNet classifier; the whole decode head starts at random.
 
     Raises:
         CheckpointError: the folder is damaged or holds another model.
@@ -170,19 +179,16 @@ def load_network(folder: Path, *, config: Any = None, encoder_only: bool = False
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
-    allowed: Callable[[str], bool] = (
-        (lambda name: name.startswith(_HEAD))
-        if encoder_only
-        else (lambda name: config is not None and name in _CLASSIFIER)
-    )
     mismatched = [item[0] if isinstance(item, tuple | list) else item for item in report["mismatched_keys"]]
-    wrong = [name for name in [*report["missing_keys"], *mismatched] if not allowed(name)]
+    new = _CLASSIFIER if config is not None else ()
     # A deeper variant of the same width fits without a missing tensor, but some are left over.
-    wrong += [name for name in report["unexpected_keys"] if not (encoder_only and name.startswith("classifier."))]
+    wrong = _describe_misfit(
+        set(report["missing_keys"]) - set(new), report["unexpected_keys"], set(mismatched) - set(new)
+    )
     if wrong:
         raise CheckpointError(
-            f"{folder}: the weights do not fit this model: {len(wrong)} tensors are missing, left over or "
-            f"of another shape, first {', '.join(sorted(wrong)[:3])}. Check model.variant."
+            f"{folder}: the weights do not fit this model: {wrong}. Check model.variant; an encoder alone is given as "
+            "its file, model.safetensors"
         )
     if any(name in _CLASSIFIER for name in mismatched):
         _say_new_classifier(folder, network.config.num_labels)

@@ -43,12 +43,12 @@ def encoder_folder(weights_dir: Path, encoder: str) -> Path:
 
 
 def locate_weights(config: ModelConfig) -> Path:
-    """The folder, or the encoder's file, of `model.pretrained`.
+    """The folder of a whole model, or the file of an encoder, that `model.pretrained` means.
 
     Raises:
         CheckpointError: it is not there; the message says the command to run.
     """
-    return _locate_folder(config) if config.name == "segformer" else _locate_other(config)
+    return _locate_segformer(config) if config.name == "segformer" else _locate_other(config)
 
 
 def _locate_other(config: ModelConfig) -> Path:
@@ -68,19 +68,23 @@ def _locate_other(config: ModelConfig) -> Path:
     return given if given.is_dir() else path
 
 
-def _locate_folder(config: ModelConfig) -> Path:
+def _locate_segformer(config: ModelConfig) -> Path:
     if config.pretrained in SOURCES:
         folder = weights_folder(Path(config.weights_dir), config.variant, config.pretrained)
+        path = folder / "model.safetensors"
         mend = (
             f"On a machine with internet run: segformer-spark weights fetch --variant {config.variant} "
             f"--source {config.pretrained} --weights-dir {config.weights_dir} "
             "(or start from random weights with model.pretrained=none)"
         )
     else:
-        folder = Path(config.pretrained)
+        given = Path(config.pretrained)
+        path = given if given.is_file() else given / "model.safetensors"
         mend = (
-            f"model.pretrained is one of {', '.join(SOURCES)}, none, or a folder with config.json and model.safetensors"
+            f"model.pretrained is one of {', '.join(SOURCES)}, none, a file of the encoder's weights, or a folder with "
+            "config.json and model.safetensors"
         )
-    if not (folder / "model.safetensors").is_file():
-        raise CheckpointError(f"pretrained weights: {folder / 'model.safetensors'} does not exist. {mend}")
-    return folder
+    if not path.is_file():
+        raise CheckpointError(f"pretrained weights: {path} does not exist. {mend}")
+    is_encoder = config.pretrained == "imagenet" or path == Path(config.pretrained)
+    return path if is_encoder else path.parent

@@ -20,7 +20,7 @@ import torch
 
 from segformer_spark import __version__
 from segformer_spark.config.load import PROJECT_ROOT, ResolvedConfig
-from segformer_spark.run.system import output_of
+from segformer_spark.run.system import now, output_of
 
 _SLURM_VARIABLES = (
     "SLURM_JOB_ID",
@@ -103,6 +103,20 @@ def slurm_record(environment: Mapping[str, str]) -> dict[str, str]:
 def command_record() -> str:
     """The command line of this process."""
     return shlex.join(["segformer-spark", *sys.argv[1:]])
+
+
+def result_record(device: torch.device, **facts: Any) -> dict[str, Any]:
+    """What stands beside results: facts, the time, command, hardware and software; scrubbed."""
+    record: dict[str, Any] = scrub(
+        {
+            **facts,
+            "written": now(),
+            "command": command_record(),
+            "hardware": host_record(device),
+            "software": software_record(),
+        }
+    )
+    return record
 
 
 def scrub(value: Any) -> Any:

@@ -10,8 +10,7 @@ from segformer_spark.config.study import Study
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger
-from segformer_spark.run.record import command_record, host_record, scrub, software_record
-from segformer_spark.run.system import now
+from segformer_spark.run.record import result_record
 from segformer_spark.study.ablation import ablation_rows, deltas
 from segformer_spark.study.collect import RunResult
 from segformer_spark.study.comparison import paired_rows, pairs_by_data, run_rows, summary_rows
@@ -93,14 +92,7 @@ def write_ablation(study: Study, results: Sequence[RunResult], group: Group, fol
 
 
 def _finish(study: Study, report: Report, group: Group, folder: Path, tables: dict[str, Any]) -> None:
-    record = {
-        "study": study.name,
-        "written": now(),
-        "command": command_record(),
-        "hardware": host_record(group.device),
-        "software": software_record(),
-    }
-    write_json(folder / "results.json", {**tables, "record": scrub(record)})
+    write_json(folder / "results.json", {**tables, "record": result_record(group.device, study=study.name)})
     report.write(folder / "report.html")
     logger.info("report: %s", folder / "report.html")
 

@@ -77,8 +77,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[Group, Any, Any, int, Any]]:
-    """The ranks, and the run's model, data set, the model's optimizer step, and loading."""
+def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[Group, Path, Any, Any, int, Any]]:
+    """The ranks, the run, its model, data set, the model's optimizer step, and loading."""
     from segformer_spark.config.load import load_config
     from segformer_spark.errors import UserError
     from segformer_spark.run.directory import locate_model
@@ -103,12 +103,19 @@ def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[
                 f"{folder} knows the classes {', '.join(card.class_names)}, the data set {config.data.dataset} has "
                 f"{', '.join(dataset.classes.names)}"
             )
-        yield group, predictor, dataset, card.step, EvalLoading(view, arguments.batch_size, config.data.num_workers)
+        yield (
+            group,
+            run,
+            predictor,
+            dataset,
+            card.step,
+            EvalLoading(view, arguments.batch_size, config.data.num_workers),
+        )
 
 
 def fit(arguments: argparse.Namespace) -> int:
     """Write the statistics into the run."""
-    with _opened(arguments, arguments.split) as (group, predictor, dataset, step, loading):
+    with _opened(arguments, arguments.split) as (group, run, predictor, dataset, step, loading):
         from segformer_spark.anomaly.features import write_features
         from segformer_spark.anomaly.fit import fit_features, fit_statistics
         from segformer_spark.anomaly.scores import write_statistics
@@ -119,13 +126,13 @@ def fit(arguments: argparse.Namespace) -> int:
             predictor.refuse_windows()
         if "standardized_max_logit" in arguments.methods:
             statistics = fit_statistics(predictor, dataset, loading, group)
-            written.append(arguments.run / _STATISTICS)
-            group.main_only(lambda: write_statistics(arguments.run / _STATISTICS, statistics, names, step))
+            written.append(run / _STATISTICS)
+            group.main_only(lambda: write_statistics(run / _STATISTICS, statistics, names, step))
         if of_features:
             features = fit_features(predictor, dataset, loading, group, arguments.pixels_per_image)
             origin = {"model_step": str(step), "pixels_per_image": str(arguments.pixels_per_image)}
-            written.append(arguments.run / _FEATURES)
-            group.main_only(lambda: write_features(arguments.run / _FEATURES, features, names, origin))
+            written.append(run / _FEATURES)
+            group.main_only(lambda: write_features(run / _FEATURES, features, names, origin))
         if group.is_main:
             print("\n".join(f"statistics: {path}" for path in written))
     return 0
@@ -133,22 +140,25 @@ def fit(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate the scores."""
-    with _opened(arguments, arguments.split) as (group, predictor, dataset, step, loading):
+    with _opened(arguments, arguments.split) as (group, run, predictor, dataset, step, loading):
         from segformer_spark.anomaly.evaluate import evaluate_scores, write_results
         from segformer_spark.anomaly.features import build_map_score, read_features
         from segformer_spark.anomaly.scores import FITTED, build_score, read_statistics
+        from segformer_spark.run.record import result_record
+        from segformer_spark.run.system import now
 
+        started = now()
         names, temperature = dataset.classes.names, arguments.temperature
         plain = [method for method in arguments.methods if method not in _OF_FEATURES]
         needs = any(method in FITTED for method in plain)
-        statistics = read_statistics(arguments.run / _STATISTICS, names, step) if needs else None
+        statistics = read_statistics(run / _STATISTICS, names, step) if needs else None
         scores = {method: build_score(method, temperature=temperature, statistics=statistics) for method in plain}
         of_features = [method for method in arguments.methods if method in _OF_FEATURES]
         map_scores = {}
         if of_features:
-            features = read_features(arguments.run / _FEATURES, names, step)
+            features = read_features(run / _FEATURES, names, step)
             map_scores = {name: build_map_score(name, features) for name in of_features}
-        output = arguments.output or arguments.run / "anomaly" / arguments.split
+        output = arguments.output or run / "anomaly" / arguments.split
         results = evaluate_scores(
             predictor,
             dataset,
@@ -159,7 +169,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
             panels=output / "panels",
             num_panels=arguments.panels,
         )
-        rows = group.main_only(lambda: write_results(results, arguments.run.name, output))
+        facts = {
+            "started": started,
+            "model_step": step,
+            "split": arguments.split,
+            "temperature": temperature,
+            "precision": arguments.precision,
+            "inference": loading.view.config.model_dump(),
+            "world_size": group.world_size,
+        }
+        record = result_record(group.device, **facts)
+        rows = group.main_only(lambda: write_results(results, run.name, output, record))
         if group.is_main:
             for row in rows:
                 print(

@@ -14,7 +14,7 @@ from torch.nn import functional
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.encoder_weights import load_encoder, read_state, resize_positions
-from segformer_spark.models.pretrained import build_model
+from segformer_spark.models.pretrained import build_model, load_whole
 from segformer_spark.models.weights import encoder_folder, locate_weights
 
 NAMES = ["a", "b", "c"]
@@ -34,7 +34,7 @@ def test_resnet_loads_by_torchvisions_names(name: str, tmp_path: Path, caplog: p
     own = model.encoder.state_dict()  # type: ignore[attr-defined]
     for key, value in classifier.state_dict().items():
         assert key.startswith("fc.") or torch.equal(own[key], value), key
-    assert "318 tensors; its classifier is left out: fc.weight, fc.bias" in caplog.text
+    assert "318 tensors; its head is left out: fc.weight, fc.bias" in caplog.text
 
 
 def test_loaded_features_are_the_librarys(tmp_path: Path) -> None:
@@ -67,6 +67,52 @@ def test_flat_mobilenet_names_are_translated(tmp_path: Path) -> None:
     own = build("unet", "mobilenet_v2", tmp_path / "m.pt").encoder.state_dict()  # type: ignore[attr-defined]
     assert len(own) == 312
     assert all(torch.equal(value, source[name]) for name, value in own.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [("unet", "mobilenet_v2"), ("hiera", "hiera_tiny_224"), ("fcn", "resnet50"), ("vit", "vit_tiny_patch16_224")],
+)
+def test_the_encoder_of_a_whole_model_is_taken_out(name: str, encoder: str, tmp_path: Path) -> None:
+    source = build(name, encoder)
+    stored = source.stored_names()  # type: ignore[attr-defined]
+    file = {stored[key]: value for key, value in source.state_dict().items()}  # type: ignore[attr-defined]
+    save_file(file, tmp_path / "model.safetensors")
+    config = ModelConfig(name=name, encoder=encoder, pretrained=str(tmp_path / "model.safetensors"))
+    model = build_model(config, [*NAMES, "d"], 1, 64)
+    for key, value in source.encoder.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(model.encoder.state_dict()[key], value), key
+    fresh = build_model(ModelConfig(name=name, encoder=encoder, pretrained="none"), [*NAMES, "d"], 1, 64)
+    for mine, other in zip(model.head_parameters(), fresh.head_parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_a_whole_model_starts_at_another_size_with_resized_positions(tmp_path: Path) -> None:
+    source = build("hiera", "hiera_tiny_224", size=64)
+    stored = source.stored_names()  # type: ignore[attr-defined]
+    own = source.state_dict()  # type: ignore[attr-defined]
+    save_file({stored[key]: value for key, value in own.items()}, tmp_path / "model.safetensors")
+    model = build("hiera", "hiera_tiny_224", tmp_path, size=96)
+    (key,) = [key for key in own if key.endswith("pos_embed")]
+    positions = model.state_dict()[key]  # type: ignore[attr-defined]
+    torch.testing.assert_close(positions, resize_positions(own[key], 24 * 24, 0))
+    assert all(
+        torch.equal(value, own[name])
+        for name, value in model.state_dict().items()  # type: ignore[attr-defined]
+        if name != key
+    )
+
+
+def test_another_number_of_classes_is_refused_where_the_model_is_to_be_the_same(tmp_path: Path) -> None:
+    source = build("unet", "mobilenet_v2")
+    stored = source.stored_names()  # type: ignore[attr-defined]
+    file = {stored[key]: value for key, value in source.state_dict().items()}  # type: ignore[attr-defined]
+    save_file(file, tmp_path / "model.safetensors")
+    model = build_model(ModelConfig(name="unet", encoder="mobilenet_v2", pretrained="none"), ["a", "b"], 0, 64)
+    with pytest.raises(CheckpointError, match=r"2 of another shape: segmentation_head\.0\.bias.*number of classes"):
+        load_whole(model, tmp_path)
+    load_whole(model, tmp_path, new_classes=True)
+    assert torch.equal(model.encoder.state_dict()["features.0.0.weight"], file["encoder.features.0.0.weight"])
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,6 +68,34 @@ def test_imagenet_start_takes_the_encoder(tmp_path: Path) -> None:
     reference = source.segformer.state_dict()
     for name, value in model.encoder.state_dict().items():
         assert torch.equal(value, reference[name]), name
+    fresh = build_model(config(tmp_path, pretrained="none"), NAMES, seed=1)
+    assert torch.equal(model.network.decode_head.linear_fuse.weight, fresh.network.decode_head.linear_fuse.weight)
+
+
+def test_an_encoder_comes_from_a_file_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = SegformerForImageClassification(segformer_config("b0", NAMES))
+    source.save_pretrained(tmp_path / "mit")
+    whole = ade20k_like(tmp_path / "whole")
+    logging.getLogger("segformer_spark").propagate = True
+    for folder, network, left_out in (("mit", source, "classifier.bias"), ("whole", whole, "decode_head.batch_norm")):
+        file = tmp_path / folder / "model.safetensors"
+        with caplog.at_level(logging.INFO, "segformer_spark"):
+            model = build_model(config(tmp_path, pretrained=str(file)), NAMES, seed=1)
+        assert f"its head is left out: {left_out}" in caplog.text
+        reference = network.segformer.state_dict()
+        assert all(torch.equal(value, reference[name]) for name, value in model.encoder.state_dict().items())
+
+
+def test_what_an_encoders_file_lacks_or_has_too_much_is_named(tmp_path: Path) -> None:
+    SegformerForImageClassification(segformer_config("b0", NAMES)).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    lost = next(name for name in state if name.endswith("proj.weight"))
+    state["segformer.encoder.more.weight"] = torch.zeros(1)
+    save_file({name: value for name, value in state.items() if name != lost}, file)
+    known = lost.removeprefix("segformer.encoder.")
+    with pytest.raises(CheckpointError, match=rf"1 missing: {re.escape(known)}; 1 unexpected: more\.weight.*variant"):
+        build_model(config(tmp_path, pretrained=str(file)), NAMES, seed=1)
 
 
 def test_local_folder(tmp_path: Path) -> None:
