@@ -42,7 +42,7 @@ test: install-dev
 	$(BIN)/python -m pytest tests/slurm || $(BIN)/python -m pytest tests/slurm --last-failed --last-failed-no-failures none
 
 test-demo: install-dev
-	$(BIN)/python -m pytest -n 2 -m demo
+	$(BIN)/python -m pytest -m demo -s
 
 lint: install-dev
 	$(BIN)/ruff check

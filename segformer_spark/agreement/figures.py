@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,25 @@ from segformer_spark.agreement.result import ModelAgreement
 from segformer_spark.run.figures import new_figure, save_figure
 
 
-def draw_sizes(results: Sequence[ModelAgreement], path: Path) -> None:
-    """Highest correlation against parameters, with the 95 % interval."""
+def draw_sizes(results: Sequence[ModelAgreement], size_lines: Mapping[str, str], path: Path) -> None:
+    """Highest correlation against parameters, with the 95 % interval; `size_lines` say how they go together."""
     figure = new_figure(6, 3.6)
-    _sizes(figure.subplots(), results)
+    _sizes(figure.subplots(), results, size_lines)
     save_figure(figure, path)
 
 
-def draw_overview(results: Sequence[ModelAgreement], path: Path) -> None:
+def draw_overview(results: Sequence[ModelAgreement], size_lines: Mapping[str, str], path: Path) -> None:
     """That plot, a heat map of models and thresholds per kind, and bars."""
     figure = new_figure(11, 7)
     axes = figure.subplots(2, 2)
-    _sizes(axes[0, 0], results)
+    _sizes(axes[0, 0], results, size_lines)
     _bars(axes[1, 1], results)
     for axis, kind in zip((axes[0, 1], axes[1, 0]), KINDS, strict=True):
         _heat(figure, axis, results, kind)
     save_figure(figure, path)
 
 
-def _sizes(axis: Any, results: Sequence[ModelAgreement]) -> None:
+def _sizes(axis: Any, results: Sequence[ModelAgreement], size_lines: Mapping[str, str]) -> None:
     ordered = sorted(results, key=lambda result: result.parameters)
     for kind in KINDS:
         known = [(one.parameters / 1e6, one.maxima[kind]) for one in ordered if one.maxima[kind].value is not None]
@@ -45,7 +45,9 @@ def _sizes(axis: Any, results: Sequence[ModelAgreement]) -> None:
         ]
         low, high = np.array(bounds, np.float64).T
         errors = np.maximum(np.stack([values - low, high - values]), 0)
-        axis.errorbar(sizes, values, yerr=errors, marker="o", capsize=3, label=f"max {kind}")
+        axis.errorbar(
+            sizes, values, yerr=errors, marker="o", capsize=3, label=f"max {kind}; {size_lines[f'max_{kind}']}"
+        )
     axis.set(xlabel="million parameters", ylabel="correlation", title="agreement with people against size")
     axis.axhline(0, color="0.7", linewidth=0.8)
     axis.grid(alpha=0.3)

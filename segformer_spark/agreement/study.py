@@ -81,8 +81,13 @@ def run_agreement(
     table = [_result_row(result, options.reference) for result in results]
     write_csv(options.output / "correlation_results.csv", list(table[0]), table)
     sizes = against_size([r.parameters for r in results], {k: [r.maxima[k].value for r in results] for k in KINDS})
-    draw_sizes(results, options.output / "correlation_vs_parameters.png")
-    draw_overview(results, options.output / "agreement.png")
+    against = [{"maximum": name, **{k: _rounded(v) for k, v in one.items()}} for name, one in sizes.items()]
+    write_csv(options.output / "correlation_vs_parameters.csv", list(against[0]), against)
+    size_lines = {name: describe_size(one) for name, one in sizes.items()}
+    for name, line in size_lines.items():
+        logger.info("parameters against %s: %s", name, line)
+    draw_sizes(results, size_lines, options.output / "correlation_vs_parameters.png")
+    draw_overview(results, size_lines, options.output / "agreement.png")
     record = result_record(
         device,
         started=started,
@@ -165,6 +170,13 @@ def describe(maxima: Mapping[str, Maximum], num_items: int) -> str:
     return f"{', '.join(parts)}, {num_items} items"
 
 
+def describe_size(row: Row) -> str:
+    """r, rho and both p of `against_size` on one line."""
+    if row["r"] is None:
+        return f"undefined (n {row['n']})"
+    return f"r {row['r']:.3f} (p {row['r_p']:.2f}), rho {row['rho']:.3f} (p {row['rho_p']:.2f}), n {row['n']}"
+
+
 _PAIRS = ["base", "type", "area_before", "area_after", "area_change", "iou_before", "iou_after", "share_different"]
 
 
@@ -202,9 +214,9 @@ def _threshold_rows(result: ModelAgreement) -> list[Row]:
 def _result_row(result: ModelAgreement, reference: Mapping[str, Mapping[str, float]]) -> Row:
     row: Row = {"model": result.name, "variant": result.variant, "parameters": result.parameters}
     row |= {f"max_{kind}": _rounded(best.value) for kind, best in result.maxima.items()}
+    row |= {f"threshold_{kind}": best.threshold for kind, best in result.maxima.items()}
+    row |= {f"permutation_p_{kind}": _rounded(best.p) for kind, best in result.maxima.items()}
     for kind, best in result.maxima.items():
-        row[f"threshold_{kind}"] = best.threshold
-        row[f"permutation_p_{kind}"] = _rounded(best.p)
         row[f"low_{kind}"], row[f"high_{kind}"] = _rounded(best.low), _rounded(best.high)
     row["n"] = result.num_items
     if reference:

@@ -27,13 +27,15 @@ class SegmentationModel(nn.Module):
         size_multiple: what the network's sides divide by. Images are padded to it at the right and bottom with the
             normalised mean, and logits are cut back; if it is not 1, output_stride is.
         output_stride: pixels of the image per value of the logits.
-        min_batch: images that all ranks together need in a training step, for batch norm over pooled maps.
+        min_side: the smallest side in pixels of an image that it can take.
+        min_batch: images that all ranks together need in a training step, for batch norm over maps of one value.
         classifier_names: stored names of the tensors that depend on the number of classes.
     """
 
     name: str
     size_multiple: int = 1
     output_stride: int = 1
+    min_side: int = 1
     min_batch: int = 1
     classifier_names: tuple[str, ...] = ()
 
@@ -96,8 +98,17 @@ class SegmentationModel(nn.Module):
         return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) float -> maps (B, C_i, H_i, W_i) of the padded images, finest first."""
+        """(B, 3, H, W) float -> maps (B, C_i, H_i, W_i) of the padded images, finest first.
+
+        Raises:
+            ConfigError: a side is smaller than `min_side`.
+        """
         height, width = images.shape[-2:]
+        if min(height, width) < self.min_side:
+            raise ConfigError(
+                f"{self.name}: an image of {width} x {height} pixels is too small, sides from {self.min_side} on are "
+                "possible; inference.resize=square enlarges images to data.image_size"
+            )
         high, wide = self._padded((height, width))
         if (high, wide) != (height, width):
             images = functional.pad(images, (0, wide - width, 0, high - height))

@@ -55,14 +55,14 @@ ENCODER_REPOSITORIES: dict[str, str] = {
     "resnet34": "timm/resnet34.tv_in1k",
     "resnet50": "timm/resnet50.tv_in1k",
     "resnet101": "timm/resnet101.tv_in1k",
-    "vit_base_patch16_224": "timm/vit_base_patch16_224.augreg_in21k_ft_in1k",
-    "vit_small_patch16_224": "timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
-    "vit_tiny_patch16_224": "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "vit_base_patch16_224": "timm/deit_base_patch16_224.fb_in1k",
+    "vit_small_patch16_224": "timm/deit_small_patch16_224.fb_in1k",
+    "vit_tiny_patch16_224": "timm/deit_tiny_patch16_224.fb_in1k",
     "hiera_base_224": "timm/hiera_base_224.mae_in1k_ft_in1k",
     "hiera_small_224": "timm/hiera_small_224.mae_in1k_ft_in1k",
     "hiera_tiny_224": "timm/hiera_tiny_224.mae_in1k_ft_in1k",
 }
-"""ImageNet weights on the hub, with the parameter names that the encoders have."""
+"""ImageNet-1k weights on the hub, with the encoders' names and for images normalised as ours (ViT's are DeiT's)."""
 
 
 def find_architecture(config: ModelConfig) -> Architecture:

@@ -63,8 +63,16 @@ def segformer_config(
     )
 
 
+def smallest_side(config: SegformerConfig) -> int:
+    """Pixels that a side of an image must have: each stage reduces keys by a convolution that needs as many tokens."""
+    side = 1
+    for stride, reduction in reversed(list(zip(config.strides, config.sr_ratios, strict=True))):
+        side = (max(side, reduction) - 1) * stride + 1
+    return side
+
+
 class SegFormer(SegmentationModel):
-    """Logits at a quarter of the size, for images of any size."""
+    """Logits at a quarter of the size, for images of any size from `min_side` on."""
 
     name = "segformer"
     output_stride = 4
@@ -75,6 +83,7 @@ class SegFormer(SegmentationModel):
         network.decode_head = MergedDecodeHead(network.decode_head)
         take_over_blocks(network.segformer)
         super().__init__(network, _STAGES, freeze_backbone=freeze_backbone)
+        self.min_side = smallest_side(network.config)
         self._transform: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = encode
 
     @property

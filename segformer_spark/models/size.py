@@ -51,14 +51,13 @@ class ModelSize:
         }
 
 
-def model_size(variant: str, num_classes: int, image_size: int) -> ModelSize:
+def model_size(variant: str, num_classes: int, image_size: int, *, freeze_backbone: bool = False) -> ModelSize:
     """Count a variant's parameters (built on the meta device) and its multiply-adds (`encoder_macs`, `head_macs`)."""
     config = segformer_config(variant, [str(index) for index in range(num_classes)])
     with torch.device("meta"):
         network = SegformerForSemanticSegmentation(config)
     encoder = sum(p.numel() for p in network.segformer.parameters())
     total = sum(p.numel() for p in network.parameters())
-    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     in_encoder = encoder_macs(config, image_size)
     head, merged = head_macs(config, image_size, merged=False), head_macs(config, image_size, merged=True)
     return ModelSize(
@@ -66,7 +65,7 @@ def model_size(variant: str, num_classes: int, image_size: int) -> ModelSize:
         num_classes=num_classes,
         image_size=image_size,
         total_params=total,
-        trainable_params=trainable,
+        trainable_params=total - encoder if freeze_backbone else total,
         encoder_params=encoder,
         head_params=total - encoder,
         macs=in_encoder + head,
@@ -83,7 +82,7 @@ def size_of(config: ModelConfig, num_classes: int, image_size: int) -> ModelSize
     """
     name = model_name(config)
     if config.name == "segformer":
-        return model_size(config.variant, num_classes, image_size)
+        return model_size(config.variant, num_classes, image_size, freeze_backbone=config.freeze_backbone)
     with torch.device("meta"):
         model = build_network(config, num_classes, image_size).eval()
     model.to("meta")  # constants that a library makes from numpy

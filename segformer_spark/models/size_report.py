@@ -17,12 +17,13 @@ def size_table(sizes: Sequence[ModelSize]) -> list[str]:
     first, width = sizes[0], max(13, *(len(size.model_name) for size in sizes)) + 1
     lines = [
         f"{first.num_classes} classes, {first.image_size} x {first.image_size} pixels",
-        f"{'model':<{width}}{'parameters':>13}{'encoder':>13}{'head':>12}"
+        f"{'model':<{width}}{'parameters':>13}{'(M)':>8}{'trainable':>13}{'encoder':>13}{'head':>12}"
         f"{'G multiply-adds':>17}{'merged head':>13}{'ratio':>7}",
     ]
     for size in sizes:
         lines.append(
-            f"{size.model_name:<{width}}{size.total_params:>13,}{size.encoder_params:>13,}{size.head_params:>12,}"
+            f"{size.model_name:<{width}}{size.total_params:>13,}{size.total_params / 1e6:>8.2f}"
+            f"{size.trainable_params:>13,}{size.encoder_params:>13,}{size.head_params:>12,}"
             f"{size.macs / 1e9:>17.1f}{size.macs_merged / 1e9:>13.1f}{size.macs / size.macs_merged:>7.2f}"
         )
     return lines

@@ -76,7 +76,7 @@ class SmpModel(SegmentationModel):
 def build_unet(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
     """U-Net."""
     network = smp.Unet(encoder, encoder_weights=None, classes=num_classes)
-    return SmpModel(network, (1, 2, 3, 4, 5), freeze_backbone=freeze_backbone)
+    return _down_to_one_value(SmpModel(network, (1, 2, 3, 4, 5), freeze_backbone=freeze_backbone), image_size)
 
 
 def build_deeplabv3plus(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
@@ -90,7 +90,14 @@ def build_deeplabv3plus(encoder: str, num_classes: int, image_size: int, freeze_
 def build_fpn(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
     """Feature pyramid network."""
     network = smp.FPN(encoder, encoder_weights=None, classes=num_classes)
-    return SmpModel(network, (2, 3, 4, 5), freeze_backbone=freeze_backbone)
+    return _down_to_one_value(SmpModel(network, (2, 3, 4, 5), freeze_backbone=freeze_backbone), image_size)
+
+
+def _down_to_one_value(model: SmpModel, image_size: int) -> SmpModel:
+    """Batch norm in the encoder's last stage needs two values: of two images where the map is one value."""
+    if image_size <= model.size_multiple and model.encoder_has_batch_norm:
+        model.min_batch = 2
+    return model
 
 
 class HieraModel(SmpModel):

@@ -130,6 +130,8 @@ def _report(output: Path, run: str, seconds: float) -> Report:
     report.heading("Agreement with people")
     report.text("Made-up pairs and answers: no person was asked.")
     report.table(_read_csv(output / "agreement" / "correlation_results.csv"))
+    report.text("Parameters against these maxima: r is Pearson's, rho Spearman's.")
+    report.table(_read_csv(output / "agreement" / "correlation_vs_parameters.csv"))
     report.figure(output / "agreement" / "agreement.png", "Correlation of models' decisions with answers")
     report.figure(output / "agreement" / "correlation_vs_parameters.png", "The highest correlation against size")
     return report

@@ -40,7 +40,7 @@ def check_model(config: Config, plan: BatchPlan, model: SegmentationModel) -> No
     """Raise ConfigError when a model cannot be trained with these batches."""
     if plan.micro_batch * plan.world_size < model.min_batch:
         raise ConfigError(
-            f"{model.name} has batch norm over pooled maps, one value per image: a step needs {model.min_batch} images "
+            f"{model.name} has batch norm over maps of one value per image: a step needs {model.min_batch} images "
             f"over all devices at least; raise training.batch_size"
         )
     if model.encoder_has_batch_norm and config.training.accumulation == "exact" and plan.accumulation_steps > 1:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from segformer_spark.agreement.correlation import KINDS, THRESHOLDS, correlate, decisions, maximum
-from segformer_spark.agreement.study import against_size
+from segformer_spark.agreement.study import against_size, describe_size
 
 # Study A: parameters with 150 classes, and maxima as published, to three digits.
 PARAMETERS = (3_752_694, 13_715_798, 27_461_974, 47_337_814, 64_108_374, 84_708_694)
@@ -38,6 +38,7 @@ def test_size_against_agreement_is_as_study_a_found(kind: str) -> None:
     assert found["rho"] == pytest.approx(rho, abs=0.0005)
     assert found["rho_p"] == pytest.approx(p, abs=0.005)
     assert found["n"] == 6
+    assert f"rho {rho:.3f} (p {p:.2f}), n 6" in describe_size(found)
 
 
 def test_what_is_undefined_is_none() -> None:
@@ -54,6 +55,7 @@ def test_what_is_undefined_is_none() -> None:
         assert (best.value, best.threshold, best.p, best.low, best.high) == (None,) * 5
     assert against_size([1, 2], {"pearson": [0.1, 0.2]})["max_pearson"]["r"] is None
     assert against_size([1, 2, 3], {"pearson": [0.1, None, 0.2]})["max_pearson"]["n"] == 2
+    assert describe_size(against_size([1, 2], {"pearson": [0.1, 0.2]})["max_pearson"]) == "undefined (n 2)"
 
 
 @pytest.mark.parametrize(("kind", "oracle"), [("pearson", stats.pearsonr), ("spearman", stats.spearmanr)])

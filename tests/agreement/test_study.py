@@ -78,9 +78,18 @@ def test_the_whole_study_on_a_trained_model(trained_run: Path, tmp_path: Path) -
     assert len(thresholds) == 2 * 49
     assert list(thresholds[0]) == ["model", "threshold", "pearson", "pearson_p", "spearman", "spearman_p", "n"]
     table = list(csv.DictReader((tmp_path / "out/correlation_results.csv").open()))
-    assert list(table[0])[:5] == ["model", "variant", "parameters", "max_pearson", "max_spearman"]
-    assert "NaN" not in (tmp_path / "out/summary.json").read_text()
-    assert json.loads((tmp_path / "out/summary.json").read_text())["against_parameters"]["max_pearson"]["r"] is None
+    kinds = ("pearson", "spearman")
+    assert list(table[0]) == [
+        *("model", "variant", "parameters", "max_pearson", "max_spearman", "threshold_pearson", "threshold_spearman"),
+        *(f"permutation_p_{kind}" for kind in kinds),
+        *(f"{end}_{kind}" for kind in kinds for end in ("low", "high")),
+        "n",
+    ]
+    sizes = list(csv.DictReader((tmp_path / "out/correlation_vs_parameters.csv").open()))
+    assert [row["maximum"] for row in sizes] == ["max_pearson", "max_spearman"]
+    assert list(sizes[0])[1:] == ["r", "r_p", "rho", "rho_p", "n"]
+    summary = json.loads((tmp_path / "out/summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["against_parameters"]["max_pearson"]["r"] is None
     for figure in ("agreement.png", "correlation_vs_parameters.png"):
         assert (tmp_path / "out" / figure).stat().st_size > 5000
     with pytest.raises(UserError, match="there is no class wall; it knows background, body, panels"):

@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from segformer_spark.config.schema import ModelConfig
+from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.encoder_weights import load_encoder, read_state, resize_positions
 from segformer_spark.models.pretrained import build_model, load_whole
+from segformer_spark.models.registry import ENCODER_REPOSITORIES
 from segformer_spark.models.weights import encoder_folder, locate_weights
 
 NAMES = ["a", "b", "c"]
@@ -178,6 +180,17 @@ def test_resizing_positions_keeps_constants_and_extra_tokens() -> None:
     torch.testing.assert_close(resized[:, 1:], torch.full((1, 25, 2), 3.0))
     with pytest.raises(CheckpointError, match="no square"):
         resize_positions(positions, 1 + 24, 1)
+
+
+@pytest.mark.parametrize("encoder", ENCODER_REPOSITORIES)
+def test_fetched_weights_were_trained_on_images_normalised_as_ours(encoder: str) -> None:
+    tag = ENCODER_REPOSITORIES[encoder].removeprefix("timm/")
+    published = timm.get_pretrained_cfg(tag)
+    assert published.hf_hub_id == ENCODER_REPOSITORIES[encoder]
+    assert (published.mean, published.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    with torch.device("meta"):
+        theirs, own = (timm.create_model(name, pretrained=False).state_dict() for name in (tag, encoder))
+    assert {name: value.shape for name, value in theirs.items()} == {name: value.shape for name, value in own.items()}
 
 
 def test_missing_files_say_what_to_run(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_table_json_and_figure(tmp_path) -> None:  # type: ignore[no-untyped-def
     sizes = [model_size(variant, 19, 1024) for variant in ("b0", "b5")]
     lines = size_table(sizes)
     assert lines[0] == "19 classes, 1024 x 1024 pixels"
-    assert "3,719,027" in lines[2]
+    assert lines[2].split()[:4] == ["segformer-b0", "3,719,027", "3.72", "3,719,027"]
     row = sizes[1].row()
     assert row["model_name"] == "segformer-b5"
     assert row["total_params_m"] == 84.61
@@ -80,6 +80,12 @@ def test_every_model_has_a_size(name: str) -> None:
     assert size.total_params == size.encoder_params + size.head_params == size.trainable_params
     assert 0 < size.macs_head < size.macs
     assert size.row()["num_classes"] == 21
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_frozen_encoder_is_not_trainable(name: str) -> None:
+    size = size_of(ModelConfig(name=name, variant="b0", pretrained="none", freeze_backbone=True), 21, 64)
+    assert (size.trainable_params, size.encoder_params) == (size.head_params, size.total_params - size.head_params)
 
 
 def test_multiply_adds_of_resnet50_are_the_published_ones() -> None:
