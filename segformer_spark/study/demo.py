@@ -18,6 +18,7 @@ from segformer_spark.run.console import duration, logger
 from segformer_spark.run.verb_process import run_verb, set_options
 from segformer_spark.study.execute import plan_runs
 from segformer_spark.study.html_report import Report
+from segformer_spark.study.report import VOID_LEFT_OUT
 
 _STUDIES = PROJECT_ROOT / "configs" / "study"
 _SIZE = (96, 160)
@@ -103,6 +104,7 @@ def _report(output: Path, run: str, seconds: float) -> Report:
     report.figure(output / "params" / "params.png", "Parameters and multiply-adds, encoder and head apart")
     report.heading("Architectures")
     found = json.loads((output / "models" / "results.json").read_text(encoding="utf-8"))
+    report.text(f"{VOID_LEFT_OUT}, here and below.")
     report.table(found["summary"])
     for name, caption in {
         "curves": "Training loss and validation mIoU against the epoch",

@@ -45,7 +45,7 @@ def draw_curves(results: Sequence[RunResult], path: Path) -> None:
                 if points:
                     miou.plot(*zip(*points, strict=True), marker=".", label=shown, **style)
         loss.set(title=f"{data}: training loss", xlabel="epoch", ylim=(0, None))
-        miou.set(title=f"{data}: validation mIoU", xlabel="epoch", ylim=(0, None))
+        miou.set(title=f"{data}: validation mIoU, void left out", xlabel="epoch", ylim=(0, None))
         for axis in (loss, miou):
             axis.grid(alpha=0.3)
             if axis.get_legend_handles_labels()[0]:
@@ -68,7 +68,7 @@ def draw_tradeoffs(results: Sequence[RunResult], path: Path) -> None:
         own = [(label, group) for (name, label), group in groups.items() if name == data]
         for axis, (title, cost) in zip(axes[row], costs.items(), strict=True):
             _tradeoff(axis, own, cost, higher_is_better="second" in title)
-            axis.set(title=data, xlabel=title, ylabel="mIoU")
+            axis.set(title=data, xlabel=title, ylabel="mIoU, void left out")
     save_figure(figure, path)
 
 
@@ -108,7 +108,7 @@ def draw_pairs(pairs: Mapping[str, Sequence[Paired]], path: Path) -> None:
         axis.axvline(0, color="0.4", linewidth=0.8)
         axis.set_yticks(range(len(own)), [f"{pair.first} - {pair.second}" for pair in own], fontsize="small")
         axis.invert_yaxis()
-        axis.set(title=f"{data}: difference of per-image mIoU; blue: p < 0.05 after Holm's adjustment")
+        axis.set(title=f"{data}: difference of per-image mIoU, void left out; blue: p < 0.05 after Holm's adjustment")
         axis.title.set_fontsize("small")
         axis.grid(axis="x", alpha=0.3)
     save_figure(figure, path)
@@ -131,7 +131,7 @@ def draw_ablation(found: Mapping[str, tuple[Sequence[float], Interval]], path: P
     )
     seeds = max((interval.count for _, interval in found.values()), default=0)
     many = "bars: mean and 95 % interval, dots: seeds" if seeds > 1 else "one seed: no interval"
-    axis.set(ylabel=f"mIoU against {next(iter(found))}", title=many)
+    axis.set(ylabel=f"mIoU (void left out) against {next(iter(found))}", title=many)
     axis.title.set_fontsize("small")
     axis.grid(axis="y", alpha=0.3)
     save_figure(figure, path)

@@ -18,7 +18,8 @@ from segformer_spark.study.figures import draw_ablation, draw_curves, draw_pairs
 from segformer_spark.study.grids import draw_grids
 from segformer_spark.study.html_report import Report
 
-_VOID = "mIoU leaves void pixels out; val_miou_void_as_error counts them as false positives."
+VOID_LEFT_OUT = "mIoU leaves void pixels out"
+_VOID = f"{VOID_LEFT_OUT}; val_miou_void_as_error counts them as false positives."
 _PAIRED = (
     "Per-image mIoU on the same images: mean difference with a 95 % bootstrap interval, Wilcoxon's signed-rank p, "
     "adjusted after Holm. It tells whether these trained models differ on such images, not whether another training of "
@@ -54,7 +55,7 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
         report.figure(folder / "paired.png", "Differences between models on the same images")
     for path in grids:
         report.heading(f"Predictions: {path.stem.removeprefix('predictions_')}")
-        report.figure(path, "The first images of the split; mIoU in percent beside each model")
+        report.figure(path, "The first images of the split; mIoU in percent, void left out, beside each model")
     _finish(study, report, group, folder, {"summary": summary, "runs": runs, "paired": paired})
     return summary
 
@@ -76,7 +77,8 @@ def write_ablation(study: Study, results: Sequence[RunResult], group: Group, fol
     ]
     report = Report(f"Ablation: {study.name}")
     report.text(
-        f"{len(results)} of {len(study.runs)} runs; differences to {next(iter(study.recipes))!r} with the same seed."
+        f"{len(results)} of {len(study.runs)} runs; differences to {next(iter(study.recipes))!r} with the same seed. "
+        f"{VOID_LEFT_OUT}."
     )
     report.heading("Recipes")
     report.table(means)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from segformer_spark.anomaly import figures
 from segformer_spark.anomaly.evaluate import evaluate_scores, write_results
 from segformer_spark.anomaly.features import FEATURE_METHODS
 from segformer_spark.anomaly.fit import fit_features
@@ -22,6 +24,7 @@ from segformer_spark.data.loader import EvalLoading
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.errors import DataError
 from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.metrics.ranking import rank
 from segformer_spark.models.segformer import build_segformer
 from tests.ranks import Group, run_on_ranks
 from tests.training.short_run import short_run
@@ -38,7 +41,7 @@ def evaluated(group: Group, root: str, output: str, split: str = "test") -> list
     results = evaluate_scores(
         predictor, dataset, EvalLoading(VIEW, 2, 0), group, scores, panels=Path(output) / "panels", num_panels=2
     )
-    return group.main_only(lambda: write_results(results, "model", Path(output)))
+    return group.main_only(lambda: write_results(results, "model", Path(output), {"split": split}))
 
 
 def reference(root: Path) -> dict[str, list[float]]:
@@ -47,7 +50,7 @@ def reference(root: Path) -> dict[str, list[float]]:
     predictor = Predictor(build_segformer("b0", dataset.classes.names, seed=0), torch.device("cpu"), VIEW)
     from segformer_spark.data.loader import eval_loader
 
-    figures, scores, truths = [], [], []
+    found, scores, truths = [], [], []
     for item, logits in predictor.logits(eval_loader(dataset, range(4), EvalLoading(VIEW, 1, 0))):
         full = torch.nn.functional.interpolate(logits[None], size=item.size, mode="bilinear")[0]
         score = (1 - full.softmax(0).amax(0)).numpy().ravel()
@@ -56,10 +59,10 @@ def reference(root: Path) -> dict[str, list[float]]:
         truths.append(truth)
         if truth.any():
             fpr, tpr, _ = roc_curve(truth, score, drop_intermediate=False)
-            figures.append((roc_auc_score(truth, score), average_precision_score(truth, score), fpr[tpr >= 0.95].min()))
+            found.append((roc_auc_score(truth, score), average_precision_score(truth, score), fpr[tpr >= 0.95].min()))
     whole, truth = np.concatenate(scores).astype(np.float16), np.concatenate(truths)
     pooled = [roc_auc_score(truth, whole), average_precision_score(truth, whole)]
-    return {"per_image": [float(value) for value in np.mean(figures, 0)], "pooled": pooled}
+    return {"per_image": [float(value) for value in np.mean(found, 0)], "pooled": pooled}
 
 
 def test_figures_are_scikit_learns_on_any_number_of_ranks(tmp_path: Path) -> None:
@@ -74,11 +77,33 @@ def test_figures_are_scikit_learns_on_any_number_of_ranks(tmp_path: Path) -> Non
     assert [single["auroc"], single["aupr"], single["fpr95"]] == pytest.approx(expected["per_image"], abs=2e-4)
     assert [pooled["auroc"], pooled["aupr"]] == pytest.approx(expected["pooled"], abs=1e-4)
     assert (single["n_images"], pooled["n_images"], pooled["n_pixels"]) == (3, 4, 4 * 48 * 80)
-    assert single["threshold_opt_oracle"] is None
+    assert list(single) == [
+        *("model", "method", "protocol", "auroc", "aupr", "fpr95", "f1_opt", "threshold_opt", "n_images", "n_pixels"),
+        *("anomaly_share", "threshold_source"),
+    ]
+    assert (single["threshold_opt"], single["threshold_source"], pooled["threshold_source"]) == (None, None, "oracle")
     assert len(list((tmp_path / "out1/panels/msp").glob("*.png"))) == 2
     assert (tmp_path / "out1/curves.png").stat().st_size > 5000
     points = list(csv.DictReader((tmp_path / "out2/thresholds.csv").open()))
     assert list(points[0]) == ["method", "threshold", "precision", "recall", "f1", "fpr"]
+    own = [point for point in points if point["method"] == "msp"]
+    assert max(float(point["f1"]) for point in own) == pooled["f1_opt"]
+    assert float(own[-1]["recall"]) == float(own[-1]["fpr"]) == 1
+    assert json.loads((tmp_path / "out1/results.json").read_text()) == {"metrics": one, "record": {"split": "test"}}
+
+
+def test_f1_is_drawn_over_the_threshold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    rng = np.random.default_rng(0)
+    rankings = {name: rank(rng.normal(size=50), rng.random(50) < 0.3) for name in ("msp", "energy")}
+    figures.draw_curves(rankings, tmp_path / "curves.png")
+    panels = {axis.get_title(): axis for axis in drawn[0].axes if axis.get_title() in rankings}
+    for name, ranking in rankings.items():
+        line = panels[name].get_lines()[0]
+        assert (panels[name].get_xlabel(), panels[name].get_ylabel()) == ("threshold", "F1")
+        np.testing.assert_array_equal(line.get_xdata(), ranking.thresholds)
+        np.testing.assert_array_equal(line.get_ydata(), ranking.f1)
 
 
 def refused(group: Group, root: str, output: str) -> str:
@@ -121,13 +146,14 @@ def test_fit_and_eval_of_a_run(tmp_path: Path, spark_root: Path, capsys: pytest.
     )
     run_on_ranks(1, short_run, str(tmp_path / "set"), str(run), settings)
     for arguments in (
-        ["anomaly", "fit", str(run)],
+        ["anomaly", "fit", str(run / "best")],  # the statistics go into the run, not into the model's folder
         ["anomaly", "eval", str(run), "--methods", "max_logit", *METHODS, "--panels", "1"],
     ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 0
     printed = capsys.readouterr().out
+    assert not (run / "best" / "anomaly").exists()
     with pytest.raises(SystemExit) as ended:
         other = ["--set", "data.dataset=spark", "--set", f"data.root={spark_root}", "--split", "val"]
         main(["anomaly", "eval", str(run), *other])
@@ -135,5 +161,9 @@ def test_fit_and_eval_of_a_run(tmp_path: Path, spark_root: Path, capsys: pytest.
     assert "knows the classes unlabeled" in capsys.readouterr().err
     assert printed.count("AUROC") == 2 * 5
     rows = list(csv.DictReader((run / "anomaly/test/metrics.csv").open()))
+    record = json.loads((run / "anomaly/test/results.json").read_text())["record"]
+    assert (record["split"], record["temperature"], record["precision"]) == ("test", 1.0, "fp32")
+    assert record["inference"]["resize"] == "native"
+    assert record["hardware"]["device"] == "cpu"
     assert {row["method"] for row in rows} == {"max_logit", *METHODS}
     assert all(0 <= float(row["auroc"]) <= 1 for row in rows)

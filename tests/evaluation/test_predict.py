@@ -9,7 +9,7 @@ from torch.nn import functional
 from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, _eval_item
-from segformer_spark.errors import ConfigError
+from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, enlarged_ids, main_box
 from segformer_spark.models.segformer import build_segformer
 
@@ -160,6 +160,18 @@ def test_how_a_whole_image_is_shown(resize: str, expected: tuple[int, int]) -> N
     ]
     shapes = [ids.shape for _, ids in predictor.predict([items])]
     assert shapes == [(240, 320), (200, 320)], "several sizes in one batch"
+
+
+@pytest.mark.parametrize("way", ["predict", "logits", "maps"])
+def test_logits_that_are_no_numbers_are_an_error(way: str) -> None:
+    """Enlarging makes zeros of them, which would be scored as any others."""
+    model = build_segformer("b0", ["a", "b", "c"], seed=0)
+    predictor = Predictor(model, torch.device("cpu"), InferenceView(32))
+    next(getattr(predictor, way)([[item((32, 32))]]))
+    with torch.no_grad():
+        model.network.decode_head.classifier.bias[1] = float("nan")
+    with pytest.raises(UserError, match=r"logits are not numbers \(NaN\) in fp32"):
+        next(getattr(predictor, way)([[item((32, 32))]]))
 
 
 def test_an_infinite_score_stays_where_it_is() -> None:

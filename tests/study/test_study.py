@@ -95,6 +95,7 @@ def test_figures_and_the_report(compared: Path) -> None:
     grid = cv2.imread(str(compared / "predictions_street_hazards.png"))
     assert grid.shape[1] == 4 * 260, "input, truth and two models"
     page = (compared / "report.html").read_text()
+    assert "mIoU leaves void pixels out; val_miou_void_as_error counts them" in page
     assert page.count("data:image/png;base64,") == 4
     assert "made up" in page
     assert str(compared) not in page
@@ -174,6 +175,7 @@ def test_ablation_compares_with_the_first_recipe(folder: Path, monkeypatch: pyte
     half = 12.706 * statistics.stdev(deltas) / 2**0.5
     assert found[1]["high"] - found[1]["delta_vs_none"] == pytest.approx(half, rel=1e-3, abs=1e-6)
     assert cv2.imread(str(folder / "studies" / "flips" / "ablation.png")).std() > 5
+    assert "mIoU leaves void pixels out" in (folder / "studies" / "flips" / "report.html").read_text()
 
 
 def test_references_stand_beside_an_ablation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ ALL_IDS = np.array([[*range(34), 255]], np.uint8)
 
 def test_label_ids_become_train_ids(tmp_path: Path) -> None:
     write(tmp_path, "labelIds", {"ulm_000001_000019": ALL_IDS, "aachen_000000_000019": ALL_IDS})
+    for path in ("leftImg8bit/train/ulm/._ulm_000001_000019_leftImg8bit.png", "gtFine/train/ulm/._x_labelIds.png"):
+        (tmp_path / path).write_bytes(b"\x00\x05\x16\x07")  # AppleDouble
     dataset = open_train(tmp_path)
     assert [dataset.sample_id(i) for i in range(2)] == ["aachen_000000_000019", "ulm_000001_000019"]
     expected = [PUBLISHED.get(int(label), IGNORE_INDEX) for label in ALL_IDS[0]]

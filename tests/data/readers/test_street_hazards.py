@@ -61,6 +61,8 @@ def test_lists_are_read_in_their_order_in_both_forms(tmp_path: Path, form: str) 
 def test_folders_are_read_where_there_is_no_list(tmp_path: Path) -> None:
     write(tmp_path, "train", {"t2": [3], "t1-3": [7]})
     write(tmp_path, "val", {"t5": [1]})
+    for kind in ("images", "annotations"):  # AppleDouble, as archives packed on a Mac have it
+        (tmp_path / f"train/{kind}/training/t2/._3.png").write_bytes(b"\x00\x05\x16\x07")
     assert ids(open_split(tmp_path, "train")) == ["t1-3__7", "t2__3"]
     assert ids(open_split(tmp_path, "val")) == ["t5__1"]
 
