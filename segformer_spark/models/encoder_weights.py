@@ -6,7 +6,6 @@ Positions of ViT and Hiera are resized to the model's grid.
 
 from __future__ import annotations
 
-import math
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -21,13 +20,12 @@ from torch import Tensor
 
 from segformer_spark.errors import CheckpointError
 from segformer_spark.models.interface import SegmentationModel
-from segformer_spark.models.positions import resize_grid
+from segformer_spark.models.positions import fit_positions
 from segformer_spark.run.console import logger
 
 _WRAPPERS = ("state_dict", "model_state", "model")
 _CLASSIFIER = re.compile(r"(fc|classifier|head)\.")
 _COUNTER = "num_batches_tracked"
-_POSITIONS = "pos_embed"
 _AROUND = ("segformer.", "encoder.", "backbone.", "model.")
 """What libraries put before an encoder's own names, one after another."""
 _SHOWN = 4
@@ -159,48 +157,6 @@ def _of_flat_mobilenet(state: State) -> State:
         return f"features.{block}.conv.{(without_expansion if block == '1' else places)[place]}.{part}"
 
     return {renamed(name): tensor for name, tensor in state.items()}
-
-
-def fit_positions(state: State, target: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    """Positions (1, N, D) brought to the target's number of tokens, and what was; a class token before them stays."""
-    fitted, resized = dict(state), []
-    for name in state.keys() & target.keys():
-        own, wanted = state[name], target[name]
-        around, _, last = name.rpartition(_POSITIONS)
-        if last or own.shape == wanted.shape or own.ndim != 3 or own.shape[-1] != wanted.shape[-1]:
-            continue
-        extra = int(f"{around}cls_token" in target)
-        fitted[name] = resize_positions(own, wanted.shape[1], extra)
-        resized.append(f"{name} {_grid(own, extra)} to {_grid(wanted, extra)}")
-    return fitted, resized
-
-
-def resize_positions(positions: Tensor, num_tokens: int, num_extra: int) -> Tensor:
-    """Bicubic interpolation of a square grid of positions.
-
-    Args:
-        positions: (1, extra + n * n, D).
-        num_tokens: extra + m * m.
-        num_extra: tokens before the grid.
-
-    Raises:
-        CheckpointError: either grid is no square.
-    """
-    before, after = (_side(count - num_extra) for count in (positions.shape[1], num_tokens))
-    grid = resize_grid(positions[:, num_extra:].float(), (before, before), (after, after))
-    return torch.cat([positions[:, :num_extra].float(), grid], 1).to(positions.dtype)
-
-
-def _side(count: int) -> int:
-    side = math.isqrt(count)
-    if side * side != count:
-        raise CheckpointError(f"a grid of {count} positions is no square: weights and model do not go together")
-    return side
-
-
-def _grid(positions: Tensor, extra: int) -> str:
-    side = _side(positions.shape[1] - extra)
-    return f"{side} x {side}"
 
 
 def _listed(names: Sequence[str]) -> str:

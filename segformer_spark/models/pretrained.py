@@ -16,8 +16,9 @@ from transformers import SegformerForSemanticSegmentation
 
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.models.encoder_weights import fit_positions, load_encoder, read_state
+from segformer_spark.models.encoder_weights import load_encoder, read_state
 from segformer_spark.models.interface import SegmentationModel
+from segformer_spark.models.positions import fit_positions
 from segformer_spark.models.registry import ENCODER_REPOSITORIES, build_network, find_architecture
 from segformer_spark.models.segformer import SegFormer, build_segformer, segformer_config
 from segformer_spark.models.weights import encoder_folder, locate_weights, repository_id, weights_folder

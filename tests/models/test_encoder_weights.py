@@ -14,7 +14,8 @@ from torch.nn import functional
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.models.encoder_weights import load_encoder, read_state, resize_positions
+from segformer_spark.models.encoder_weights import load_encoder, read_state
+from segformer_spark.models.positions import resize_positions
 from segformer_spark.models.pretrained import build_model, load_whole
 from segformer_spark.models.registry import ENCODER_REPOSITORIES
 from segformer_spark.models.weights import encoder_folder, locate_weights
@@ -170,16 +171,6 @@ def test_timms_weights_load_and_positions_are_resized(name: str, encoder: str, s
     grid = source.pos_embed.detach().view(1, side, side, -1).permute(0, 3, 1, 2)
     expected = functional.interpolate(grid, (24, 24), mode="bicubic", antialias=True, align_corners=False)
     torch.testing.assert_close(own[key], expected.permute(0, 2, 3, 1).flatten(1, 2))
-
-
-def test_resizing_positions_keeps_constants_and_extra_tokens() -> None:
-    positions = torch.cat([torch.full((1, 1, 2), 7.0), torch.full((1, 16, 2), 3.0)], 1)
-    resized = resize_positions(positions, 1 + 25, 1)
-    assert resized.shape == (1, 26, 2)
-    torch.testing.assert_close(resized[:, 0], positions[:, 0])
-    torch.testing.assert_close(resized[:, 1:], torch.full((1, 25, 2), 3.0))
-    with pytest.raises(CheckpointError, match="no square"):
-        resize_positions(positions, 1 + 24, 1)
 
 
 @pytest.mark.parametrize("encoder", ENCODER_REPOSITORIES)
