@@ -101,7 +101,8 @@ def test_environment_overrides_only_when_asked(
     spark_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BATCH_SIZE", "4")
-    arguments = ("train", "--dry-run", "--world-size", "1", "--set", f"data.root={spark_root}")
+    small = [f"data.root={spark_root}", "data.image_size=64", "model.variant=b0", "model.pretrained=none"]
+    arguments = ("train", "--dry-run", "--world-size", "1", *(part for item in small for part in ("--set", item)))
     assert "batch: 8 " in leave(capsys, *arguments)[1]
     assert "batch: 4 " in leave(capsys, *arguments, "--from-env")[1]
     monkeypatch.setenv("IMAGE_SZIE", "640")

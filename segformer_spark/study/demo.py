@@ -29,12 +29,13 @@ _METHODS = (
 
 @dataclass(frozen=True)
 class StudyDemoOptions:
-    """What the command line says; `num_images` are those of train, val and test."""
+    """What the command line says; `num_images` are those of train, val and test; no `seeds` are all."""
 
     data_root: Path
     output: Path
     num_images: tuple[int, int, int]
     num_pairs: int
+    seeds: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
 
 
@@ -48,6 +49,8 @@ def run_study_demo(options: StudyDemoOptions) -> Path:
     output = options.output
     overrides = [f"data.root={options.data_root}", f"output.save_path={output}/runs/{{name}}", *options.overrides]
     settings = set_options(overrides)
+    if options.seeds:
+        settings += ["--seeds", *map(str, options.seeds)]
     if _render(options) and (output / "runs").is_dir():
         logger.info("%s: runs on other images are removed", output / "runs")
         shutil.rmtree(output / "runs")
@@ -58,7 +61,7 @@ def run_study_demo(options: StudyDemoOptions) -> Path:
     run_verb("comparison", ["compare", "run", str(models), "--output", str(comparison), *settings])
     augmentations = str(_STUDIES / "demo_ablation.yaml")
     run_verb("ablation", ["ablate", "run", augmentations, "--output", str(ablation), *settings])
-    compared = [one.directory.path for one in plan_runs(read_study(models), overrides)]
+    compared = [one.directory.path for one in plan_runs(read_study(models), overrides, None, options.seeds)]
     run = compared[0]
     run_verb("anomaly statistics", ["anomaly", "fit", str(run)])
     strange = output / "anomaly"

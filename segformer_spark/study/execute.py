@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,23 @@ class PlannedRun:
 
 
 def plan_runs(
-    study: Study, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    study: Study,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    seeds: Collection[int] = (),
 ) -> list[PlannedRun]:
-    """All runs with their configurations.
+    """All runs, or those with these seeds, with their configurations.
 
     Raises:
-        ConfigError: one of them is not in order; nothing has been started then.
+        ConfigError: one of them is not in order, or has no such seed; nothing has been started then.
     """
+    known = {run.seed for run in study.runs}
+    if not known.issuperset(seeds):
+        raise ConfigError(f"{study.path}: its seeds are {', '.join(map(str, sorted(known)))}; --seeds takes of these")
     planned = []
     for index, run in enumerate(study.runs):
+        if seeds and run.seed not in seeds:
+            continue
         resolved = resolve_run(run, overrides, environment)
         find_architecture(resolved.config.model)
         planned.append(PlannedRun(index, run, resolved))

@@ -55,6 +55,7 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--num-test", type=positive, default=20, help="rendered test images (default: %(default)s)")
     parser.add_argument("--pairs", type=positive, default=24, help="made-up pairs (default: %(default)s)")
+    _add_seeds(parser)
     add_set(parser)
 
 
@@ -68,8 +69,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="study file")
     parser.add_argument("--processes", type=positive, default=1, help="processes of each training (default: 1)")
     parser.add_argument("--output", type=Path, default=None, help="folder of the report (default: studies/<name>)")
+    _add_seeds(parser)
     add_from_env(parser)
     add_set(parser)
+
+
+def _add_seeds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", nargs="+", type=int, default=(), help="of the study's, these only (default: all)")
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -97,7 +103,7 @@ def _act(arguments: argparse.Namespace, *, ablation: bool) -> int:
         from segformer_spark.study.ablation import check_ablation
 
         check_ablation(study)
-    planned = plan_runs(study, arguments.overrides, os.environ if arguments.from_env else None)
+    planned = plan_runs(study, arguments.overrides, os.environ if arguments.from_env else None, arguments.seeds)
     if arguments.action == "list":
         _list(study, planned, ablation=ablation)
         return 0
@@ -143,6 +149,7 @@ def study_demo(arguments: argparse.Namespace) -> int:
             output=arguments.output,
             num_images=(arguments.num_train, arguments.num_val, arguments.num_test),
             num_pairs=arguments.pairs,
+            seeds=tuple(arguments.seeds),
             overrides=tuple(arguments.overrides),
         )
     )

@@ -82,46 +82,42 @@ def test_recomputation_drops_the_same_paths() -> None:
         assert torch.equal(left, right)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_the_compiled_encoder_has_no_graph_break_and_agrees() -> None:
+def test_the_compiled_encoder_has_no_graph_break() -> None:
     import torch._dynamo as dynamo
 
-    model = build_segformer("b0", ["a", "b", "c"], drop_path=0.1, seed=0).train()
+    model = build_segformer("b0", ["a", "b", "c"], drop_path=0.1, seed=0)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    model.eval()
-    expected = model(images)
-    expected.square().sum().backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
     for training in (False, True):  # stochastic depth is in the graph of training
         dynamo.reset()
         model.train(training)
         explanation = dynamo.explain(encode)(model.encoder, images)
         assert explanation.graph_break_count == 0, explanation.break_reasons
     dynamo.reset()
-    model.eval()
     model.compile_encoder()
-    found = model(images)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    found.square().sum().backward()
-    for name, parameter in model.named_parameters():
-        if name in gradients:
-            np.testing.assert_allclose(parameter.grad, gradients[name], rtol=2e-3, atol=1e-4, err_msg=name)
     assert portable_names(model) == portable_names(build_segformer("b0", ["a", "b", "c"], seed=0)), "names stay"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_encoder_trains_with_exact_accumulation() -> None:
+def test_a_compiled_encoder_agrees_and_trains_with_exact_accumulation() -> None:
     plain = run_on_ranks(1, steps_of_two, ())[0]
     compiled = run_on_ranks(1, steps_of_two, ("hardware.compile=true",), timeout=400)[0]
-    np.testing.assert_allclose(compiled, plain, rtol=1e-4)
+    for found, expected in zip(compiled, plain, strict=True):
+        assert found.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-4)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=2e-3, atol=1e-4, err_msg=name)
 
 
-def steps_of_two(group: Group, overrides: tuple[str, ...]) -> list[float]:
+def steps_of_two(group: Group, overrides: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The losses, and the weights after steps so large that gradients show in them."""
     engine = make_engine(group, 1, micro=2, overrides=overrides)
-    losses = [engine.train_step(own_batches(s, engine.plan, group.rank), s).loss for s in range(2)]
+    engine.set_lr(1e-2)
+    steps = []
+    for step in range(2):
+        loss = engine.train_step(own_batches(step, engine.plan, group.rank), step).loss
+        weights = {name: p.detach().float().numpy().copy() for name, p in engine.model.named_parameters()}
+        steps.append({"loss": loss, **weights})
     assert graph_breaks() == 0
-    return losses
+    return steps
 
 
 def deterministic(group: Group, root: str, path: str) -> tuple[list[float], bool]:

@@ -46,7 +46,7 @@ def test_every_tensor_is_found(name: str, weights: Path) -> None:
     model = build_model(ModelConfig(name=name, encoder="mobilenet_v2", pretrained="none"), NAMES, 0)
     report = load_encoder(model, weights)
     assert len(report.loaded) == len(model.encoder.state_dict()) == 312
-    assert report.missing == report.unexpected == report.mismatched == report.classifier == ()
+    assert report.missing == report.unexpected == report.mismatched == report.left_out == ()
 
 
 def test_the_weights_know_photographs(weights: Path, photographs: Tensor) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from segformer_spark.cli import main
 from segformer_spark.config.study import read_study
-from segformer_spark.errors import UserError
+from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.study.ablation import switches
 from segformer_spark.study.execute import plan_runs
 from tests.study.toy import MODELS, RECIPES, write_study
@@ -176,6 +176,13 @@ def test_ablation_compares_with_the_first_recipe(folder: Path, monkeypatch: pyte
     assert found[1]["high"] - found[1]["delta_vs_none"] == pytest.approx(half, rel=1e-3, abs=1e-6)
     assert cv2.imread(str(folder / "studies" / "flips" / "ablation.png")).std() > 5
     assert "mIoU leaves void pixels out" in (folder / "studies" / "flips" / "report.html").read_text()
+
+
+def test_a_study_can_begin_with_some_of_its_seeds(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path, "flips", RECIPES))
+    assert [(one.index, one.run.seed) for one in plan_runs(study, seeds=[2])] == [(1, 2), (3, 2)]
+    with pytest.raises(ConfigError, match="its seeds are 1, 2; --seeds takes of these"):
+        plan_runs(study, seeds=[1, 7])
 
 
 def test_references_stand_beside_an_ablation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
