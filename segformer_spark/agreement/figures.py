@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from segformer_spark.agreement.correlation import KINDS, THRESHOLDS
 from segformer_spark.agreement.result import ModelAgreement
 from segformer_spark.run.figures import new_figure, save_figure
+
+_NAME_WIDTH = 18
 
 
 def draw_sizes(results: Sequence[ModelAgreement], size_lines: Mapping[str, str], path: Path) -> None:
@@ -45,10 +48,10 @@ def _sizes(axis: Any, results: Sequence[ModelAgreement], size_lines: Mapping[str
         ]
         low, high = np.array(bounds, np.float64).T
         errors = np.maximum(np.stack([values - low, high - values]), 0)
-        axis.errorbar(
-            sizes, values, yerr=errors, marker="o", capsize=3, label=f"max {kind}; {size_lines[f'max_{kind}']}"
-        )
-    axis.set(xlabel="million parameters", ylabel="correlation", title="agreement with people against size")
+        axis.errorbar(sizes, values, yerr=errors, marker="o", capsize=3, label=f"max {kind}")
+    lines = [f"max {kind}: {size_lines[f'max_{kind}']}" for kind in KINDS]
+    axis.set(xlabel="million parameters", ylabel="correlation")
+    axis.set_title("\n".join(["agreement with people against size", *lines]), fontsize="small")
     axis.axhline(0, color="0.7", linewidth=0.8)
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
@@ -57,10 +60,12 @@ def _sizes(axis: Any, results: Sequence[ModelAgreement], size_lines: Mapping[str
 
 def _heat(figure: Any, axis: Any, results: Sequence[ModelAgreement], kind: str) -> None:
     values = [[np.nan if one.value is None else one.value for one in result.by_threshold[kind]] for result in results]
-    shown = axis.imshow(np.array(values, np.float64), aspect="auto", cmap="coolwarm", vmin=-1, vmax=1)
+    shown = axis.imshow(
+        np.array(values, np.float64), aspect="auto", cmap="coolwarm", vmin=-1, vmax=1, interpolation="nearest"
+    )
     marks = range(4, len(THRESHOLDS), 10)
     axis.set_xticks(list(marks), [f"{THRESHOLDS[mark]:g}" for mark in marks])
-    axis.set_yticks(range(len(results)), [result.name for result in results])
+    axis.set_yticks(range(len(results)), [_wrapped(result.name) for result in results], fontsize="small")
     axis.set(xlabel="threshold of the relative change", title=f"{kind} (empty where undefined)")
     figure.colorbar(shown, ax=axis)
 
@@ -69,8 +74,12 @@ def _bars(axis: Any, results: Sequence[ModelAgreement]) -> None:
     places = np.arange(len(results))
     for offset, kind in zip((-0.2, 0.2), KINDS, strict=True):
         axis.bar(places + offset, [result.maxima[kind].value or 0.0 for result in results], 0.4, label=f"max {kind}")
-    axis.set_xticks(places, [result.name for result in results])
+    axis.set_xticks(places, [_wrapped(result.name) for result in results], rotation=25, ha="right", fontsize="small")
     axis.set(ylabel="correlation", title="maximum over the thresholds")
     axis.margins(y=0.25)
     axis.grid(alpha=0.3, axis="y")
     axis.legend(fontsize="small", ncols=2)
+
+
+def _wrapped(name: str) -> str:
+    return "\n".join(textwrap.wrap(name.replace("_", " "), _NAME_WIDTH))

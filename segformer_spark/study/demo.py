@@ -61,17 +61,20 @@ def run_study_demo(options: StudyDemoOptions) -> Path:
     run_verb("comparison", ["compare", "run", str(models), "--output", str(comparison), *settings])
     augmentations = str(_STUDIES / "demo_ablation.yaml")
     run_verb("ablation", ["ablate", "run", augmentations, "--output", str(ablation), *settings])
-    compared = [one.directory.path for one in plan_runs(read_study(models), overrides, None, options.seeds)]
-    run = compared[0]
+    compared = plan_runs(read_study(models), overrides, None, options.seeds)
+    run = compared[0].directory.path
     run_verb("anomaly statistics", ["anomaly", "fit", str(run)])
     strange = output / "anomaly"
     shown = ["--methods", *_METHODS, "--panels", "1", "--output", str(strange)]
     run_verb("anomaly scores", ["anomaly", "eval", str(run), *shown])
     pairs, people = output / "pairs", output / "agreement"
     run_verb("pairs", ["agreement", "make-demo", "--root", str(pairs), "--pairs", str(options.num_pairs)])
-    one_per_model = compared[:: len(compared) // 3]
+    # JSON is YAML, too. The first seed of each model stays: later ones do not replace it.
+    first = {one.run.model: str(one.directory.path) for one in reversed(compared)}
+    judges = output / "agreement.yaml"
+    judges.write_text(json.dumps({"models": dict(sorted(first.items()))}) + "\n", encoding="utf-8")
     judged = ["--pairs", str(pairs), "--people", str(pairs / "people.csv"), "--repeats", "2000"]
-    run_verb("agreement", ["agreement", "run", *map(str, one_per_model), *judged, "--output", str(people)])
+    run_verb("agreement", ["agreement", "run", "--study", str(judges), *judged, "--output", str(people)])
     path = output / "report.html"
     _report(output, run.name, time.monotonic() - started).write(path)
     return path
