@@ -101,23 +101,19 @@ def test_the_compiled_encoder_has_no_graph_break() -> None:
 def test_a_compiled_encoder_agrees_and_trains_with_exact_accumulation() -> None:
     plain = run_on_ranks(1, steps_of_two, ())[0]
     compiled = run_on_ranks(1, steps_of_two, ("hardware.compile=true",), timeout=400)[0]
-    for found, expected in zip(compiled, plain, strict=True):
-        assert found.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-4)
-        for name, value in expected.items():
-            np.testing.assert_allclose(found[name], value, rtol=2e-3, atol=1e-4, err_msg=name)
+    for (loss, norm), (expected_loss, expected_norm) in zip(compiled, plain, strict=True):
+        assert loss == pytest.approx(expected_loss, rel=1e-4)
+        assert norm == pytest.approx(expected_norm, rel=1e-3)
 
 
-def steps_of_two(group: Group, overrides: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The losses, and the weights after steps so large that gradients show in them."""
+def steps_of_two(group: Group, overrides: tuple[str, ...]) -> list[tuple[float, float]]:
+    """Loss and gradient norm of two steps; the second one's tell whether the first gradient was the same."""
     engine = make_engine(group, 1, micro=2, overrides=overrides)
-    engine.set_lr(1e-2)
-    steps = []
-    for step in range(2):
-        loss = engine.train_step(own_batches(step, engine.plan, group.rank), step).loss
-        weights = {name: p.detach().float().numpy().copy() for name, p in engine.model.named_parameters()}
-        steps.append({"loss": loss, **weights})
+    results = [engine.train_step(own_batches(s, engine.plan, group.rank), s) for s in range(2)]
     assert graph_breaks() == 0
-    return steps
+    norms = [result.grad_norm for result in results]
+    assert None not in norms
+    return [(result.loss, float(norm or 0.0)) for result, norm in zip(results, norms, strict=True)]
 
 
 def deterministic(group: Group, root: str, path: str) -> tuple[list[float], bool]:
