@@ -37,7 +37,7 @@ study-demo: install
 	$(BIN)/python -m segformer_spark study-demo
 
 test: install-dev
-	$(BIN)/python -m pytest -n 2 --ignore tests/slurm
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/slurm
 	@# Daemons that wait for each other on a loaded machine: what failed runs once more, and failing twice counts.
 	$(BIN)/python -m pytest tests/slurm || $(BIN)/python -m pytest tests/slurm --last-failed --last-failed-no-failures none
 
