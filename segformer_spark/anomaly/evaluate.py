@@ -8,6 +8,7 @@ the model's own grid, then enlarged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,8 @@ def _metric_rows(model: str, method: str, result: MethodResult) -> Iterator[Row]
         auroc, aupr, fpr95 = (None if value is None else round(float(value), 6) for value in figures)
         oracle: Sequence[float | None] = [None, None]
         if protocol == "pooled":
-            oracle = [round(float(pooled.f1[best]), 6), float(pooled.thresholds[best])]
+            threshold = float(pooled.thresholds[best])
+            oracle = [round(float(pooled.f1[best]), 6), threshold if math.isfinite(threshold) else None]
         yield {
             "model": model,
             "method": method,

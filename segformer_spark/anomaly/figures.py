@@ -44,11 +44,12 @@ def _draw_f1(axis: Any, method: str, ranking: Ranking) -> None:
     best = int(ranking.f1.argmax())
     axis.plot(ranking.thresholds, ranking.f1)
     axis.plot(ranking.thresholds[best], ranking.f1[best], marker="o", label=f"oracle: {ranking.f1[best]:.3f}")
-    # The bulk of the scores: single pixels far out would press the curve into a corner.
+    # The bulk of the scores: single pixels far out, or infinite, would press the curve into a corner.
     called = (ranking.true_positives + ranking.false_positives) / (ranking.positives + ranking.negatives)
-    low, high = (float(ranking.thresholds[int(np.argmax(called >= share))]) for share in (0.999, 0.0001))
-    if low < high:
-        axis.set_xlim(min(low, ranking.thresholds[best]), max(high, ranking.thresholds[best]))
+    ends = [ranking.thresholds[int(np.argmax(called >= share))] for share in (0.999, 0.0001)]
+    shown = [float(end) for end in (*ends, ranking.thresholds[best]) if np.isfinite(end)]
+    if shown and min(shown) < max(shown):
+        axis.set_xlim(min(shown), max(shown))
     axis.set(title=method, xlabel="threshold", ylabel="F1", ylim=(0, None))
     axis.title.set_fontsize("small")
     axis.grid(alpha=0.3)

@@ -151,10 +151,10 @@ class Predictor:
 
     def _refuse_nan(self, logits: Tensor) -> None:
         """Raise UserError where enlarging would make zeros of NaN."""
-        if bool(logits.isnan().any()):
+        if bool(logits.amax().isnan()):
             raise UserError(
                 f"the model's logits are not numbers (NaN) in {self.precision}: its weights are damaged, or it needs "
-                "another --precision"
+                "another precision (--precision; in training training.precision)"
             )
 
     def _class_ids(self, passes: list[tuple[tuple[int, ...], Tensor]], row: int, item: EvalItem) -> Tensor:

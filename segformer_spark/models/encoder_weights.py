@@ -77,7 +77,7 @@ def load_encoder(model: SegmentationModel, path: Path) -> EncoderReport:
     prefix = _prefix([stored[name] for name in own])
     live = {stored[name].removeprefix(prefix): name for name in own}
     target = {name: own[live[name]].detach() for name in live}
-    state, head = _encoder_part(read_state(path), prefix)
+    state, head = _encoder_part(read_state(path), target)
     state, resized = fit_positions(state, target)
     mismatched = [name for name in target.keys() & state.keys() if target[name].shape != state[name].shape]
     found = [name for name in target if name in state and name not in mismatched]
@@ -130,13 +130,20 @@ def _prefix(names: Sequence[str]) -> str:
     return prefix
 
 
-def _encoder_part(state: State, prefix: str) -> tuple[State, list[str]]:
+def _encoder_part(state: State, target: Mapping[str, Tensor]) -> tuple[State, list[str]]:
     """The encoder's tensors in its own names, and the names of a whole model's others."""
-    for whole in (prefix, *_AROUND):
-        inside = {name.removeprefix(whole): tensor for name, tensor in state.items() if name.startswith(whole)}
-        if whole and inside:
-            return _today(inside), [name for name in state if not name.startswith(whole)]
-    return _today(state), []
+    prefixes = {""}
+    for name in state:
+        prefix = ""
+        while around := next((one for one in _AROUND if name.startswith(prefix + one)), None):
+            prefix += around
+            prefixes.add(prefix)
+    parts = {
+        prefix: _today({name.removeprefix(prefix): one for name, one in state.items() if name.startswith(prefix)})
+        for prefix in sorted(prefixes, key=len)
+    }
+    best = max(parts, key=lambda prefix: len(parts[prefix].keys() & target.keys()))
+    return parts[best], [name for name in state if not name.startswith(best)]
 
 
 def _today(state: State) -> State:

@@ -107,7 +107,7 @@ class SegmentationModel(nn.Module):
         if min(height, width) < self.min_side:
             raise ConfigError(
                 f"{self.name}: an image of {width} x {height} pixels is too small, sides from {self.min_side} on are "
-                "possible; inference.resize=square enlarges images to data.image_size"
+                "possible (data.image_size, inference.resize, inference.window)"
             )
         high, wide = self._padded((height, width))
         if (high, wide) != (height, width):

@@ -103,11 +103,11 @@ def train_missing(study: Study, planned: Sequence[PlannedRun], options: Sequence
         UserError: runs failed (the others were trained), or the user stopped one.
     """
     failed = []
-    for one in planned:
+    for number, one in enumerate(planned, 1):
         if one.is_finished:
             logger.info("%s: finished before", one.run.name)
             continue
-        logger.info("run %d of %d: %s", one.index + 1, len(study.runs), one.run.name)
+        logger.info("run %d of %d: %s", number, len(planned), one.run.name)
         status = _start(_command(study.path, one.index, options, processes))
         if status in (EXIT_STOPPED, -signal.SIGINT, -signal.SIGTERM, 130):
             raise UserError(f"{one.run.name}: stopped on request; the same command goes on from here")

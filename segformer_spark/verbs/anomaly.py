@@ -171,6 +171,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         )
         facts = {
             "started": started,
+            "model": str(arguments.run),
             "model_step": step,
             "split": arguments.split,
             "temperature": temperature,
@@ -178,8 +179,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             "inference": loading.view.config.model_dump(),
             "world_size": group.world_size,
         }
-        record = result_record(group.device, **facts)
-        rows = group.main_only(lambda: write_results(results, run.name, output, record))
+        rows = group.main_only(lambda: write_results(results, run.name, output, result_record(group.device, **facts)))
         if group.is_main:
             for row in rows:
                 print(

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from segformer_spark.anomaly import figures
-from segformer_spark.anomaly.evaluate import evaluate_scores, write_results
+from segformer_spark.anomaly.evaluate import MethodResult, evaluate_scores, write_results
 from segformer_spark.anomaly.features import FEATURE_METHODS
 from segformer_spark.anomaly.fit import fit_features
 from segformer_spark.anomaly.scores import build_score
@@ -104,6 +104,17 @@ def test_f1_is_drawn_over_the_threshold(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert (panels[name].get_xlabel(), panels[name].get_ylabel()) == ("threshold", "F1")
         np.testing.assert_array_equal(line.get_xdata(), ranking.thresholds)
         np.testing.assert_array_equal(line.get_ydata(), ranking.f1)
+
+
+@pytest.mark.parametrize("extreme", [-np.inf, np.inf])
+def test_infinite_scores_are_drawn_and_written(extreme: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random(200) < 0.3
+    ranking = rank(np.where(truth == (extreme > 0), extreme, rng.normal(size=200)), truth)
+    results = {"msp": MethodResult(np.empty((0, 3)), ranking, 1)}
+    rows = write_results(results, "model", tmp_path, {})
+    assert json.loads((tmp_path / "results.json").read_text())["metrics"] == rows
+    assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
 def refused(group: Group, root: str, output: str) -> str:

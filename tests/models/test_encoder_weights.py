@@ -90,6 +90,20 @@ def test_the_encoder_of_a_whole_model_is_taken_out(name: str, encoder: str, tmp_
         assert torch.equal(mine, other)
 
 
+@pytest.mark.parametrize("prefix", ["", "encoder.", "model.encoder.", "model.model."])
+def test_prefixes_are_taken_off_and_a_stray_name_does_not_decide(prefix: str, tmp_path: Path) -> None:
+    source = torchvision.models.resnet18(weights=None).state_dict()
+    stray = {"head.weight" if prefix else "model.fc.weight": torch.zeros(1)}
+    save_file({**{f"{prefix}{name}": value for name, value in source.items()}, **stray}, tmp_path / "w.safetensors")
+    if prefix == "":  # what is no classifier's is named
+        with pytest.raises(CheckpointError, match=r"122 tensors; 1 unexpected: model\.fc\.weight"):
+            build("unet", "resnet18", tmp_path / "w.safetensors")
+        return
+    model = build("unet", "resnet18", tmp_path / "w.safetensors")
+    own = model.encoder.state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(value, source[name]) for name, value in own.items())
+
+
 def test_a_whole_model_starts_at_another_size_with_resized_positions(tmp_path: Path) -> None:
     source = build("hiera", "hiera_tiny_224", size=64)
     stored = source.stored_names()  # type: ignore[attr-defined]

@@ -72,11 +72,13 @@ def test_imagenet_start_takes_the_encoder(tmp_path: Path) -> None:
     assert torch.equal(model.network.decode_head.linear_fuse.weight, fresh.network.decode_head.linear_fuse.weight)
 
 
-def test_an_encoder_comes_from_a_file_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_encoder_comes_from_a_file_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = SegformerForImageClassification(segformer_config("b0", NAMES))
     source.save_pretrained(tmp_path / "mit")
     whole = ade20k_like(tmp_path / "whole")
-    logging.getLogger("segformer_spark").propagate = True
+    monkeypatch.setattr(logging.getLogger("segformer_spark"), "propagate", True)
     for folder, network, left_out in (("mit", source, "classifier.bias"), ("whole", whole, "decode_head.batch_norm")):
         file = tmp_path / folder / "model.safetensors"
         with caplog.at_level(logging.INFO, "segformer_spark"):
