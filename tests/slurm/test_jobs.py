@@ -159,7 +159,8 @@ def test_two_jobs_on_one_node_do_not_meet(quick_project: Project) -> None:
 
 def test_the_same_run_twice_at_once(quick_project: Project) -> None:
     """The second is refused, by name of the job that has it; the first is not disturbed."""
-    first = quick_project.submit("segformer_train.sh", *ONE, "--nodelist=node1", MAX_STEPS="80")
+    slow = {"MAX_STEPS": "80", "PROGRAM_SECONDS": "0.5"}  # it must last until the second has started
+    first = quick_project.submit("segformer_train.sh", *ONE, "--nodelist=node1", **slow)
     quick_project.until(first, "step 2/")
     second = quick_project.submit("segformer_train.sh", *ONE, "--nodelist=node2", MAX_STEPS="80", RESUME="auto")
     quick_project.cluster.wait(second, "FAILED")

@@ -67,8 +67,9 @@ def test_staged_once_per_node_kept_over_a_requeue_and_removed(quick_project: Pro
     scratch = cluster.base / "scratch"
     stale = scratch / "segformer_spark-4000000000"
     cluster.on("node1", "mkdir", str(stale))
-    settings = {"STAGE_DATA": "1", "DATA_CACHE": str(cache), "LOCAL_SCRATCH": str(scratch), "MAX_STEPS": "30"}
+    settings = {"STAGE_DATA": "1", "DATA_CACHE": str(cache), "LOCAL_SCRATCH": str(scratch), "MAX_STEPS": "60"}
     job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, "--nodelist=node[1-2]", **settings)
+    wait_for(lambda: len(quick_project.facts(verb="train")) == 4, 90, "all ranks, which can take a signal then")
     quick_project.until(job, "step 3/")
     cluster.login("scancel", "--signal=USR1", str(job))
     cluster.wait(job, "COMPLETED", "FAILED", restarts=1)
