@@ -173,7 +173,7 @@ def write_results(
 def _metric_rows(model: str, method: str, result: MethodResult) -> Iterator[Row]:
     """The threshold is the best one on this very data: an oracle's."""
     pooled = result.pooled
-    best = int(pooled.f1.argmax())
+    best = pooled.best
     pixels = pooled.positives + pooled.negatives
     alike = {"n_pixels": pixels, "anomaly_share": round(pooled.positives / pixels, 8)}
     means = result.per_image.mean(0) if len(result.per_image) else [None] * 3
@@ -212,6 +212,6 @@ def _threshold_rows(method: str, ranking: Ranking) -> Iterator[Row]:
     }
     number = len(ranking.thresholds)
     spaced = range(0, number, max(1, number // _CURVE_POINTS))
-    for place in sorted({*spaced, int(curves["f1"].argmax()), number - 1}):
+    for place in sorted({*spaced, ranking.best, number - 1}):
         values = {name: float(curve[place]) for name, curve in curves.items()}
         yield {"method": method, **{k: v if k == "threshold" else round(v, 6) for k, v in values.items()}}

@@ -41,9 +41,9 @@ def draw_curves(rankings: Mapping[str, Ranking], path: Path) -> None:
 
 
 def _draw_f1(axis: Any, method: str, ranking: Ranking) -> None:
-    best = int(ranking.f1.argmax())
-    axis.plot(ranking.thresholds, ranking.f1)
-    axis.plot(ranking.thresholds[best], ranking.f1[best], marker="o", label=f"oracle: {ranking.f1[best]:.3f}")
+    f1, best = ranking.f1, ranking.best
+    axis.plot(ranking.thresholds, f1)
+    axis.plot(ranking.thresholds[best], f1[best], marker="o", label=f"oracle: {f1[best]:.3f}")
     # The bulk of the scores: single pixels far out, or infinite, would press the curve into a corner.
     called = (ranking.true_positives + ranking.false_positives) / (ranking.positives + ranking.negatives)
     ends = [ranking.thresholds[int(np.argmax(called >= share))] for share in (0.999, 0.0001)]

@@ -63,6 +63,11 @@ class Ranking:
         called = self.true_positives + self.false_positives
         return np.asarray(2 * self.true_positives / np.maximum(called + self.positives, 1))
 
+    @property
+    def best(self) -> int:
+        """Place of the threshold with the highest F1."""
+        return int(self.f1.argmax())
+
     def auroc(self) -> float | None:
         """Area under the ROC curve; None without both kinds."""
         if not self.is_defined:

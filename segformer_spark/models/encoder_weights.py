@@ -124,20 +124,21 @@ def read_state(path: Path) -> State:
 
 def _prefix(names: Sequence[str]) -> str:
     """What stands before the encoder's own names in files of this model."""
-    prefix = ""
-    while around := next((one for one in _AROUND if all(name.startswith(prefix + one) for name in names)), None):
+    return max(set.intersection(*(_prefixes(name) for name in names)), key=len)
+
+
+def _prefixes(name: str) -> set[str]:
+    """All that may stand before an encoder's own name in this one: nothing, and each more of `_AROUND`."""
+    prefix, found = "", {""}
+    while around := next((one for one in _AROUND if name.startswith(prefix + one)), None):
         prefix += around
-    return prefix
+        found.add(prefix)
+    return found
 
 
 def _encoder_part(state: State, target: Mapping[str, Tensor]) -> tuple[State, list[str]]:
     """The encoder's tensors in its own names, and the names of a whole model's others."""
-    prefixes = {""}
-    for name in state:
-        prefix = ""
-        while around := next((one for one in _AROUND if name.startswith(prefix + one)), None):
-            prefix += around
-            prefixes.add(prefix)
+    prefixes = {"", *(prefix for name in state for prefix in _prefixes(name))}
     parts = {
         prefix: _today({name.removeprefix(prefix): one for name, one in state.items() if name.startswith(prefix)})
         for prefix in sorted(prefixes, key=len)
