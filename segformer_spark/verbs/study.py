@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segformer_spark.run.verb_process import set_options
 from segformer_spark.verbs.arguments import Subparsers, add_from_env, add_set, add_verb, positive
 from segformer_spark.verbs.launch import joined
 
@@ -123,6 +122,8 @@ def _act(arguments: argparse.Namespace, *, ablation: bool) -> int:
 
 
 def _train_options(arguments: argparse.Namespace) -> list[str]:
+    from segformer_spark.run.verb_process import set_options
+
     return [*set_options(arguments.overrides), *(["--from-env"] if arguments.from_env else [])]
 
 
