@@ -1,4 +1,4 @@
-"""Errors that are meant for the user (what is wrong, where, how to mend it), and exit statuses for batch scripts."""
+"""Errors that are meant for the user (what is wrong, where, how to fix it), and exit statuses for batch scripts."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "segformer_spark"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# A room may import from its own and from rooms on lower floors.
+# A package may import from itself and from packages of lower layers.
 FLOORS = [
     {"errors", "__init__"},
     {"config", "run", "ops"},

@@ -1,1 +1,1 @@
-"""Whether models that segment two images see the changes that people see."""
+"""Whether models that segment two images see the changes that human raters see."""

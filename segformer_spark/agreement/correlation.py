@@ -1,8 +1,8 @@
-"""Do a model's decisions go with people's? Correlations over thresholds, and what chance makes of their maximum.
+"""Do a model's decisions agree with human ratings? Correlations over thresholds, and what chance makes of their maximum.
 
 A model says "changed" when the relative change of area is above a threshold. 49 thresholds are tried and the best is
-quoted, so its p is that of the maximum under permuted answers (Westfall and Young 1993), not that of one test. The
-Spearman correlation with a binary decision is the Pearson correlation with the ranks of the answers.
+quoted, so its p is that of the maximum under permuted ratings (Westfall and Young 1993), not that of one test. The
+Spearman correlation with a binary decision is the Pearson correlation with the ranks of the ratings.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Maximum:
 
     Attributes:
         threshold, value: where it is, and what; None where all are undefined.
-        p: share of permutations of the answers whose maximum is as high, of them and the one observed.
+        p: share of permutations of the ratings whose maximum is as high, of them and the one observed.
         low, high: 95 % interval of the maximum over resampled items.
     """
 

@@ -30,7 +30,7 @@ def draw_overview(results: Sequence[ModelAgreement], size_lines: Mapping[str, st
     _sizes(axes[0, 0], results, size_lines)
     _bars(axes[1, 1], results)
     for axis, kind in zip((axes[0, 1], axes[1, 0]), KINDS, strict=True):
-        _heat(figure, axis, results, kind)
+        _heat_map(figure, axis, results, kind)
     save_figure(figure, path)
 
 
@@ -51,14 +51,14 @@ def _sizes(axis: Any, results: Sequence[ModelAgreement], size_lines: Mapping[str
         axis.errorbar(sizes, values, yerr=errors, marker="o", capsize=3, label=f"max {kind}")
     lines = [f"max {kind}: {size_lines[f'max_{kind}']}" for kind in KINDS]
     axis.set(xlabel="million parameters", ylabel="correlation")
-    axis.set_title("\n".join(["agreement with people against size", *lines]), fontsize="small")
+    axis.set_title("\n".join(["agreement with human ratings against size", *lines]), fontsize="small")
     axis.axhline(0, color="0.7", linewidth=0.8)
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize="small")
 
 
-def _heat(figure: Any, axis: Any, results: Sequence[ModelAgreement], kind: str) -> None:
+def _heat_map(figure: Any, axis: Any, results: Sequence[ModelAgreement], kind: str) -> None:
     values = [[np.nan if one.value is None else one.value for one in result.by_threshold[kind]] for result in results]
     shown = axis.imshow(
         np.array(values, np.float64), aspect="auto", cmap="coolwarm", vmin=-1, vmax=1, interpolation="nearest"
@@ -71,10 +71,10 @@ def _heat(figure: Any, axis: Any, results: Sequence[ModelAgreement], kind: str) 
 
 
 def _bars(axis: Any, results: Sequence[ModelAgreement]) -> None:
-    places = np.arange(len(results))
+    positions = np.arange(len(results))
     for offset, kind in zip((-0.2, 0.2), KINDS, strict=True):
-        axis.bar(places + offset, [result.maxima[kind].value or 0.0 for result in results], 0.4, label=f"max {kind}")
-    axis.set_xticks(places, [_wrapped(result.name) for result in results], rotation=25, ha="right", fontsize="small")
+        axis.bar(positions + offset, [result.maxima[kind].value or 0.0 for result in results], 0.4, label=f"max {kind}")
+    axis.set_xticks(positions, [_wrapped(result.name) for result in results], rotation=25, ha="right", fontsize="small")
     axis.set(ylabel="correlation", title="maximum over the thresholds")
     axis.margins(y=0.25)
     axis.grid(alpha=0.3, axis="y")

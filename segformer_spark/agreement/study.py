@@ -1,4 +1,4 @@
-"""`agreement`: several models on pairs of images that people judged -> tables, figures, a summary."""
+"""`agreement`: several models on pairs of images with human ratings -> tables, figures, a summary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from segformer_spark.agreement.correlation import (
 )
 from segformer_spark.agreement.figures import draw_overview, draw_sizes
 from segformer_spark.agreement.objects import AreaChange, area_change
-from segformer_spark.agreement.people import Item
+from segformer_spark.agreement.ratings import Item
 from segformer_spark.agreement.result import ModelAgreement
 from segformer_spark.checkpoint.export import load_model
 from segformer_spark.data.dataset import Mask
@@ -52,7 +52,7 @@ class AgreementOptions:
         ignored: names of classes that are no object.
         repeats: permutations for the p of a maximum.
         seed: of permutations and resampling.
-        reference: {model: maxima that another study found}, shown beside ours.
+        reference: {model: published maxima}, shown beside ours.
     """
 
     output: Path
@@ -100,7 +100,7 @@ def run_agreement(
 
 
 def agreement(changes: Sequence[AreaChange], answers: Sequence[float], *, repeats: int, seed: int) -> Row:
-    """Correlations of known changes with people's answers: `by_threshold`, `maxima` and `num_items`."""
+    """Correlations of known changes with human ratings: `by_threshold`, `maxima` and `num_items`."""
     known = [
         (change.relative, answer)
         for change, answer in zip(changes, answers, strict=True)

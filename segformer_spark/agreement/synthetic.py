@@ -1,4 +1,4 @@
-"""A made-up set of pairs and answers, for tests and for trying `agreement`: no person was asked."""
+"""A synthetic set of pairs and ratings, for tests and for trying `agreement`: nobody was asked."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from segformer_spark.run.atomic import write_csv
 
-PEOPLE = "people.csv"
-_PEOPLE_PER_PAIR = 20
+RATINGS = "ratings.csv"
+_RATERS_PER_PAIR = 20
 
 
 def write_synthetic(folder: Path, *, num_pairs: int = 24, size: int = 128, seed: int = 0) -> Path:
-    """Grey ellipses that grow or shrink by up to 90 %, and answers that mostly follow; returns the people's file."""
+    """Grey ellipses that grow or shrink by up to 90 %, and ratings that mostly follow; returns the ratings file."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -30,9 +30,9 @@ def write_synthetic(folder: Path, *, num_pairs: int = 24, size: int = 128, seed:
             cv2.ellipse(image, center.tolist(), scaled, angle, 0, 360, color.tolist(), cv2.FILLED)
             cv2.imwrite(str(folder / f"{base}_{suffix}.png"), image)
         saw = 1 / (1 + math.exp(-8 * (abs(change) - 0.4)))
-        answers = rng.random(_PEOPLE_PER_PAIR) < saw
+        answers = rng.random(_RATERS_PER_PAIR) < saw
         kind = "grows" if change > 0 else "shrinks"
         rows += [{"base": base, "type": kind, "answer": "different" if answer else "same"} for answer in answers]
-    people = folder / PEOPLE
-    write_csv(people, ["base", "type", "answer"], rows)
-    return people
+    ratings = folder / RATINGS
+    write_csv(ratings, ["base", "type", "answer"], rows)
+    return ratings

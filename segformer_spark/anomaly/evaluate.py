@@ -1,4 +1,4 @@
-"""`anomaly eval`: how well scores find the strange objects of a test split.
+"""`anomaly eval`: how well scores detect the anomalies of a test split.
 
 Two protocols, which are not comparable. per_image: AUROC, AUPR and FPR at 95 % recall of each image that holds both
 kinds, then their mean, as the CAOS benchmark has it (Hendrycks et al. 2022). pooled: of all pixels together, by a
@@ -44,14 +44,14 @@ Row = dict[str, Any]
 
 @runtime_checkable
 class HasAnomalies(Protocol):
-    """A data set that knows its strange pixels."""
+    """A data set that knows its anomalous pixels."""
 
     def anomalies(self, index: int) -> NDArray[np.bool_]: ...
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One score's figures.
+    """One score's metrics.
 
     Attributes:
         per_image: rankings' AUROC, average precision and FPR (n, 3) of the images with both kinds.
@@ -82,10 +82,10 @@ def evaluate_scores(
         map_scores: methods that need features, too.
 
     Raises:
-        DataError: the data set does not know strange objects, or has none.
+        DataError: the data set has no labels of anomalies, or no anomaly.
     """
     if not isinstance(dataset, HasAnomalies):
-        raise DataError("anomaly eval: this data set has no strange objects; take the test split of street_hazards")
+        raise DataError("anomaly eval: this data set has no anomalies; take the test split of street_hazards")
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     map_scores = map_scores or {}
     methods = [*scores, *map_scores]
@@ -106,7 +106,7 @@ def evaluate_scores(
                 pooled[name].add(values, torch.from_numpy(truth).to(values.device))
                 ranking = rank(values.cpu().numpy(), truth)
                 if ranking.is_defined:
-                    single[name].append((item.index, *_figures(ranking)))
+                    single[name].append((item.index, *_rates(ranking)))
             if item.index < num_panels:
                 _draw_panels(dataset, item.index, maps, ids, panels)
     results = {}
@@ -115,11 +115,11 @@ def evaluate_scores(
         table = np.array([row[1:] for row in rows], np.float64).reshape(-1, 3)
         results[name] = MethodResult(table, pooled[name].reduce(group.sum).ranking(), len(dataset))
     if not all(result.pooled.is_defined for result in results.values()):
-        raise DataError("anomaly eval: this split has no strange objects, or nothing else")
+        raise DataError("anomaly eval: this split has no anomalies, or nothing else")
     return results
 
 
-def _figures(ranking: Ranking) -> tuple[float, float, float]:
+def _rates(ranking: Ranking) -> tuple[float, float, float]:
     auroc, precision, fpr = ranking.auroc(), ranking.average_precision(), ranking.fpr_at(RECALL)
     assert auroc is not None
     assert precision is not None
@@ -177,11 +177,11 @@ def _metric_rows(model: str, method: str, result: MethodResult) -> Iterator[Row]
     pixels = pooled.positives + pooled.negatives
     alike = {"n_pixels": pixels, "anomaly_share": round(pooled.positives / pixels, 8)}
     means = result.per_image.mean(0) if len(result.per_image) else [None] * 3
-    for protocol, figures, images in (
+    for protocol, metrics, images in (
         ("per_image", means, len(result.per_image)),
-        ("pooled", _figures(pooled), result.num_images),
+        ("pooled", _rates(pooled), result.num_images),
     ):
-        auroc, aupr, fpr95 = (None if value is None else round(float(value), 6) for value in figures)
+        auroc, aupr, fpr95 = (None if value is None else round(float(value), 6) for value in metrics)
         oracle: Sequence[float | None] = [None, None]
         if protocol == "pooled":
             threshold = float(pooled.thresholds[best])
@@ -212,6 +212,6 @@ def _threshold_rows(method: str, ranking: Ranking) -> Iterator[Row]:
     }
     number = len(ranking.thresholds)
     spaced = range(0, number, max(1, number // _CURVE_POINTS))
-    for place in sorted({*spaced, ranking.best, number - 1}):
-        values = {name: float(curve[place]) for name, curve in curves.items()}
+    for index in sorted({*spaced, ranking.best, number - 1}):
+        values = {name: float(curve[index]) for name, curve in curves.items()}
         yield {"method": method, **{k: v if k == "threshold" else round(v, 6) for k, v in values.items()}}

@@ -125,11 +125,11 @@ def labelled_pixels(features: Tensor, truth: Mask, index: int, most: int) -> tup
     height, width = features.shape[-2:]
     rows, columns = (_centers(small, large) for small, large in zip((height, width), truth.shape, strict=True))
     labels = truth[rows[:, None], columns[None]].ravel()
-    places = np.flatnonzero(labels != IGNORE_INDEX)
-    if len(places) > most:
-        places = np.sort(np.random.default_rng([index, most]).choice(places, most, replace=False))
-    chosen = torch.from_numpy(places).to(features.device)
-    return features.flatten(1).T[chosen], torch.from_numpy(labels[places].astype(np.int64)).to(features.device)
+    pixels = np.flatnonzero(labels != IGNORE_INDEX)
+    if len(pixels) > most:
+        pixels = np.sort(np.random.default_rng([index, most]).choice(pixels, most, replace=False))
+    chosen = torch.from_numpy(pixels).to(features.device)
+    return features.flatten(1).T[chosen], torch.from_numpy(labels[pixels].astype(np.int64)).to(features.device)
 
 
 def _centers(small: int, large: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -147,7 +147,7 @@ def distances(features: Tensor, means: Tensor, precision: Tensor) -> Tensor:
 
 
 def parts_of(logits: Tensor, features: Tensor, gaussians: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """_PARTS (4, h, w) in fp64 on the features' grid; higher is stranger."""
+    """_PARTS (4, h, w) in fp64 on the features' grid; higher is more anomalous."""
     means, precision, log_priors = gaussians
     logits = functional.interpolate(
         logits[None].double(), size=features.shape[-2:], mode="bilinear", align_corners=False

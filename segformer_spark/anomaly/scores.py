@@ -1,4 +1,4 @@
-"""Anomaly scores of pixels from logits; higher is stranger.
+"""Anomaly scores of pixels from logits; higher is more anomalous.
 
 - msp: 1 - the highest softmax probability (Hendrycks and Gimpel 2017).
 - max_logit: the highest logit, negated (Hendrycks et al. 2022).

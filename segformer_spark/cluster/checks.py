@@ -19,22 +19,22 @@ class Check:
         name: what was looked at.
         state: OK, WARNING or FAILED.
         found: what was found.
-        mend: what to do about it; empty where nothing has to be done.
+        fix: what to do about it; empty where nothing has to be done.
     """
 
     name: str
     state: str
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def passed(name: str, found: str) -> Check:
-    """A check that found nothing to mend."""
+    """A check that found nothing to fix."""
     return Check(name, OK, found)
 
 
 def table(checks: Sequence[Check]) -> list[str]:
-    """Aligned lines: state, name, what was found, and below it how to mend it."""
+    """Aligned lines: state, name, what was found, and below it how to fix it."""
     name = max((len(check.name) for check in checks), default=0)
     margin = " " * (name + 11)
     lines = []
@@ -42,7 +42,7 @@ def table(checks: Sequence[Check]) -> list[str]:
         body = textwrap.wrap(check.found, _WIDTH) or [""]
         lines.append(f"{check.state:<9}{check.name:<{name}}  {body[0]}")
         lines += [margin + line for line in body[1:]]
-        lines += [margin + line for line in textwrap.wrap(f"-> {check.mend}", _WIDTH) if check.mend]
+        lines += [margin + line for line in textwrap.wrap(f"-> {check.fix}", _WIDTH) if check.fix]
     return lines
 
 

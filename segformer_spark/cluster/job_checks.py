@@ -30,7 +30,7 @@ _SIGNAL_SECONDS = 20
 def job_checks(config: Config, group: Group, environment: Mapping[str, str]) -> list[Check]:
     """The whole table, the same on every rank."""
     hosts = group.gather(socket.gethostname())
-    main_fingerprint = group.from_main(fingerprint())
+    main_fingerprint = group.broadcast(fingerprint())
     own = [check_versions(main_fingerprint), _check_device(group)]
     if group.launch.local_rank == 0:
         # Once per node. The versions stand above already.
@@ -54,7 +54,7 @@ def merge(found: Sequence[tuple[str, Check]]) -> list[Check]:
             suffix = f" (and {num_hosts - 1} more node(s) alike)" if num_hosts > 1 else ""
             lines.append(passed(name, every[0][1].found + suffix))
         for host, check in sorted(bad, key=lambda one: one[0]):
-            lines.append(Check(name, check.state, f"{host}: {check.found}", check.mend))
+            lines.append(Check(name, check.state, f"{host}: {check.found}", check.fix))
     return lines
 
 
@@ -115,8 +115,8 @@ def _check_drivers(group: Group) -> Check:
     records = group.gather(host_record(group.device))
     kinds = sorted({f"{r.get('gpu', 'CPU')}, driver {r.get('gpu_driver')}" if "gpu" in r else "CPU" for r in records})
     if len(kinds) > 1:
-        mend = "ask for one kind: sbatch --constraint=..."
-        return Check("devices", WARNING, f"different: {'; '.join(kinds)}", mend)
+        fix = "ask for one kind: sbatch --constraint=..."
+        return Check("devices", WARNING, f"different: {'; '.join(kinds)}", fix)
     return passed("devices", f"all {kinds[0]}")
 
 
@@ -156,7 +156,7 @@ def _check_all_reduce(group: Group, hosts: Sequence[str]) -> list[Check]:
     if not group.any(not right):
         state = passed(name, found)
         if backend == "nccl" and len(set(hosts)) > 1 and rate < 1:
-            mend = "is InfiniBand used? Set NCCL_SOCKET_IFNAME in the site file, and read NCCL_DEBUG=INFO's lines"
-            state = Check(name, WARNING, found, mend)
+            fix = "is InfiniBand used? Set NCCL_SOCKET_IFNAME in the site file, and read NCCL_DEBUG=INFO's lines"
+            state = Check(name, WARNING, found, fix)
         return [state]
     return [Check(name, FAILED, f"{found}, and the sum is wrong", "exclude nodes one by one, and tell the site")]

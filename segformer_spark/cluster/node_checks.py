@@ -127,14 +127,14 @@ def check_gpus(device: str, environment: Mapping[str, str]) -> Check:
     return passed(name, found)
 
 
-def check_writable(name: str, folder: Path, mend: str) -> Check:
+def check_writable(name: str, folder: Path, fix: str) -> Check:
     """Whether a file can be made below `folder`; the folder itself need not exist yet."""
     try:
         with _probe(folder) as probe:
             probe.write_bytes(b"x")
             free = shutil.disk_usage(probe.parent).free
     except OSError as error:
-        return Check(name, FAILED, f"{folder}: cannot be written: {error.strerror}", mend)
+        return Check(name, FAILED, f"{folder}: cannot be written: {error.strerror}", fix)
     found = f"{folder}: writable, {free / _GIB:.1f} GiB free"
     if free < _GIB:
         return Check(name, FAILED, found, "free space: a checkpoint of B5 alone takes 1 GiB")

@@ -14,8 +14,8 @@ from typing import Any
 from segformer_spark.checkpoint.names import newest_step
 from segformer_spark.errors import EXIT_PEER_LOST, EXIT_STOPPED, EXIT_USER_ERROR
 from segformer_spark.run.atomic import write_text
-from segformer_spark.run.claim import read_attempts
 from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.lease import read_attempts
 
 REQUEUED, COMPLETE, GIVEN_UP, NOT_OURS = 0, 10, 11, 12
 """Exit statuses of `job requeue`: runs again; nothing left to do; no further attempt; SLURM or the user decides."""
@@ -82,7 +82,7 @@ def decide(run: RunDirectory, status: int, job: JobId) -> Decision:
     elif status == 0:
         status = EXIT_PEER_LOST
     if status == EXIT_USER_ERROR:
-        return Decision(GIVEN_UP, "the message above says what to mend; another attempt would meet it again")
+        return Decision(GIVEN_UP, "the message above says what to fix; another attempt would meet it again")
     moved_on = bool(own) and own["from_step"] < step
     stuck = 0 if moved_on else count_stuck(run.path, step, job) + 1
     if stuck >= MAX_ATTEMPTS:
@@ -93,7 +93,7 @@ def decide(run: RunDirectory, status: int, job: JobId) -> Decision:
         )
     if stuck:
         remember_stuck(run.path, step, job)
-    return Decision(REQUEUED, f"{_cause(status)}; the run goes on from step {step}")
+    return Decision(REQUEUED, f"{_cause(status)}; the run resumes from step {step}")
 
 
 def count_stuck(run: Path, step: int, job: JobId) -> int:
@@ -124,7 +124,7 @@ def decide_resumable(status: int, job: JobId) -> Decision:
     if status == 0:
         return Decision(COMPLETE, "done")
     if status != EXIT_PEER_LOST and status <= 128:
-        return Decision(GIVEN_UP, "the message above says what to mend")
+        return Decision(GIVEN_UP, "the message above says what to fix")
     limit = MAX_CUTS if status == 128 + signal.SIGUSR1 else MAX_CRASHES
     if job.restart >= limit:
         return Decision(GIVEN_UP, f"it was cut off {job.restart + 1} times. This time: {_cause(status)}")

@@ -95,7 +95,7 @@ class DataConfig(Section):
 class CropConfig(Section):
     """What part of the image training sees, before all other augmentation."""
 
-    mode: Literal["none", "random", "fixed", "variable", "seed", "box"] = field(
+    mode: Literal["none", "random", "fixed", "variable", "original", "box"] = field(
         "none",
         "none: the whole image, resized; random: a crop of image_size; fixed: resized by scale, then such a crop, "
         "padded; variable: a crop of scale x image_size, resized; seed: as an earlier study did it; box: around the "

@@ -132,7 +132,7 @@ class HardwareConfig(Section):
     timeout_minutes: float = field(30.0, "A collective that waits longer ends the job.", gt=0, resume_safe=True)
     peer_timeout: float | None = field(
         60.0,
-        "Seconds without a sign of life of another rank after which a rank ends: its node or the network is lost. "
+        "Seconds without a heartbeat from another rank after which a rank ends: its node or the network is lost. "
         "null waits for timeout_minutes.",
         env="PEER_TIMEOUT",
         ge=1,

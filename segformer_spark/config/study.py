@@ -45,7 +45,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class StudyRun(SweepRun):
-    """A run with its place on the axes; an axis that the study leaves out has an empty label.
+    """A run with its labels on the axes; an axis that the study leaves out has an empty label.
 
     `folder` is its run directory unless output.save_path is set otherwise.
     """
@@ -101,12 +101,12 @@ def read_study(path: Path) -> Study:
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise ConfigError(f"{path}: seeds is a list of whole numbers from 0 on")
     runs = []
-    for place, model, recipe, seed in itertools.product(data, models, recipes, seeds):
-        settings = {**data[place], **models[model], **recipes[recipe], "experiment.seed": seed}
-        name = _name(path, [part for part in (place, model, recipe) if part], seed)
+    for dataset, model, recipe, seed in itertools.product(data, models, recipes, seeds):
+        settings = {**data[dataset], **models[model], **recipes[recipe], "experiment.seed": seed}
+        name = _name(path, [part for part in (dataset, model, recipe) if part], seed)
         items = tuple(f"{key}={setting_text(value)}" for key, value in settings.items())
         folder = Path("studies") / path.stem / "runs" / name
-        runs.append(StudyRun(name, base, items, model, place, recipe, seed, folder))
+        runs.append(StudyRun(name, base, items, model, dataset, recipe, seed, folder))
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ConfigError(f"{path}: two runs have one name, {max(names, key=names.count)}: give other names or seeds")

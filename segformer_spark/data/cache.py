@@ -62,7 +62,7 @@ class CachedDataset:
         meta = _read_meta(self.folder)
         names, colors, background = meta["classes"]
         self.classes = ClassInfo(tuple(names), tuple((r, g, b) for r, g, b in colors), background)
-        self.groups: Sequence[str] = tuple(meta["groups"])
+        self.categories: Sequence[str] = tuple(meta["groups"])  # the name on disk since format 1
         self.root, self.size, self.storage = Path(config.root), meta["size"], meta["storage"]
         self._images: list[dict[str, Any]] = meta["images"]
         self._records: list[tuple[int, list[int]]] = [
@@ -96,7 +96,7 @@ class CachedDataset:
     def sample_id(self, index: int) -> str:
         return str(self._images[index]["id"])
 
-    def group(self, index: int) -> int:
+    def category(self, index: int) -> int:
         return int(self._images[index]["group"])
 
     def files(self, index: int) -> tuple[Path, Path]:

@@ -93,11 +93,11 @@ def build_cache(
             "jpeg_quality": JPEG_QUALITY if options.storage == "jpeg" else None,
             "decoding": decoding(config),
             "classes": [list(dataset.classes.names), list(dataset.classes.colors), dataset.classes.background],
-            "groups": list(dataset.groups),
+            "groups": list(dataset.categories),
             "images": [
                 {
                     "id": dataset.sample_id(i),
-                    "group": dataset.group(i),
+                    "group": dataset.category(i),
                     "box": dataset.box(i),
                     "files": [entry["image"], entry["mask"]],
                 }

@@ -54,7 +54,7 @@ class TrainingView:
                 f"{name} is {width}x{height}, smaller than the crop of {side}x{side}: lower data.image_size, or set "
                 "augmentation.crop.mode to fixed (pads) or variable (takes a smaller crop)"
             )
-        if config.mode in ("variable", "seed"):
+        if config.mode in ("variable", "original"):
             side = min(side, *mask.shape)
         window = self._choose(mask, side, rng)
         return self._shown(image, mask, window)
@@ -95,8 +95,8 @@ class TrainingView:
             return window
         row, column = labelled[rng.integers(len(labelled))]
         top, left = (
-            int(min(max(0, place - side // 2), max(0, length - side)))
-            for place, length in ((row, height), (column, width))
+            int(min(max(0, center - side // 2), max(0, length - side)))
+            for center, length in ((row, height), (column, width))
         )
         return Window(top, left, side, side)
 

@@ -49,13 +49,13 @@ class Sample:
 
 
 class SegmentationDataset(Protocol):
-    """An indexed set of labelled images. `groups` names what figures are broken down by (may be empty)."""
+    """An indexed set of labelled images. `categories` names what metrics are broken down by (may be empty)."""
 
     @property
     def classes(self) -> ClassInfo: ...
 
     @property
-    def groups(self) -> Sequence[str]: ...
+    def categories(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -67,8 +67,8 @@ class SegmentationDataset(Protocol):
         """Unique name within the split, safe as a file name."""
         ...
 
-    def group(self, index: int) -> int:
-        """Index into `groups`; 0 when there are none."""
+    def category(self, index: int) -> int:
+        """Index into `categories`; 0 when there are none."""
         ...
 
     def files(self, index: int) -> tuple[Path, Path]:
@@ -92,8 +92,8 @@ class Subset:
         return self.base.classes
 
     @property
-    def groups(self) -> Sequence[str]:
-        return self.base.groups
+    def categories(self) -> Sequence[str]:
+        return self.base.categories
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -104,8 +104,8 @@ class Subset:
     def sample_id(self, index: int) -> str:
         return self.base.sample_id(self.indices[index])
 
-    def group(self, index: int) -> int:
-        return self.base.group(self.indices[index])
+    def category(self, index: int) -> int:
+        return self.base.category(self.indices[index])
 
     def files(self, index: int) -> tuple[Path, Path]:
         return self.base.files(self.indices[index])

@@ -140,7 +140,7 @@ def read_index_mask(path: Path, table: Mapping[int, int]) -> Mask:
     wide = labels.astype(np.int64)
     ids = lookup[np.where((wide < 0) | (wide > _NO_LABEL), _NO_LABEL, wide)]
     if (ids < 0).any():
-        row, column = (int(place) for place in np.argwhere(ids < 0)[0])
+        row, column = (int(index) for index in np.argwhere(ids < 0)[0])
         raise DataError(
             f"{path}: label {int(labels[row, column])} at x {column}, y {row} is not in the class table; "
             f"labels known: {', '.join(str(label) for label in sorted(table))}"
@@ -176,16 +176,16 @@ def read_color_mask(
     """
     pixels = read_image(path)
     table = [*colors, *([] if ignored is None else [ignored])]
-    places, nearest, foreign = _nearest_colors(pixels, table, foreign_distance)
+    pixel_indices, nearest, foreign = _nearest_colors(pixels, table, foreign_distance)
     if ignored is not None:
         nearest[nearest == len(colors)] = IGNORE_INDEX
     ids = np.zeros(pixels.shape[:2], np.uint8)
-    ids.reshape(-1)[places] = nearest
+    ids.reshape(-1)[pixel_indices] = nearest
     # Relative to what is not plain background: a spacecraft may cover less than a hundredth of the image.
-    share = float(np.count_nonzero(foreign)) / max(len(places), _MIN_FOREIGN_PIXELS / FOREIGN_SHARE)
+    share = float(np.count_nonzero(foreign)) / max(len(pixel_indices), _MIN_FOREIGN_PIXELS / FOREIGN_SHARE)
     _refuse_index_mask(path, pixels, colors)
     if share > FOREIGN_SHARE:
-        values, counts = np.unique(pixels.reshape(-1, 3)[places[foreign]], axis=0, return_counts=True)
+        values, counts = np.unique(pixels.reshape(-1, 3)[pixel_indices[foreign]], axis=0, return_counts=True)
         seen = tuple(int(v) for v in values[counts.argmax()])
         expected = ", ".join(str(color) for color in colors)
         raise DataError(
@@ -215,25 +215,25 @@ def nearest_color(
     the others by tables of squares.
     """
     ids, foreign = np.zeros(pixels.shape[:2], np.uint8), np.zeros(pixels.shape[:2], np.bool_)
-    places, nearest, far = _nearest_colors(pixels, colors, foreign_distance)
-    ids.reshape(-1)[places], foreign.reshape(-1)[places] = nearest, far
+    pixel_indices, nearest, far = _nearest_colors(pixels, colors, foreign_distance)
+    ids.reshape(-1)[pixel_indices], foreign.reshape(-1)[pixel_indices] = nearest, far
     return ids, foreign
 
 
 def _nearest_colors(
     pixels: Image, colors: Sequence[Color], foreign_distance: float
 ) -> tuple[NDArray[np.intp], NDArray[np.uint8], NDArray[np.bool_]]:
-    """Flat places of the pixels that differ from the first colour, their nearest colours, whether they are foreign."""
+    """Flat indices of the pixels that differ from the first colour, their nearest colours, whether they are foreign."""
     packed = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).view(np.uint32).ravel()
-    places = np.flatnonzero(packed != np.array([*colors[0], 255], np.uint8).view(np.uint32)[0])
-    channels = packed[places].view(np.uint8).reshape(-1, 4).T[:3]
-    nearest, distance = np.zeros(len(places), np.uint8), np.full(len(places), _FAR, np.int32)
+    pixel_indices = np.flatnonzero(packed != np.array([*colors[0], 255], np.uint8).view(np.uint32)[0])
+    channels = packed[pixel_indices].view(np.uint8).reshape(-1, 4).T[:3]
+    nearest, distance = np.zeros(len(pixel_indices), np.uint8), np.full(len(pixel_indices), _FAR, np.int32)
     for number, color in enumerate(colors):
         red, green, blue = (_SQUARES[255 - value : 511 - value] for value in color)
         own = red[channels[0]] + green[channels[1]] + blue[channels[2]]
         nearest[own < distance] = number
         np.minimum(distance, own, out=distance)
-    return places, nearest, distance > foreign_distance**2
+    return pixel_indices, nearest, distance > foreign_distance**2
 
 
 def check_sizes(image: Image, mask: Mask, image_path: Path, mask_path: Path, *, reduced: bool = False) -> None:

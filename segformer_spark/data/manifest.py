@@ -72,25 +72,25 @@ def read_manifest(config: DataConfig, split: str) -> SplitManifest:
         DataError: there is none, it is damaged or empty, or it lacks the split.
     """
     path = manifest_path(config)
-    mend = f"make it with: segformer-spark data check --dataset {config.dataset} --root {config.root}"
+    fix = f"make it with: segformer-spark data check --dataset {config.dataset} --root {config.root}"
     if not path.is_file():
-        raise DataError(f"{path}: there is no manifest; {mend}")
+        raise DataError(f"{path}: there is no manifest; {fix}")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw["format"] != _FORMAT:
-            raise DataError(f"{path}: manifest format {raw['format']}, this version reads {_FORMAT}; {mend}")
+            raise DataError(f"{path}: manifest format {raw['format']}, this version reads {_FORMAT}; {fix}")
         if split not in raw["splits"]:
             raise DataError(
-                f"{path}: the manifest has no split {split!r}, only {', '.join(raw['splits']) or 'none'}; {mend}"
+                f"{path}: the manifest has no split {split!r}, only {', '.join(raw['splits']) or 'none'}; {fix}"
             )
         part = raw["splits"][split]
         found = SplitManifest(
             split, tuple(raw["classes"]), part["digest"], part["pixels"], part["images"], part["damaged"]
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: this is not a manifest that can be read: {error}; {mend}") from error
+        raise DataError(f"{path}: this is not a manifest that can be read: {error}; {fix}") from error
     if not found.images:
-        raise DataError(f"{path}: the manifest is empty: split {split!r} has no images; {mend}")
+        raise DataError(f"{path}: the manifest is empty: split {split!r} has no images; {fix}")
     return found
 
 
@@ -101,11 +101,11 @@ def check_matches(manifest: SplitManifest, dataset: SegmentationDataset, root: P
         DataError: the manifest is of other files; the first difference is named.
     """
     where = f"the manifest's split {manifest.split!r}"
-    mend = "; run `segformer-spark data check` again"
+    fix = "; run `segformer-spark data check` again"
     if manifest.classes != tuple(dataset.classes.names):
         raise DataError(
             f"{where} knows the classes {', '.join(manifest.classes)}, the data set has "
-            f"{', '.join(dataset.classes.names)}{mend}"
+            f"{', '.join(dataset.classes.names)}{fix}"
         )
     if manifest.damaged:
         raise DataError(
@@ -113,18 +113,18 @@ def check_matches(manifest: SplitManifest, dataset: SegmentationDataset, root: P
             f"{manifest.damaged[0]}; repair or remove them, then run `segformer-spark data check` again"
         )
     if len(manifest.images) != len(dataset):
-        raise DataError(f"{where} has {len(manifest.images)} images, the data set has {len(dataset)}{mend}")
+        raise DataError(f"{where} has {len(manifest.images)} images, the data set has {len(dataset)}{fix}")
     for index, entry in enumerate(manifest.images):
         image, mask = (_relative(path, root) for path in dataset.files(index))
         if (image, mask) != (entry["image"], entry["mask"]):
-            raise DataError(f"{where} has {entry['image']} where the data set has {image}{mend}")
+            raise DataError(f"{where} has {entry['image']} where the data set has {image}{fix}")
     for index in range(0, len(dataset), max(1, len(dataset) // _NUM_PROBED)):
         for path, kind in zip(dataset.files(index), ("image", "mask"), strict=True):
             present = path.stat().st_size if path.is_file() else None
             expected = manifest.images[index][f"{kind}_bytes"]
             if present != expected:
                 found = "is missing" if present is None else f"has {present} bytes"
-                raise DataError(f"{path} {found}, {where} says {expected} bytes: the files were changed since{mend}")
+                raise DataError(f"{path} {found}, {where} says {expected} bytes: the files were changed since{fix}")
 
 
 def _other_splits(path: Path, dataset: str, classes: Sequence[str]) -> dict[str, Any]:

@@ -49,15 +49,15 @@ def _cell(sample: Sample, classes: ClassInfo, name: str) -> Image:
 def _legend(classes: ClassInfo, width: int) -> Image:
     """Class colours and names, on as many lines as they need, and what does not count."""
     entries = [*zip(classes.names, classes.colors, strict=True), ("ignored", ignored_color(classes))]
-    places, x, line = [], 4, 0
+    positions, x, line = [], 4, 0
     for name, _ in entries:
         needed = 26 + 8 * len(name)
         if x + needed > width and x > 4:
             x, line = 4, line + 1
-        places.append((x, line))
+        positions.append((x, line))
         x += needed
     strip = np.full((_LEGEND * (line + 1), width, 3), 255, np.uint8)
-    for (name, color), (left, row) in zip(entries, places, strict=True):
+    for (name, color), (left, row) in zip(entries, positions, strict=True):
         top = row * _LEGEND
         cv2.rectangle(strip, (left, top + 5), (left + 12, top + 17), color, cv2.FILLED)
         cv2.rectangle(strip, (left, top + 5), (left + 12, top + 17), (90, 90, 90), 1)

@@ -20,7 +20,7 @@ from segformer_spark.data.window import object_box
 from segformer_spark.data.workers import iterate, worker_options
 from segformer_spark.errors import DataError
 
-HEAT_SIDE = 32
+OCCUPANCY_SIDE = 32
 _BATCH = 8
 _MIN_BOX_OVERLAP = 0.5
 
@@ -38,7 +38,7 @@ class ItemFacts:
         ignored: unlabelled pixels.
         box: around the foreground; None without foreground or background class.
         brightness: mean of the image from 0 to 255.
-        heat: share of each cell that each class takes, (C, HEAT_SIDE, HEAT_SIDE), for the classes present.
+        occupancy: share of each cell that each class takes, (C, OCCUPANCY_SIDE, OCCUPANCY_SIDE), for the classes present.
         problems: what is wrong, each beginning with a path.
     """
 
@@ -53,18 +53,18 @@ class ItemFacts:
     ignored: int = 0
     box: Box | None = None
     brightness: float = 0.0
-    heat: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    occupancy: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
-def scan(dataset: SegmentationDataset, num_workers: int, *, places: bool = False) -> Iterator[ItemFacts]:
+def scan(dataset: SegmentationDataset, num_workers: int, *, occupancy: bool = False) -> Iterator[ItemFacts]:
     """The facts of every item, in order; errors of single items are among them, not raised.
 
     Args:
-        places: fill `heat`, which takes 12 kB per image.
+        occupancy: fill `occupancy`, which takes 12 kB per image.
     """
     loader: DataLoader[Any] = DataLoader(
-        _FactsView(dataset, places),
+        _FactsView(dataset, occupancy),
         batch_size=_BATCH,
         collate_fn=list,
         **worker_options(num_workers),
@@ -73,7 +73,7 @@ def scan(dataset: SegmentationDataset, num_workers: int, *, places: bool = False
         yield from batch
 
 
-def inspect(dataset: SegmentationDataset, index: int, *, places: bool = False) -> ItemFacts:
+def inspect(dataset: SegmentationDataset, index: int, *, occupancy: bool = False) -> ItemFacts:
     """Read, digest and decode one item; each file is read once."""
     image_path, mask_path = dataset.files(index)
     facts = ItemFacts(image_path, mask_path)
@@ -87,20 +87,20 @@ def inspect(dataset: SegmentationDataset, index: int, *, places: bool = False) -
     facts.image_sha256, facts.image_bytes = _digest(contents.get(image_path))
     facts.mask_sha256, facts.mask_bytes = _digest(contents.get(mask_path))
     if sample is not None and not facts.problems:
-        _measure(facts, sample, dataset, places)
+        _measure(facts, sample, dataset, occupancy)
         facts.problems += _box_problems(facts, dataset.box(index))
     return facts
 
 
 class _FactsView(Dataset[ItemFacts]):
-    def __init__(self, dataset: SegmentationDataset, places: bool) -> None:
-        self.dataset, self.places = dataset, places
+    def __init__(self, dataset: SegmentationDataset, occupancy: bool) -> None:
+        self.dataset, self.occupancy = dataset, occupancy
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> ItemFacts:
-        return inspect(self.dataset, index, places=self.places)
+        return inspect(self.dataset, index, occupancy=self.occupancy)
 
 
 def _digest(content: bytes | None) -> tuple[str, int]:
@@ -128,7 +128,7 @@ def _overlap(one: Box, other: Box) -> float:
     return common / (areas[0] + areas[1] - common)
 
 
-def _measure(facts: ItemFacts, sample: Sample, dataset: SegmentationDataset, places: bool) -> None:
+def _measure(facts: ItemFacts, sample: Sample, dataset: SegmentationDataset, occupancy: bool) -> None:
     num_classes, background = len(dataset.classes), dataset.classes.background
     counts = np.bincount(sample.mask.ravel(), minlength=256)
     height, width = sample.mask.shape
@@ -142,14 +142,14 @@ def _measure(facts: ItemFacts, sample: Sample, dataset: SegmentationDataset, pla
             facts.problems.append(f"{facts.mask}: the mask is empty, it holds nothing but background")
     elif not any(facts.pixels):
         facts.problems.append(f"{facts.mask}: the mask is empty, none of its pixels has a label")
-    if not places:
+    if not occupancy:
         return
-    facts.heat = {index: _cells(sample.mask, index) for index, count in enumerate(facts.pixels) if count}
+    facts.occupancy = {index: _cells(sample.mask, index) for index, count in enumerate(facts.pixels) if count}
 
 
 def _cells(mask: Mask, index: int) -> NDArray[np.float32]:
     shares: NDArray[np.float32] = cv2.resize(
-        (mask == index).astype(np.float32), (HEAT_SIDE, HEAT_SIDE), interpolation=cv2.INTER_AREA
+        (mask == index).astype(np.float32), (OCCUPANCY_SIDE, OCCUPANCY_SIDE), interpolation=cv2.INTER_AREA
     )
     return shares
 

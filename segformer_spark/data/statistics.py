@@ -1,4 +1,4 @@
-"""Figures of a split from its scanned items: class shares, object sizes, brightness, places, class weights."""
+"""Statistics of a split from its scanned items: class shares, object sizes, brightness, class occupancy maps, class weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segformer_spark.data.class_weights import RULES, class_weights
 from segformer_spark.data.dataset import ClassInfo
-from segformer_spark.data.scan import HEAT_SIDE, ItemFacts
+from segformer_spark.data.scan import OCCUPANCY_SIDE, ItemFacts
 from segformer_spark.errors import DataError
 from segformer_spark.run.figures import new_figure, save_figure
 
@@ -66,11 +66,11 @@ def _object_shares(items: Sequence[ItemFacts], classes: ClassInfo) -> list[float
 def draw_statistics(
     facts: Sequence[ItemFacts], classes: ClassInfo, summary: dict[str, Any], folder: Path
 ) -> list[Path]:
-    """classes.png, images.png and places.png."""
-    paths = [folder / name for name in ("classes.png", "images.png", "places.png")]
+    """classes.png, images.png and class_occupancy.png."""
+    paths = [folder / name for name in ("classes.png", "images.png", "class_occupancy.png")]
     _draw_classes(classes, summary, paths[0])
     _draw_images([item for item in facts if item.size is not None], classes, paths[1])
-    _draw_places(facts, classes, paths[2])
+    _draw_occupancy(facts, classes, paths[2])
     return paths
 
 
@@ -97,21 +97,21 @@ def _rgb(classes: ClassInfo) -> list[tuple[float, ...]]:
 
 
 def _draw_classes(classes: ClassInfo, summary: dict[str, Any], path: Path) -> None:
-    names, places = list(classes.names), np.arange(len(classes))
+    names, positions = list(classes.names), np.arange(len(classes))
     figure = new_figure(min(max(9.0, 0.5 * len(names) + 6), 24.0), 3.6)
     shares, weights = figure.subplots(1, 2)
     values = [100 * summary["classes"][name]["share"] for name in names]
-    shares.bar(places, values, color=_rgb(classes), edgecolor="0.3")
-    for place, value in zip(places, values, strict=True):
-        shares.annotate(f"{value:.2g}", (place, value), ha="center", va="bottom", fontsize=7)
+    shares.bar(positions, values, color=_rgb(classes), edgecolor="0.3")
+    for position, value in zip(positions, values, strict=True):
+        shares.annotate(f"{value:.2g}", (position, value), ha="center", va="bottom", fontsize=7)
     shares.set(title="share of all pixels", ylabel="percent, logarithmic", yscale="log")
     for number, rule in enumerate(RULES):
-        weights.bar(places + 0.27 * (number - 1), summary["class_weights"][rule], 0.25, label=rule.replace("_", " "))
+        weights.bar(positions + 0.27 * (number - 1), summary["class_weights"][rule], 0.25, label=rule.replace("_", " "))
     weights.set(title="class weights proposed, mean 1", ylabel="weight")
     weights.legend(fontsize="small")
     for axis in (shares, weights):
         axis.set_xticks(
-            places, names, rotation=45 if len(names) <= 40 else 90, ha="right", fontsize=8 if len(names) <= 40 else 4
+            positions, names, rotation=45 if len(names) <= 40 else 90, ha="right", fontsize=8 if len(names) <= 40 else 4
         )
         axis.grid(axis="y", alpha=0.3)
     save_figure(figure, path)
@@ -136,18 +136,18 @@ def _draw_images(items: Sequence[ItemFacts], classes: ClassInfo, path: Path) -> 
     save_figure(figure, path)
 
 
-def heat_maps(facts: Sequence[ItemFacts], num_classes: int) -> NDArray[np.float64]:
-    """Mean share of each class per cell, (C, HEAT_SIDE, HEAT_SIDE), over all images."""
-    total = np.zeros((num_classes, HEAT_SIDE, HEAT_SIDE))
+def occupancy_maps(facts: Sequence[ItemFacts], num_classes: int) -> NDArray[np.float64]:
+    """Mean share of each class per cell, (C, OCCUPANCY_SIDE, OCCUPANCY_SIDE), over all images."""
+    total = np.zeros((num_classes, OCCUPANCY_SIDE, OCCUPANCY_SIDE))
     decoded = [item for item in facts if item.size is not None]
     for item in decoded:
-        for index, share in item.heat.items():
+        for index, share in item.occupancy.items():
             total[index] += share
     return total / max(1, len(decoded))
 
 
-def _draw_places(facts: Sequence[ItemFacts], classes: ClassInfo, path: Path) -> None:
-    maps = heat_maps(facts, len(classes))
+def _draw_occupancy(facts: Sequence[ItemFacts], classes: ClassInfo, path: Path) -> None:
+    maps = occupancy_maps(facts, len(classes))
     foreground = [index for index in range(len(classes)) if index != classes.background]
     largest = sorted(foreground, key=lambda index: -float(maps[index].sum()))[:_MOST_MAPS]
     shown = [index for index in foreground if index in largest]

@@ -22,11 +22,11 @@ import torch.distributed as dist
 
 from segformer_spark.errors import EXIT_PEER_LOST
 
-_BEATS_PER_LIMIT = 6
+_HEARTBEATS_PER_LIMIT = 6
 
 
 class PeerWatch:
-    """Sends this rank's signs of life and watches for those of others, in two threads.
+    """Sends this rank's heartbeats and watches for those of others, in two threads.
 
     Two, because a question to a store whose network is gone may wait for long; the clock must not.
 
@@ -42,12 +42,12 @@ class PeerWatch:
     ) -> None:
         self.store, self.rank, self.peers, self.limit = store, rank, peers, limit
         self.end = end or _end_process
-        self._interval = limit / _BEATS_PER_LIMIT
+        self._interval = limit / _HEARTBEATS_PER_LIMIT
         self._heard = dict.fromkeys(peers, time.monotonic())
         self._done = threading.Event()
         self._threads = [
             threading.Thread(target=target, name=f"peer-watch-{name}", daemon=True)
-            for name, target in (("beat", self._beat), ("clock", self._watch))
+            for name, target in (("heartbeat", self._send_heartbeats), ("clock", self._watch))
         ]
 
     def start(self) -> None:
@@ -59,7 +59,7 @@ class PeerWatch:
         """End without waiting for a question under way."""
         self._done.set()
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         keys, last, count = [_key(rank) for rank in self.peers], [b""] * len(self.peers), 0
         while not self._done.is_set():
             count += 1
@@ -67,7 +67,7 @@ class PeerWatch:
                 self.store.set(_key(self.rank), str(count))
                 values = self.store.multi_get(keys)
             except (RuntimeError, dist.DistError):
-                values = last  # no answer is no sign of life
+                values = last  # no answer is no heartbeat
             for peer, value, before in zip(self.peers, values, last, strict=True):
                 if value != before:
                     self._heard[peer] = time.monotonic()
@@ -90,7 +90,7 @@ class PeerWatch:
     def _describe(self, silent: dict[int, float]) -> str:
         who = ", ".join(f"rank {peer} on {self.peers[peer]}" for peer in sorted(silent))
         return (
-            f"[rank {self.rank} on {socket.gethostname()}] no sign of life from {who} for "
+            f"[rank {self.rank} on {socket.gethostname()}] no heartbeat from {who} for "
             f"{max(silent.values()):.0f} s: a node or the network between them is lost. This rank ends; "
             "the last checkpoint stands, continue with --resume auto"
         )

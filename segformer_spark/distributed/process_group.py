@@ -50,9 +50,9 @@ class Group:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on at least one rank; the same answer everywhere."""
-        return bool(self.worst(int(flag)))
+        return bool(self.max_over_ranks(int(flag)))
 
-    def worst(self, value: int) -> int:
+    def max_over_ranks(self, value: int) -> int:
         """The largest value over the ranks; the same answer everywhere."""
         box = torch.tensor([value])
         dist.all_reduce(box, dist.ReduceOp.MAX, group=self.control)
@@ -77,7 +77,7 @@ class Group:
             failure = error
         self.raise_common(failure)
 
-    def from_main(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value on all ranks."""
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
@@ -89,7 +89,7 @@ class Group:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
-    def main_only(self, action: Callable[[], T]) -> T:
+    def on_main(self, action: Callable[[], T]) -> T:
         """Run `action` on rank 0 and return its value everywhere; its error is raised on every rank."""
         outcome: tuple[T | None, Exception | None] = (None, None)
         if self.is_main:
@@ -97,7 +97,7 @@ class Group:
                 outcome = (action(), None)
             except Exception as error:  # noqa: BLE001 - raised again below, on all ranks
                 outcome = (None, error)
-        result = [*self.from_main(outcome)]
+        result = [*self.broadcast(outcome)]
         del outcome
         if result[1] is not None:
             raise _shared(cast(Exception, result.pop()))
@@ -176,7 +176,7 @@ def process_group(
 
     Args:
         timeout_minutes: a collective that waits longer raises.
-        peer_timeout: end this process when a rank gives no sign of life for so many seconds; None: never.
+        peer_timeout: end this process when a rank gives no heartbeat for so many seconds; None: never.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -73,7 +73,7 @@ class Engine:
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
         # save_pretrained writes on rank 0 only.
-        self.names = group.main_only(model.stored_names)
+        self.names = group.on_main(model.stored_names)
         self.joins_micro_batches = config.training.accumulation == "exact" and plan.accumulation_steps > 1
         decay = config.training.ema.decay
         self.average = WeightAverage(self.model, decay) if decay is not None else None

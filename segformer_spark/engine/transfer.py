@@ -81,14 +81,14 @@ def _gathered(parameters: Mapping[str, nn.Parameter], key: str | None) -> dict[s
     for bucket in _buckets(parameters):
         first = bucket[0][1]
         flat = torch.zeros(sum(p.numel() for _, p in bucket), device=first.device)
-        for (_, parameter), place in zip(bucket, _places(bucket, flat), strict=True):
+        for (_, parameter), part in zip(bucket, _slices(bucket, flat), strict=True):
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]
             if mapping is not None:
                 own = mapping.lp_fragment_address
-                place[own.start : own.start + own.numel].copy_(mapping.get_hp_fragment(key))
+                part[own.start : own.start + own.numel].copy_(mapping.get_hp_fragment(key))
         dist.all_reduce(flat, group=first._dp_group)  # type: ignore[attr-defined]
-        places = _places(bucket, flat)
-        whole |= {name: _copy(place.view_as(p)) for (name, p), place in zip(bucket, places, strict=True)}
+        slices = _slices(bucket, flat)
+        whole |= {name: _copy(part.view_as(p)) for (name, p), part in zip(bucket, slices, strict=True)}
     return whole
 
 
@@ -103,7 +103,7 @@ def _buckets(parameters: Mapping[str, nn.Parameter]) -> Iterator[list[tuple[str,
         yield bucket
 
 
-def _places(bucket: Sequence[tuple[str, nn.Parameter]], flat: Tensor) -> Sequence[Tensor]:
+def _slices(bucket: Sequence[tuple[str, nn.Parameter]], flat: Tensor) -> Sequence[Tensor]:
     return torch.split(flat, [p.numel() for _, p in bucket])
 
 
@@ -139,14 +139,14 @@ def _link_moments(engine: Any) -> None:
 
 def _create_moments(engine: Any, step: int) -> None:
     """Before the first step AdamW has no state to set: make it as AdamW would."""
-    holders = (
+    updated = (
         _flat_partitions(engine) if _uses_zero(engine) else [p for p in engine.module.parameters() if p.requires_grad]
     )
     fused = bool(engine.basic_optimizer.defaults.get("fused"))
-    for holder in holders:
-        _base_state(engine)[holder] = {
-            "step": torch.tensor(float(step), device=holder.device if fused else "cpu"),
-            **{key: torch.zeros_like(holder) for key in _MOMENTS},
+    for tensor in updated:
+        _base_state(engine)[tensor] = {
+            "step": torch.tensor(float(step), device=tensor.device if fused else "cpu"),
+            **{key: torch.zeros_like(tensor) for key in _MOMENTS},
         }
     _link_moments(engine)
 

@@ -18,7 +18,7 @@ from segformer_spark.data.overlay import write_png
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
-from segformer_spark.evaluation.pictures import draw_confusion, draw_groups, make_panel
+from segformer_spark.evaluation.pictures import draw_categories, draw_confusion, make_panel
 from segformer_spark.evaluation.predict import Predictor, check_view, count
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.metrics.report import NO_OBJECT, report
@@ -74,16 +74,16 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
     loading = EvalLoading(view, options.batch_size, config.data.num_workers)
     started = now()
     counts = count(predictor, dataset, loading, group, f"evaluating {options.split}")
-    membership = [dataset.group(index) for index in range(len(dataset))]
-    figures = report(
-        counts, membership, class_names=card.class_names, background=card.background, groups=dataset.groups
+    membership = [dataset.category(index) for index in range(len(dataset))]
+    metrics = report(
+        counts, membership, class_names=card.class_names, background=card.background, categories=dataset.categories
     )
     hosts = group.gather(host_record(group.device))
 
     def write() -> None:
-        write_tables(options.output, figures, counts, dataset)
-        draw_confusion(np.asarray(figures["confusion"]), card.class_names, options.output / "figures" / "confusion.png")
-        draw_groups(figures, options.output / "figures" / "scores.png")
+        write_tables(options.output, metrics, counts, dataset)
+        draw_confusion(np.asarray(metrics["confusion"]), card.class_names, options.output / "figures" / "confusion.png")
+        draw_categories(metrics, options.output / "figures" / "scores.png")
         _draw_worst(predictor, dataset, counts, loading, options)
         record = {
             "model": str(options.model),
@@ -102,17 +102,17 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
             "hardware": hosts,
             "software": software_record(),
         }
-        write_json(options.output / "results.json", {**figures, "record": json.loads(json.dumps(scrub(record)))})
+        write_json(options.output / "results.json", {**metrics, "record": json.loads(json.dumps(scrub(record)))})
 
-    group.main_only(write)
+    group.on_main(write)
     if group.is_main:
-        for line in table(figures):
+        for line in table(metrics):
             logger.info("%s", line)
         logger.info("results: %s", options.output)
-    return figures
+    return metrics
 
 
-def write_tables(folder: Path, figures: dict[str, Any], counts: EvaluationCounts, dataset: SegmentationDataset) -> None:
+def write_tables(folder: Path, metrics: dict[str, Any], counts: EvaluationCounts, dataset: SegmentationDataset) -> None:
     """per_image.csv and confusion.csv."""
     names = dataset.classes.names
     per_image = counts.per_image.cpu().numpy()
@@ -124,8 +124,8 @@ def write_tables(folder: Path, figures: dict[str, Any], counts: EvaluationCounts
     rows = []
     for index in range(len(dataset)):
         row: dict[str, Any] = {"image": dataset.sample_id(index)}
-        if dataset.groups:
-            row["group"] = dataset.groups[dataset.group(index)]
+        if dataset.categories:
+            row["category"] = dataset.categories[dataset.category(index)]
         row |= {f"iou_{name}": _decimal(iou[index, c]) for c, name in enumerate(names)}
         row |= {f"true_pixels_{name}": int(per_image[index, c, 1]) for c, name in enumerate(names)}
         if counted is not None:
@@ -134,21 +134,21 @@ def write_tables(folder: Path, figures: dict[str, Any], counts: EvaluationCounts
     write_csv(folder / "per_image.csv", list(rows[0]), rows)
     matrix = [
         {"truth": name, **dict(zip(names, values, strict=True))}
-        for name, values in zip(names, figures["confusion"], strict=True)
+        for name, values in zip(names, metrics["confusion"], strict=True)
     ]
     write_csv(folder / "confusion.csv", ["truth", *names], matrix)
 
 
-def table(figures: dict[str, Any]) -> list[str]:
-    """The figures as aligned text lines: classes, then groups, then totals."""
+def table(metrics: dict[str, Any]) -> list[str]:
+    """The metrics as aligned text lines: classes, then categories, then totals."""
     lines = [f"{'class':<18}{'IoU':>9}{'Dice':>9}{'precision':>11}{'recall':>9}"]
-    for name, s in figures["per_class"].items():
+    for name, s in metrics["per_class"].items():
         lines.append(
             f"{name:<18}{_number(s['iou']):>9}{_number(s['dice']):>9}{_number(s['precision']):>11}{_number(s['recall']):>9}"
         )
-    if figures["groups"]:
-        lines.append(f"{'group':<18}{'images':>9}{'mIoU':>9}{'SPARK':>11}")
-        for name, g in figures["groups"].items():
+    if metrics["categories"]:
+        lines.append(f"{'category':<18}{'images':>9}{'mIoU':>9}{'SPARK':>11}")
+        for name, g in metrics["categories"].items():
             lines.append(f"{name:<18}{g['num_images']:>9}{_number(g['miou']):>9}{_number(g.get('spark_score')):>11}")
     for name, one in figures.get("object_sizes", {}).items():
         values = "  ".join(f"{key} {_number(value)}" for key, value in one.items() if key != "num_images")
@@ -163,7 +163,7 @@ def table(figures: dict[str, Any]) -> list[str]:
         "spark_score_panels",
         "spark_score",
     )
-    lines.append("  ".join(f"{key} {_number(figures[key])}" for key in keys if key in figures))
+    lines.append("  ".join(f"{key} {_number(metrics[key])}" for key in keys if key in metrics))
     return lines
 
 

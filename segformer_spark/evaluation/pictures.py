@@ -1,4 +1,4 @@
-"""Figures of an evaluation: confusion matrix, scores per class and group, and Input | Truth | Prediction panels."""
+"""Figures of an evaluation: confusion matrix, scores per class and category, and Input | Truth | Prediction panels."""
 
 from __future__ import annotations
 
@@ -78,37 +78,37 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Any:
     return figure
 
 
-def draw_groups(figures: dict[str, Any], path: Path) -> None:
-    """IoU per class and, where there is one, the SPARK score; for every group and in all, if there are groups."""
-    groups = {**figures["groups"], "all": figures}
-    names = list(figures["per_class"])
-    if len(groups) == 1 or len(names) > _MOST_SERIES:
-        _draw_classes(figures, names, path)
+def draw_categories(metrics: dict[str, Any], path: Path) -> None:
+    """IoU per class and, where there is one, the SPARK score; for every category and overall, if there are categories."""
+    categories = {**metrics["categories"], "all": metrics}
+    names = list(metrics["per_class"])
+    if len(categories) == 1 or len(names) > _MOST_SERIES:
+        _draw_classes(metrics, names, path)
         return
-    series = {f"IoU {name}": [g["per_class"][name]["iou"] for g in groups.values()] for name in names}
-    if "spark_score" in figures:
-        series["SPARK score"] = [g["spark_score"] for g in groups.values()]
-    figure = new_figure(max(6, 1.1 * len(groups) + 2), 3.8)
+    series = {f"IoU {name}": [g["per_class"][name]["iou"] for g in categories.values()] for name in names}
+    if "spark_score" in metrics:
+        series["SPARK score"] = [g["spark_score"] for g in categories.values()]
+    figure = new_figure(max(6, 1.1 * len(categories) + 2), 3.8)
     axis = figure.subplots()
     width = 0.8 / len(series)
     for index, (label, values) in enumerate(series.items()):
-        places = np.arange(len(groups)) + (index - (len(series) - 1) / 2) * width
-        axis.bar(places, [0 if value is None else value for value in values], width, label=label)
-    axis.set_xticks(range(len(groups)), list(groups), rotation=35, ha="right")
+        positions = np.arange(len(categories)) + (index - (len(series) - 1) / 2) * width
+        axis.bar(positions, [0 if value is None else value for value in values], width, label=label)
+    axis.set_xticks(range(len(categories)), list(categories), rotation=35, ha="right")
     axis.set(ylim=(0, 1), ylabel="score")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize="small", ncols=len(series), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     save_figure(figure, path)
 
 
-def _draw_classes(figures: dict[str, Any], names: Sequence[str], path: Path) -> None:
+def _draw_classes(metrics: dict[str, Any], names: Sequence[str], path: Path) -> None:
     """One bar per class, the best first, and the mean as a line."""
-    ordered = sorted(names, key=lambda name: -(figures["per_class"][name]["iou"] or 0))
+    ordered = sorted(names, key=lambda name: -(metrics["per_class"][name]["iou"] or 0))
     figure = new_figure(min(max(6.0, 0.45 * len(names) + 2), _LARGEST_INCHES + 6), 3.8)
     axis = figure.subplots()
-    axis.bar(range(len(ordered)), [figures["per_class"][name]["iou"] or 0 for name in ordered])
-    if figures["miou"] is not None:
-        axis.axhline(figures["miou"], color="tab:orange", linestyle="--", label=f"mean {figures['miou']:.3f}")
+    axis.bar(range(len(ordered)), [metrics["per_class"][name]["iou"] or 0 for name in ordered])
+    if metrics["miou"] is not None:
+        axis.axhline(metrics["miou"], color="tab:orange", linestyle="--", label=f"mean {metrics['miou']:.3f}")
         axis.legend(fontsize="small")
     size = 8 if len(names) <= _MOST_NAMES else 4
     axis.set_xticks(range(len(ordered)), ordered, rotation=90 if len(names) > 12 else 35, ha="right", fontsize=size)

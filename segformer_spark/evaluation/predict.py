@@ -233,12 +233,12 @@ def count(
 
     Who calls it has asked `check_view` before.
     """
-    counts = EvaluationCounts.zeros(len(dataset), len(dataset.classes), len(dataset.groups), group.device)
+    counts = EvaluationCounts.zeros(len(dataset), len(dataset.classes), len(dataset.categories), group.device)
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     items = predictor.predict(eval_loader(dataset, indices, loading))
     with group.sharing_errors():
         for item, prediction in progress(items, total=len(indices), label=label, visible=group.is_main):
             assert item.mask is not None
             truth = torch.from_numpy(item.mask).to(group.device)
-            counts.add(item.index, dataset.group(item.index), prediction, truth, IGNORE_INDEX)
+            counts.add(item.index, dataset.category(item.index), prediction, truth, IGNORE_INDEX)
     return counts.reduce(group.sum)

@@ -23,7 +23,7 @@ def window_starts(length: int, window: int, overlap: float, output_stride: int) 
 def sliding_logits(
     model: Callable[[Tensor], Tensor], images: Tensor, window: int, overlap: float, output_stride: int
 ) -> Tensor:
-    """Mean of the logits of all windows over each place.
+    """Mean of the logits of all windows over each position.
 
     Args:
         images: normalised (B, 3, H, W); sides shorter than the window are shown as they are.

@@ -1,4 +1,4 @@
-"""Counts that add up: every figure over a data set is made from sums over all images, each exactly once."""
+"""Counts that add up: every metric over a data set is computed from sums over all images, each exactly once."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class EvaluationCounts:
     """Counts of an evaluation.
 
     Attributes:
-        confusion: int64 (G, C, C), one matrix per group (spacecraft), rows truth, columns prediction.
+        confusion: int64 (K, C, C), one matrix per category (of spacecraft), rows truth, columns prediction.
         per_image: int64 (N, C, 3): predicted, true and overlapping pixels per image and class.
         seen: int64 (N,): how often each image was counted; all ones at the end.
-        ignored: int64 (G, C): what was predicted on pixels without a label.
+        ignored: int64 (K, C): what was predicted on pixels without a label.
     """
 
     confusion: Tensor
@@ -71,24 +71,24 @@ class EvaluationCounts:
 
     @classmethod
     def zeros(
-        cls, num_images: int, num_classes: int, num_groups: int, device: torch.device | str = "cpu"
+        cls, num_images: int, num_classes: int, num_categories: int, device: torch.device | str = "cpu"
     ) -> EvaluationCounts:
-        """Empty counts; `num_groups` of 0 counts as 1."""
+        """Empty counts; `num_categories` of 0 counts as 1."""
         return cls(
-            torch.zeros(max(num_groups, 1), num_classes, num_classes, dtype=torch.int64, device=device),
+            torch.zeros(max(num_categories, 1), num_classes, num_classes, dtype=torch.int64, device=device),
             torch.zeros(num_images, num_classes, 3, dtype=torch.int64, device=device),
             torch.zeros(num_images, dtype=torch.int64, device=device),
-            torch.zeros(max(num_groups, 1), num_classes, dtype=torch.int64, device=device),
+            torch.zeros(max(num_categories, 1), num_classes, dtype=torch.int64, device=device),
         )
 
-    def add(self, index: int, group: int, prediction: Tensor, truth: Tensor, ignore_index: int) -> None:
+    def add(self, index: int, category: int, prediction: Tensor, truth: Tensor, ignore_index: int) -> None:
         """Count image `index` from class ids (H, W)."""
         counts = _joint_counts(prediction, truth, self.confusion.shape[-1], ignore_index)
         matrix = counts[:-1]
-        self.confusion[group] += matrix
+        self.confusion[category] += matrix
         self.per_image[index] += torch.stack([matrix.sum(0), matrix.sum(1), matrix.diagonal()], dim=1)
         self.seen[index] += 1
-        self.ignored[group] += counts[-1]
+        self.ignored[category] += counts[-1]
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> EvaluationCounts:
         """Add the counts of all ranks.

@@ -65,7 +65,7 @@ class Ranking:
 
     @property
     def best(self) -> int:
-        """Place of the threshold with the highest F1."""
+        """Index of the threshold with the highest F1."""
         return int(self.f1.argmax())
 
     def auroc(self) -> float | None:
@@ -89,9 +89,9 @@ class Ranking:
 
 def rank(scores: NDArray[np.floating], is_positive: NDArray[np.bool_]) -> Ranking:
     """The ranking of single scores, of any shape."""
-    values, places = np.unique(scores.ravel(), return_inverse=True)
-    positive = np.bincount(places[is_positive.ravel()], minlength=len(values))
-    negative = np.bincount(places, minlength=len(values)) - positive
+    values, inverse = np.unique(scores.ravel(), return_inverse=True)
+    positive = np.bincount(inverse[is_positive.ravel()], minlength=len(values))
+    negative = np.bincount(inverse, minlength=len(values)) - positive
     return _ranking(values.astype(np.float64), positive, negative)
 
 

@@ -1,4 +1,4 @@
-"""All figures of an evaluation, in all and per group, from its counts."""
+"""All metrics of an evaluation, overall and per category, from its counts."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from segformer_spark.metrics.scores import summarize
 from segformer_spark.metrics.spark_score import Counts, image_iou, spark_score
 
 SIZE_EDGES = (0.0, 0.01, 0.03, 0.1, 1.01)
-"""Borders of the shares of the image that objects take, for figures by object size."""
+"""Borders of the shares of the image that objects take, for metrics by object size."""
 NO_OBJECT = "no object"
 
 
 def report(
     counts: EvaluationCounts,
-    group_of_image: Sequence[int],
+    category_of_image: Sequence[int],
     *,
     class_names: Sequence[str],
     background: int | None,
-    groups: Sequence[str],
+    categories: Sequence[str],
 ) -> dict[str, Any]:
-    """{"miou", ..., "spark_score", "groups": {name: the same}}, JSON-ready. Groups without images are left out."""
+    """{"miou", ..., "spark_score", "categories": {name: the same}}, JSON-ready. Categories without images are left out."""
     confusion = counts.confusion.cpu().numpy()
     per_image = counts.per_image.cpu().numpy()
     ignored = counts.ignored.cpu().numpy()
-    membership = np.asarray(group_of_image)
+    membership = np.asarray(category_of_image)
 
-    def figures(matrix: Counts, images: Counts, void: Counts) -> dict[str, Any]:
+    def compute(matrix: Counts, images: Counts, void: Counts) -> dict[str, Any]:
         out = {"num_images": len(images), **summarize(matrix, class_names, background, void)}
         out["confusion"] = matrix.tolist()
         if _is_spark(class_names):
@@ -48,10 +48,10 @@ def report(
             }
         return out
 
-    total = figures(confusion.sum(0), per_image, ignored.sum(0))
-    total["groups"] = {
-        name: figures(confusion[index], per_image[membership == index], ignored[index])
-        for index, name in enumerate(groups)
+    total = compute(confusion.sum(0), per_image, ignored.sum(0))
+    total["categories"] = {
+        name: compute(confusion[index], per_image[membership == index], ignored[index])
+        for index, name in enumerate(categories)
         if (membership == index).any()
     }
     if background is not None:
@@ -88,10 +88,10 @@ def by_object_size(per_image: Counts, class_names: Sequence[str], background: in
     return out
 
 
-def scalar_metrics(figures: dict[str, Any]) -> dict[str, float]:
+def scalar_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     """The defined top-level scalars and IoU per class, as flat names for logs and selection."""
     flat = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
-    for name, scores in figures["per_class"].items():
+    for name, scores in metrics["per_class"].items():
         if scores["iou"] is not None:
             flat[f"iou_{name}"] = scores["iou"]
     return flat
@@ -116,9 +116,9 @@ def check_metric(metric: str, class_names: Sequence[str]) -> None:
         )
 
 
-def selection_value(figures: dict[str, Any], metric: str) -> float:
+def selection_value(metrics: dict[str, Any], metric: str) -> float:
     """The value that the best checkpoint is chosen by; an undefined one (no image counts) is 0."""
-    return scalar_metrics(figures).get(metric, 0.0)
+    return scalar_metrics(metrics).get(metric, 0.0)
 
 
 def _is_spark(class_names: Sequence[str]) -> bool:

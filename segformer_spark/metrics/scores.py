@@ -1,4 +1,4 @@
-"""Figures from a confusion matrix: IoU, Dice, precision and recall per class, their means, pixel accuracy.
+"""Metrics from a confusion matrix: IoU, Dice, precision and recall per class, their means, pixel accuracy.
 
 A quotient without a pixel in its denominator is undefined: null, and left out of means. A class absent from the truth
 but predicted has IoU 0 and counts.
@@ -40,10 +40,10 @@ def summarize(
     background: int | None,
     ignored: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
-    """All figures of one confusion matrix, JSON-ready: undefined values are None.
+    """All metrics of one confusion matrix, JSON-ready: undefined values are None.
 
     Unlabelled pixels do not count. Where there are some, "miou_void_as_error" is the mIoU when what was predicted on
-    them (`ignored`, int64 (C,)) counts as false positives; published figures of CamVid differ in this rule.
+    them (`ignored`, int64 (C,)) counts as false positives; published results on CamVid differ in this rule.
     """
     scores = class_scores(confusion)
     foreground = [index for index in range(len(class_names)) if index != background]

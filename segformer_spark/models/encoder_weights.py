@@ -154,15 +154,15 @@ def _today(state: State) -> State:
 
 def _of_flat_mobilenet(state: State) -> State:
     """MobileNetV2 before torchvision 0.4 had the layers of a block in one list: conv, norm, ReLU6, conv ..."""
-    places = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+    indices = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
     without_expansion = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 
     def renamed(name: str) -> str:
         match = re.fullmatch(r"features\.(\d+)\.conv\.(\d)\.(\w+)", name)
         if match is None:
             return name
-        block, place, part = match.groups()
-        return f"features.{block}.conv.{(without_expansion if block == '1' else places)[place]}.{part}"
+        block, index, part = match.groups()
+        return f"features.{block}.conv.{(without_expansion if block == '1' else indices)[index]}.{part}"
 
     return {renamed(name): tensor for name, tensor in state.items()}
 

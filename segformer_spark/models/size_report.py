@@ -34,35 +34,37 @@ def draw_sizes(sizes: Sequence[ModelSize], path: Path) -> None:
     figure = new_figure(max(9, 1.3 * len(sizes)), 3.4 if len(sizes) <= _FEW else 4.6)
     left, right = figure.subplots(1, 2)
     names = [_short(size.model_name) for size in sizes]
-    places = range(len(sizes))
-    left.bar(places, [size.encoder_params / 1e6 for size in sizes], label="encoder")
+    positions = range(len(sizes))
+    left.bar(positions, [size.encoder_params / 1e6 for size in sizes], label="encoder")
     left.bar(
-        places,
+        positions,
         [size.head_params / 1e6 for size in sizes],
         bottom=[size.encoder_params / 1e6 for size in sizes],
         label="decode head",
     )
     left.set(title=f"parameters, {sizes[0].num_classes} classes", ylabel="millions")
     encoder = [(size.macs - size.macs_head) / 1e9 for size in sizes]
-    right.bar([p - 0.2 for p in places], encoder, 0.38, color="tab:blue", label="encoder")
+    right.bar([p - 0.2 for p in positions], encoder, 0.38, color="tab:blue", label="encoder")
     right.bar(
-        [p - 0.2 for p in places],
+        [p - 0.2 for p in positions],
         [size.macs_head / 1e9 for size in sizes],
         0.38,
         bottom=encoder,
         color="tab:orange",
         label="head as published",
     )
-    merged = [(place, size) for place, size in zip(places, sizes, strict=True) if size.macs_merged != size.macs]
+    merged = [
+        (position, size) for position, size in zip(positions, sizes, strict=True) if size.macs_merged != size.macs
+    ]
     if merged:
-        beside = [place + 0.2 for place, _ in merged]
-        bases = [encoder[place] for place, _ in merged]
-        heads = [size.macs_merged / 1e9 - encoder[place] for place, size in merged]
+        beside = [position + 0.2 for position, _ in merged]
+        bases = [encoder[position] for position, _ in merged]
+        heads = [size.macs_merged / 1e9 - encoder[position] for position, size in merged]
         right.bar(beside, bases, 0.38, color="tab:blue")
         right.bar(beside, heads, 0.38, bottom=bases, color="tab:green", label="merged head")
     right.set(title=f"multiply-adds at {sizes[0].image_size} px", ylabel="thousand millions")
     for axis in (left, right):
-        axis.set_xticks(list(places), names, **({} if len(sizes) <= _FEW else {"rotation": 40, "ha": "right"}))
+        axis.set_xticks(list(positions), names, **({} if len(sizes) <= _FEW else {"rotation": 40, "ha": "right"}))
         axis.grid(axis="y", alpha=0.3)
         axis.legend(fontsize="small")
     save_figure(figure, path)

@@ -56,15 +56,15 @@ def _locate_other(config: ModelConfig) -> Path:
     if config.pretrained == "imagenet":
         encoder = encoder_of(config)
         path = encoder_folder(Path(config.weights_dir), encoder) / "model.safetensors"
-        mend = (
+        fix = (
             f"On a machine with internet run: segformer-spark weights fetch --encoder {encoder} "
             f"--weights-dir {config.weights_dir} (or start from random weights with model.pretrained=none)"
         )
     else:
         path = given / "model.safetensors" if given.is_dir() else given
-        mend = "model.pretrained is none, imagenet, a file of the encoder's weights, or a model folder"
+        fix = "model.pretrained is none, imagenet, a file of the encoder's weights, or a model folder"
     if not path.is_file():
-        raise CheckpointError(f"pretrained weights: {path} does not exist. {mend}")
+        raise CheckpointError(f"pretrained weights: {path} does not exist. {fix}")
     return given if given.is_dir() else path
 
 
@@ -72,7 +72,7 @@ def _locate_segformer(config: ModelConfig) -> Path:
     if config.pretrained in SOURCES:
         folder = weights_folder(Path(config.weights_dir), config.variant, config.pretrained)
         path = folder / "model.safetensors"
-        mend = (
+        fix = (
             f"On a machine with internet run: segformer-spark weights fetch --variant {config.variant} "
             f"--source {config.pretrained} --weights-dir {config.weights_dir} "
             "(or start from random weights with model.pretrained=none)"
@@ -80,11 +80,11 @@ def _locate_segformer(config: ModelConfig) -> Path:
     else:
         given = Path(config.pretrained)
         path = given if given.is_file() else given / "model.safetensors"
-        mend = (
+        fix = (
             f"model.pretrained is one of {', '.join(SOURCES)}, none, a file of the encoder's weights, or a folder with "
             "config.json and model.safetensors"
         )
     if not path.is_file():
-        raise CheckpointError(f"pretrained weights: {path} does not exist. {mend}")
+        raise CheckpointError(f"pretrained weights: {path} does not exist. {fix}")
     is_encoder = config.pretrained == "imagenet" or path == Path(config.pretrained)
     return path if is_encoder else path.parent

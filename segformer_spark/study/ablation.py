@@ -65,7 +65,7 @@ def switches(config: AugmentationConfig) -> str:
 
 def _row(result: RunResult, baseline: float | None) -> Row:
     crop = result.config.augmentation.crop
-    scales = crop.scale if crop.mode in ("fixed", "variable", "seed") else (None, None)
+    scales = crop.scale if crop.mode in ("fixed", "variable", "original") else (None, None)
     miou = result.miou
     return {
         "name": result.run.recipe,

@@ -41,8 +41,8 @@ def _run_row(study: Study, result: RunResult) -> Row:
         "val_miou_void_as_error": _rounded(scores.get("miou_void_as_error")),
         "val_pixel_acc": _rounded(scores["pixel_accuracy"]),
     }
-    for split, figures in list(result.scores.items())[1:]:
-        row[f"{split}_miou"] = _rounded(figures["miou"])
+    for split, metrics in list(result.scores.items())[1:]:
+        row[f"{split}_miou"] = _rounded(metrics["miou"])
     return {
         **row,
         "s_per_epoch": _rounded(statistics.median(result.seconds_per_epoch), 2) if result.seconds_per_epoch else None,
@@ -113,7 +113,7 @@ def by_candidate(results: Sequence[RunResult]) -> dict[tuple[str, str], list[Run
 
 
 def reference_of(study: Study, model: str, recipe: str) -> Mapping[str, Any]:
-    """Somebody else's figures for a model or recipe; empty where there are none."""
+    """Somebody else's metrics for a model or recipe; empty where there are none."""
     return study.reference.get(model) or study.reference.get(recipe) or {}
 
 

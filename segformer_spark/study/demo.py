@@ -64,17 +64,17 @@ def run_study_demo(options: StudyDemoOptions) -> Path:
     compared = plan_runs(read_study(models), overrides, None, options.seeds)
     run = compared[0].directory.path
     run_verb("anomaly statistics", ["anomaly", "fit", str(run)])
-    strange = output / "anomaly"
-    shown = ["--methods", *_METHODS, "--panels", "1", "--output", str(strange)]
+    anomaly = output / "anomaly"
+    shown = ["--methods", *_METHODS, "--panels", "1", "--output", str(anomaly)]
     run_verb("anomaly scores", ["anomaly", "eval", str(run), *shown])
-    pairs, people = output / "pairs", output / "agreement"
+    pairs, agreement = output / "pairs", output / "agreement"
     run_verb("pairs", ["agreement", "make-demo", "--root", str(pairs), "--pairs", str(options.num_pairs)])
     # JSON is YAML, too. The first seed of each model stays: later ones do not replace it.
     first = {one.run.model: str(one.directory.path) for one in reversed(compared)}
-    judges = output / "agreement.yaml"
-    judges.write_text(json.dumps({"models": dict(sorted(first.items()))}) + "\n", encoding="utf-8")
-    judged = ["--pairs", str(pairs), "--people", str(pairs / "people.csv"), "--repeats", "2000"]
-    run_verb("agreement", ["agreement", "run", "--study", str(judges), *judged, "--output", str(people)])
+    study_file = output / "agreement.yaml"
+    study_file.write_text(json.dumps({"models": dict(sorted(first.items()))}) + "\n", encoding="utf-8")
+    rated = ["--pairs", str(pairs), "--ratings", str(pairs / "ratings.csv"), "--repeats", "2000"]
+    run_verb("agreement", ["agreement", "run", "--study", str(study_file), *rated, "--output", str(agreement)])
     path = output / "report.html"
     _report(output, run.name, time.monotonic() - started).write(path)
     return path
@@ -125,22 +125,22 @@ def _report(output: Path, run: str, seconds: float) -> Report:
     report.table(ablated["recipes"])
     report.figure(output / "ablation" / "ablation.png", "What each recipe changes against the first")
     report.figure(output / "ablation" / "curves.png", "Their curves")
-    report.heading("Strange objects")
+    report.heading("Anomalies")
     report.text(
         f"Scores of {run} on test images with objects of no class. per_image: mean over images that hold both kinds; "
-        "pooled: all pixels together; the two are not comparable. Best F1 and its threshold are an oracle's."
+        "pooled: all pixels together; the two are not comparable. Best F1 and its threshold are those of an oracle."
     )
     report.table(_read_csv(output / "anomaly" / "metrics.csv"))
     report.figure(output / "anomaly" / "curves.png", "All pixels together")
     for method in _METHODS:
         for panel in sorted((output / "anomaly" / "panels" / method).glob("*.png"))[:1]:
-            report.figure(panel, f"{method}: the brighter the stranger")
-    report.heading("Agreement with people")
-    report.text("Made-up pairs and answers: no person was asked.")
+            report.figure(panel, f"{method}: the brighter, the more anomalous")
+    report.heading("Agreement with human ratings")
+    report.text("Synthetic pairs and ratings: nobody was asked.")
     report.table(_read_csv(output / "agreement" / "correlation_results.csv"))
     report.text("Parameters against these maxima: r is Pearson's, rho Spearman's.")
     report.table(_read_csv(output / "agreement" / "correlation_vs_parameters.csv"))
-    report.figure(output / "agreement" / "agreement.png", "Correlation of models' decisions with answers")
+    report.figure(output / "agreement" / "agreement.png", "Correlation of models' decisions with human ratings")
     report.figure(output / "agreement" / "correlation_vs_parameters.png", "The highest correlation against size")
     return report
 

@@ -110,7 +110,7 @@ def train_missing(study: Study, planned: Sequence[PlannedRun], options: Sequence
         logger.info("run %d of %d: %s", number, len(planned), one.run.name)
         status = _start(_command(study.path, one.index, options, processes))
         if status in (EXIT_STOPPED, -signal.SIGINT, -signal.SIGTERM, 130):
-            raise UserError(f"{one.run.name}: stopped on request; the same command goes on from here")
+            raise UserError(f"{one.run.name}: stopped on request; the same command resumes from here")
         if status != 0:
             failed.append(one.run.name)
             logger.warning("%s failed with status %d; its own message stands above", one.run.name, status)

@@ -86,7 +86,7 @@ def _tradeoff(axis: Any, groups: Sequence[tuple[str, list[RunResult]]], cost: An
         axis.errorbar(*points[-1], yerr=spread, marker="o", capsize=3, color=color, linestyle="none", label=label)
     front = pareto_front(points, higher_cost_is_better=higher_is_better)
     axis.plot(
-        *zip(*(points[place] for place in front), strict=True), color="0.5", linewidth=1, linestyle="--", zorder=0
+        *zip(*(points[position] for position in front), strict=True), color="0.5", linewidth=1, linestyle="--", zorder=0
     )
     axis.grid(alpha=0.3)
     axis.margins(0.12)
@@ -99,12 +99,12 @@ def draw_pairs(pairs: Mapping[str, Sequence[Paired]], path: Path) -> None:
     figure = new_figure(8.5, max(2.0, 0.34 * number + 0.9 * len(pairs)))
     axes = figure.subplots(len(pairs), 1, squeeze=False, height_ratios=[max(1, len(own)) for own in pairs.values()])
     for axis, (data, own) in zip(axes[:, 0], pairs.items(), strict=True):
-        for place, pair in enumerate(own):
+        for position, pair in enumerate(own):
             low, high = (pair.difference if bound is None else bound for bound in (pair.low, pair.high))
             sure = pair.p_adjusted is not None and pair.p_adjusted < 0.05
             color = "tab:blue" if sure else "0.6"
-            axis.plot([low, high], [place, place], color=color)
-            axis.plot(pair.difference, place, marker="o", color=color)
+            axis.plot([low, high], [position, position], color=color)
+            axis.plot(pair.difference, position, marker="o", color=color)
         axis.axvline(0, color="0.4", linewidth=0.8)
         axis.set_yticks(range(len(own)), [f"{pair.first} - {pair.second}" for pair in own], fontsize="small")
         axis.invert_yaxis()
@@ -118,16 +118,16 @@ def draw_ablation(found: Mapping[str, tuple[Sequence[float], Interval]], path: P
     """A bar per recipe: mean difference to the first one, its 95 % interval over seeds, and each seed as a dot."""
     figure = new_figure(max(5.0, 1.1 * len(found) + 1.5), 3.8)
     axis = figure.subplots()
-    places = range(len(found))
-    for place, (values, interval) in zip(places, found.values(), strict=True):
-        axis.bar(place, interval.mean, color="tab:blue", alpha=_BAR_ALPHA)
+    positions = range(len(found))
+    for position, (values, interval) in zip(positions, found.values(), strict=True):
+        axis.bar(position, interval.mean, color="tab:blue", alpha=_BAR_ALPHA)
         if interval.low is not None and interval.high is not None:
             error = [[interval.mean - interval.low], [interval.high - interval.mean]]
-            axis.errorbar(place, interval.mean, yerr=error, color="black", capsize=4, linestyle="none")
-        axis.plot([place] * len(values), values, marker="o", linestyle="none", color="tab:orange", markersize=4)
+            axis.errorbar(position, interval.mean, yerr=error, color="black", capsize=4, linestyle="none")
+        axis.plot([position] * len(values), values, marker="o", linestyle="none", color="tab:orange", markersize=4)
     axis.axhline(0, color="0.4", linewidth=0.8)
     axis.set_xticks(
-        list(places), list(found), rotation=25 if len(found) > 4 else 0, ha="right" if len(found) > 4 else "center"
+        list(positions), list(found), rotation=25 if len(found) > 4 else 0, ha="right" if len(found) > 4 else "center"
     )
     seeds = max((interval.count for _, interval in found.values()), default=0)
     many = "bars: mean and 95 % interval, dots: seeds" if seeds > 1 else "one seed: no interval"

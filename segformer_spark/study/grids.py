@@ -64,22 +64,22 @@ def _grid(dataset: SegmentationDataset, models: Mapping[str, RunResult], group: 
 def join_grid(columns: Mapping[str, Sequence[Image]], row_names: Sequence[str]) -> Image:
     """Columns of pictures under their titles; each row is as high as its first picture asks at the tile's width."""
     rows = [np.full((_HEADER, len(columns) * (_TILE + _GAP), 3), 255, np.uint8)]
-    for place, title in enumerate(columns):
-        _write(rows[0], title[:_NAME_LENGTH], (place * (_TILE + _GAP) + 4, 22), (0, 0, 0))
+    for position, title in enumerate(columns):
+        _write(rows[0], title[:_NAME_LENGTH], (position * (_TILE + _GAP) + 4, 22), (0, 0, 0))
     for index, name in enumerate(row_names):
         pictures = [column[index] for column in columns.values()]
         height = max(1, round(pictures[0].shape[0] * _TILE / pictures[0].shape[1]))
         row = np.full((height + _GAP, len(columns) * (_TILE + _GAP), 3), 255, np.uint8)
-        for place, picture in enumerate(pictures):
+        for position, picture in enumerate(pictures):
             small = cv2.resize(picture, (_TILE, height), interpolation=cv2.INTER_AREA)
-            row[:height, place * (_TILE + _GAP) : place * (_TILE + _GAP) + _TILE] = small
+            row[:height, position * (_TILE + _GAP) : position * (_TILE + _GAP) + _TILE] = small
         _write(row, name[:_NAME_LENGTH], (5, height - 6), (255, 255, 255))
         rows.append(row)
     return np.vstack(rows)
 
 
-def _write(picture: Image, text: str, place: tuple[int, int], color: tuple[int, int, int]) -> None:
-    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, 1, cv2.LINE_AA)
+def _write(picture: Image, text: str, position: tuple[int, int], color: tuple[int, int, int]) -> None:
+    cv2.putText(picture, text, position, cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, 1, cv2.LINE_AA)
 
 
 def _percent(miou: float | None) -> str:

@@ -70,8 +70,8 @@ def paired_differences(scores: Mapping[str, Mapping[str, float]], seed: int = 0)
     names = list(scores)
     pairs = [
         _paired(first, second, scores[first], scores[second], seed)
-        for place, first in enumerate(names)
-        for second in names[place + 1 :]
+        for position, first in enumerate(names)
+        for second in names[position + 1 :]
     ]
     adjusted = holm([pair.p for pair in pairs])
     return [Paired(**{**pair.__dict__, "p_adjusted": p}) for pair, p in zip(pairs, adjusted, strict=True)]
@@ -92,12 +92,12 @@ def _paired(first: str, second: str, one: Mapping[str, float], other: Mapping[st
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down adjustment; undefined values stay undefined and do not count."""
-    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    known = sorted((p, position) for position, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for rank, (p, place) in enumerate(known):
+    for rank, (p, position) in enumerate(known):
         highest = max(highest, min(1.0, p * (len(known) - rank)))
-        adjusted[place] = highest
+        adjusted[position] = highest
     return adjusted
 
 
@@ -108,11 +108,11 @@ def pareto_front(points: Sequence[tuple[float, float]], *, higher_cost_is_better
         points: (cost, score); a higher score is better, and a lower cost unless told otherwise.
     """
     sign = -1.0 if higher_cost_is_better else 1.0
-    order = sorted(range(len(points)), key=lambda place: (sign * points[place][0], -points[place][1]))
+    order = sorted(range(len(points)), key=lambda position: (sign * points[position][0], -points[position][1]))
     front: list[int] = []
     best = -np.inf
-    for place in order:
-        if points[place][1] > best:
-            front.append(place)
-            best = points[place][1]
-    return sorted(front, key=lambda place: points[place][0])
+    for position in order:
+        if points[position][1] > best:
+            front.append(position)
+            best = points[position][1]
+    return sorted(front, key=lambda position: points[position][0])

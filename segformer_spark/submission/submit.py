@@ -78,8 +78,8 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
     images = list_images(options.images)
     view = card.view(**({"crops": options.crops} if options.crops else {}))
     boxes = _boxes(options, view, images)
-    settings = group.main_only(lambda: _settings(options, view, images))
-    todo = group.main_only(lambda: _prepare(options, images, settings))
+    settings = group.on_main(lambda: _settings(options, view, images))
+    todo = group.on_main(lambda: _prepare(options, images, settings))
     own = [todo[index] for index in rank_indices(len(todo), group.rank, group.world_size)]
     if group.is_main:
         logger.info("%d test images, %d predicted already, %d to do", len(images), len(images) - len(todo), len(todo))
@@ -113,7 +113,7 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
         write_json(options.output / _MANIFEST, json.loads(json.dumps(scrub(manifest))))
         return target
 
-    target = group.main_only(finish)
+    target = group.on_main(finish)
     if group.is_main:
         logger.info("%d predictions checked: names, key, shapes, dtype, classes", len(images))
         logger.info("submission: %s", target)

@@ -16,8 +16,8 @@ from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine, StepResult
 from segformer_spark.errors import TrainingDiverged, UserError
 from segformer_spark.metrics.report import scalar_metrics, selection_value
-from segformer_spark.run.claim import Claim
 from segformer_spark.run.console import logger, progress
+from segformer_spark.run.lease import Lease
 from segformer_spark.training.progress import Progress, to_stored
 from segformer_spark.training.reporter import Reporter
 from segformer_spark.training.schedule import Schedule
@@ -39,11 +39,11 @@ class Loop:
     """Trains from `progress` to the end.
 
     Attributes:
-        evaluate: returns the validation figures; collective.
+        evaluate: returns the validation metrics; collective.
         draw: shows a validation in pictures; called on all ranks.
         save_best: exports the best model; called on all ranks.
         checkpoint_every: optimizer steps between checkpoints; None for the end of each epoch.
-        claim: rank 0's hold on the run directory.
+        lease: rank 0's hold on the run directory.
         configuration: what a checkpoint remembers of the configuration.
     """
 
@@ -62,7 +62,7 @@ class Loop:
     progress: Progress
     best: BestTracker
     stop: StopRequest
-    claim: Claim | None
+    lease: Lease | None
     skipped_in_a_row: int = 0
     saved_step: int | None = None
     save_seconds: float = 0.0
@@ -141,12 +141,12 @@ class Loop:
         found: list[TrainBatch] = []
         failure: UserError | None = self.reporter.failure
         try:
-            if self.claim is not None and self.claim.lost:
-                self.claim.check()
+            if self.lease is not None and self.lease.lost:
+                self.lease.check()
             found = next(batches)
         except UserError as error:
             failure = error
-        status = self.group.worst(2 if failure is not None else int(self.stop.reason is not None))
+        status = self.group.max_over_ranks(2 if failure is not None else int(self.stop.reason is not None))
         if status == 2:
             self.group.raise_common(failure)
         return None if status else found
@@ -183,19 +183,19 @@ class Loop:
 
     def _validate(self) -> None:
         started = time.monotonic()
-        figures = self.evaluate()
-        scalars = scalar_metrics(figures)
+        metrics = self.evaluate()
+        scalars = scalar_metrics(metrics)
         step, position = self.progress.step, self.progress.position
         self.progress.validated_step = step
         is_best = False
         if step > 0:
-            is_best = self.best.update(selection_value(figures, self.config.selection_metric), step)
+            is_best = self.best.update(selection_value(metrics, self.config.selection_metric), step)
         if is_best:
             self.save_best(scalars)
         seconds = time.monotonic() - started
         epoch = position.epoch if position.step == 0 else position.epoch + 1
         self.reporter.validation(step, epoch, scalars, seconds, best=is_best, metric=self.config.selection_metric)
-        self.draw(figures)
+        self.draw(metrics)
         self.reporter.exclude(time.monotonic() - started)
 
     def _save_checkpoint(self) -> None:
@@ -203,7 +203,7 @@ class Loop:
             return
         started = time.monotonic()
         stored = to_stored(self.engine.export_state(), self.progress, self.best, self.configuration)
-        self.group.main_only(lambda: self.store.save(self.progress.step, stored))
+        self.group.on_main(lambda: self.store.save(self.progress.step, stored))
         self.saved_step = self.progress.step
         self.save_seconds = time.monotonic() - started
         self.reporter.exclude(self.save_seconds)

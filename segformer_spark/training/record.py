@@ -73,7 +73,7 @@ class TrainingRecord:
         if progress.step > 0:
             self._continue_record()
         self.record["attempts"].append(self.attempt)
-        group.main_only(self._write)
+        group.on_main(self._write)
 
     def announce(self, train_set: SegmentationDataset, val_set: SegmentationDataset) -> None:
         """Say what is about to run."""

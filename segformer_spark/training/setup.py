@@ -55,7 +55,7 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None) -> Se
     train_set = open_training_set(config.data.model_copy(update=own), config.augmentation.crop)
     if isinstance(train_set, CachedDataset):
         cached = train_set
-        group.main_only(lambda: check_source(cached, config.data))
+        group.on_main(lambda: check_source(cached, config.data))
     val_set = fixed_subset(
         open_dataset(config.data, config.data.val_split), config.data.val_subset, config.experiment.seed
     )
@@ -70,7 +70,7 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None) -> Se
     )
     model = build_model(config.model, train_set.classes.names, config.experiment.seed, config.data.image_size)
     check_model(config, plan, model)
-    loss_config = group.main_only(lambda: resolve_loss(config, train_set))
+    loss_config = group.on_main(lambda: resolve_loss(config, train_set))
     loss = build_loss(loss_config, len(train_set.classes), IGNORE_INDEX, group.differentiable_sum)
     deepspeed_config(config, plan)
     fidelity = train_set.fidelity if isinstance(train_set, CachedDataset) else "exact"

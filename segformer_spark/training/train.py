@@ -20,9 +20,9 @@ from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import CheckpointError, RunTakenOver, UserError
 from segformer_spark.models.registry import describe_model
-from segformer_spark.run.claim import Claim, Holder, hold_run, refuse_if_held
 from segformer_spark.run.console import duration, log_file, logger
 from segformer_spark.run.directory import RunDirectory, open_for_training
+from segformer_spark.run.lease import Lease, Owner, lease_run, refuse_if_leased
 from segformer_spark.training.loop import Loop, Outcome
 from segformer_spark.training.plan import lr_warning
 from segformer_spark.training.progress import Progress, engine_state, progress_of, restore_best
@@ -60,7 +60,7 @@ def run_training(
     config = resolved.config
     setup = prepare(config, group, options.local_cache)
     progress, best = Progress(), _new_tracker(config)
-    run, source = group.main_only(lambda: _open_run(resolved, options))
+    run, source = group.on_main(lambda: _open_run(resolved, options))
     store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints)
     stored = None
     if source is not None:
@@ -71,8 +71,8 @@ def run_training(
             restore_best(stored, best)
         else:
             logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
-    with _held(run, progress.step, group) as claim, log_file(run.log if group.is_main else None):
-        group.main_only(lambda: _begin(run, store, resolved, progress))
+    with _leased(run, progress.step, group) as lease, log_file(run.log if group.is_main else None):
+        group.on_main(lambda: _begin(run, store, resolved, progress))
         steps = (setup.schedule.total_steps, setup.sampler.steps_per_epoch)
         record = TrainingRecord(run, resolved, group, setup.plan, *steps, progress)
         record.announce(setup.train_set, setup.val_set)
@@ -86,12 +86,12 @@ def run_training(
             if stored is not None:
                 engine.import_state(engine_state(stored))
                 logger.info("resumed from %s at step %d", source, progress.step)
-            group.main_only(lambda: reporter.start(progress.step, validated=progress.validated_step == progress.step))
+            group.on_main(lambda: reporter.start(progress.step, validated=progress.validated_step == progress.step))
 
             def export(folder: Path, metrics: dict[str, float]) -> None:
                 card = _card(config, setup.train_set, progress, metrics)
                 weights = engine.weights()
-                group.main_only(lambda: export_model(engine.model, weights, engine.names, folder, card))
+                group.on_main(lambda: export_model(engine.model, weights, engine.names, folder, card))
 
             validation = Validation(engine, setup.val_set, config, group)
             loop = Loop(
@@ -103,14 +103,14 @@ def run_training(
                 group=group,
                 config=config.training,
                 evaluate=validation.evaluate,
-                draw=lambda figures: validation.draw(figures, reporter, progress.step),
+                draw=lambda metrics: validation.draw(metrics, reporter, progress.step),
                 save_best=lambda metrics: export(run.best, metrics),
                 configuration=setup.configuration,
                 checkpoint_every=config.output.checkpoint_every_steps,
                 progress=progress,
                 best=best,
                 stop=stop,
-                claim=claim,
+                lease=lease,
             )
             outcome = loop.run()
             if outcome is not Outcome.STOPPED:
@@ -118,15 +118,15 @@ def run_training(
                 if best.score is not None:
                     reporter.hparams(flatten(config.model_dump()), config.training.selection_metric, best.score)
                 group.raise_common(reporter.failure)
-            group.main_only(reporter.close)
-            if claim is not None:
-                claim.outcome = outcome.value
+            group.on_main(reporter.close)
+            if lease is not None:
+                lease.outcome = outcome.value
         except BaseException as error:
             _close_after_failure(record, reporter, progress, best, error)
             raise
         finally:
             loader.close()
-        group.main_only(lambda: record.finish(outcome.value, progress, best, None))
+        group.on_main(lambda: record.finish(outcome.value, progress, best, None))
         _say_how_it_ended(run, outcome, progress, best, config)
     return run, outcome
 
@@ -162,21 +162,21 @@ def _card(config: Config, dataset: SegmentationDataset, progress: Progress, metr
 
 
 @contextmanager
-def _held(run: RunDirectory, from_step: int, group: Group) -> Iterator[Claim | None]:
+def _leased(run: RunDirectory, from_step: int, group: Group) -> Iterator[Lease | None]:
     """Rank 0, which alone writes, holds the run for the duration of the block."""
     with ExitStack() as stack:
-        claims: list[Claim] = []
-        group.main_only(
-            lambda: claims.append(stack.enter_context(hold_run(run.path, from_step, Holder.here(os.environ))))
+        leases: list[Lease] = []
+        group.on_main(
+            lambda: leases.append(stack.enter_context(lease_run(run.path, from_step, Owner.here(os.environ))))
         )
-        yield claims[0] if claims else None
+        yield leases[0] if leases else None
     # Who leaves first with a status other than 0 has srun end the others: not before the run is let go.
     group.barrier()
 
 
 def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> tuple[RunDirectory, Path | None]:
     """The run directory and the checkpoint to continue from; writes nothing yet."""
-    refuse_if_held(run_path(resolved.config), Holder.here(os.environ))
+    refuse_if_leased(run_path(resolved.config), Owner.here(os.environ))
     run = open_for_training(run_path(resolved.config), resume=options.resume is not None, overwrite=options.overwrite)
     store = CheckpointStore(run.checkpoints, resolved.config.output.keep_checkpoints)
     store.clean()

@@ -88,7 +88,7 @@ def find_lr(config: Config, group: Group, *, low: float, high: float, num_steps:
     result = range_test(rates, _losses(engine, setup, config, group, rates))
     if not result.rates:
         raise UserError(f"tune lr: the loss is not finite at the first rate already, {low:g}; lower --low or use fp32")
-    group.main_only(lambda: _write_range(result, config, setup, output))
+    group.on_main(lambda: _write_range(result, config, setup, output))
     return result
 
 

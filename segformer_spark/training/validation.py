@@ -1,4 +1,4 @@
-"""Validation while training: figures over the split, and predictions of a few fixed images."""
+"""Validation while training: metrics over the split, and predictions of a few fixed images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Validation:
         self.predictor = Predictor(
             engine.model, group.device, view, config.training.precision, background=dataset.classes.background
         )
-        self._membership = [dataset.group(index) for index in range(len(dataset))]
+        self._membership = [dataset.category(index) for index in range(len(dataset))]
         self.draws = config.output.tensorboard
         number = min(config.output.tensorboard_images, len(dataset))
         self.fixed_images = [int(i) for i in np.linspace(0, len(dataset) - 1, number).round()] if number else []
@@ -45,18 +45,18 @@ class Validation:
             self._membership,
             class_names=classes.names,
             background=classes.background,
-            groups=self.dataset.groups,
+            categories=self.dataset.categories,
         )
 
-    def draw(self, figures: dict[str, Any], reporter: Reporter, step: int) -> None:
+    def draw(self, metrics: dict[str, Any], reporter: Reporter, step: int) -> None:
         """Predictions of the fixed images and the confusion matrix, for TensorBoard. Collective."""
 
         def on_main() -> None:
             panels = self._panels() if self.fixed_images else []
-            reporter.pictures(step, panels, figures["confusion"], self.dataset.classes.names)
+            reporter.pictures(step, panels, metrics["confusion"], self.dataset.classes.names)
 
         if self.draws:
-            self.group.main_only(on_main)
+            self.group.on_main(on_main)
 
     def _panels(self) -> list[tuple[str, Image]]:
         loading = EvalLoading(self.loading.view, self.loading.batch_size, 0)

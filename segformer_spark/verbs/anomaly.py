@@ -1,4 +1,4 @@
-"""`anomaly`: strange objects in a test split."""
+"""`anomaly`: detect anomalies in a test split."""
 
 from __future__ import annotations
 
@@ -127,12 +127,12 @@ def fit(arguments: argparse.Namespace) -> int:
         if "standardized_max_logit" in arguments.methods:
             statistics = fit_statistics(predictor, dataset, loading, group)
             written.append(run / _STATISTICS)
-            group.main_only(lambda: write_statistics(run / _STATISTICS, statistics, names, step))
+            group.on_main(lambda: write_statistics(run / _STATISTICS, statistics, names, step))
         if of_features:
             features = fit_features(predictor, dataset, loading, group, arguments.pixels_per_image)
             origin = {"model_step": str(step), "pixels_per_image": str(arguments.pixels_per_image)}
             written.append(run / _FEATURES)
-            group.main_only(lambda: write_features(run / _FEATURES, features, names, origin))
+            group.on_main(lambda: write_features(run / _FEATURES, features, names, origin))
         if group.is_main:
             print("\n".join(f"statistics: {path}" for path in written))
     return 0
@@ -179,7 +179,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             "inference": loading.view.config.model_dump(),
             "world_size": group.world_size,
         }
-        rows = group.main_only(lambda: write_results(results, run.name, output, result_record(group.device, **facts)))
+        rows = group.on_main(lambda: write_results(results, run.name, output, result_record(group.device, **facts)))
         if group.is_main:
             for row in rows:
                 print(

@@ -215,7 +215,7 @@ def scaling(arguments: argparse.Namespace) -> int:
             weak = {"global_batch_size": None, "accumulation_steps": None}
             config = config.model_copy(update={"training": config.training.model_copy(update=weak)})
         row = measure_throughput(config, group, arguments.steps)
-        row = group.main_only(lambda: add_row(arguments.csv, row, strong=arguments.strong))
+        row = group.on_main(lambda: add_row(arguments.csv, row, strong=arguments.strong))
         if group.is_main:
             print(describe(row))
             print(f"table: {arguments.csv}")

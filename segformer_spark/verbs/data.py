@@ -42,7 +42,7 @@ def add(subparsers: Subparsers) -> None:
     parser = add_verb(
         actions,
         "stats",
-        "Class shares, object sizes, brightness, places, class weights; as JSON and figures.",
+        "Class shares, object sizes, brightness, class occupancy maps, class weights; as JSON and figures.",
         "segformer-spark data stats --dataset spark --root /scratch/spark --output stats/spark",
         stats,
     )
@@ -92,7 +92,7 @@ def _add_make_demo(actions: Subparsers) -> None:
     parser = add_verb(
         actions,
         "make-demo",
-        "Render a data set that lies on disk as SPARK, or StreetHazards with strange objects, does.",
+        "Render a data set that lies on disk as SPARK, or StreetHazards with anomalies, does.",
         "segformer-spark data make-demo --root data/demo --num-train 600 --num-val 100 --num-test 20 --size 256",
         make_demo,
     )
@@ -137,11 +137,11 @@ def _config(arguments: argparse.Namespace) -> Config:
     return load_config(arguments.config, overrides=[*named, *arguments.overrides], environment=environment).config
 
 
-def _scan(dataset: SegmentationDataset, config: Config, label: str, *, places: bool = False) -> list[ItemFacts]:
+def _scan(dataset: SegmentationDataset, config: Config, label: str, *, occupancy: bool = False) -> list[ItemFacts]:
     from segformer_spark.data.scan import scan
     from segformer_spark.run.console import progress
 
-    return list(progress(scan(dataset, config.data.num_workers, places=places), total=len(dataset), label=label))
+    return list(progress(scan(dataset, config.data.num_workers, occupancy=occupancy), total=len(dataset), label=label))
 
 
 def make_demo(arguments: argparse.Namespace) -> int:
@@ -231,7 +231,7 @@ def stats(arguments: argparse.Namespace) -> int:
 
     config = _config(arguments)
     dataset = open_dataset(config.data, arguments.split or config.data.train_split)
-    facts = _scan(dataset, config, "reading", places=True)
+    facts = _scan(dataset, config, "reading", occupancy=True)
     summary = summarize_split(facts, dataset.classes)
     write_json(arguments.output / "stats.json", summary)
     for name, one in summary["classes"].items():

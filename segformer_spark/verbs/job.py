@@ -132,7 +132,7 @@ def requeue(arguments: argparse.Namespace) -> int:
         if decision.verdict == COMPLETE:
             print(f"done: {decision.reason}. Next: MODEL_PATH={run.path} sbatch slurm/segformer_eval.sh")
     if decision.verdict == GIVEN_UP and not reason:
-        print(f"not requeued: {decision.reason}. When that is mended, {again}")
+        print(f"not requeued: {decision.reason}. When that is fixed, {again}")
     if not decision.requeue:
         return decision.verdict
     if reason:

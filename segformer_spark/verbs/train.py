@@ -75,10 +75,10 @@ def choose_resume(resolved: ResolvedConfig) -> str | None:
     A requeued job goes on with the run only if it had begun it: another run of the same name is not its own.
     """
     from segformer_spark.config.load import run_path
-    from segformer_spark.run.claim import Holder, read_attempts
+    from segformer_spark.run.lease import Owner, read_attempts
 
     given = os.environ.get("RESUME") or None
-    own = Holder.here(os.environ)
+    own = Owner.here(os.environ)
     if own.restart == 0 or not any(attempt["job"] == own.job for attempt in read_attempts(run_path(resolved.config))):
         return given
     return "auto" if given in (None, "auto") else f"auto,{given}"

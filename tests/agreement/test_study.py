@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
-from segformer_spark.agreement.people import Item, read_items
 from segformer_spark.agreement.reference import read_agreement_study
+
+from segformer_spark.agreement.ratings import Item, read_items
 from segformer_spark.agreement.study import AgreementOptions, Candidate, run_agreement
 from segformer_spark.agreement.synthetic import write_synthetic
 from segformer_spark.cli import main
@@ -25,8 +25,8 @@ def pair(folder: Path, base: str) -> None:
         cv2.imwrite(str(folder / f"{base}_{suffix}.png"), np.zeros((8, 8, 3), np.uint8))
 
 
-def people(folder: Path, text: str) -> Path:
-    path = folder / "people.csv"
+def ratings(folder: Path, text: str) -> Path:
+    path = folder / "ratings.csv"
     path.write_text(text)
     return path
 
@@ -35,11 +35,11 @@ def test_answers_become_shares_and_shares_stay(tmp_path: Path) -> None:
     pair(tmp_path, "a")
     pair(tmp_path, "b")
     (tmp_path / "._a_init.png").write_bytes(b"")
-    answers = people(tmp_path, "base,type,answer\nb,x,different\na,y,Same\nb,x,same\nb,x,different\nb,x,different\n")
+    answers = ratings(tmp_path, "base,type,answer\nb,x,different\na,y,Same\nb,x,same\nb,x,different\nb,x,different\n")
     items = read_items(tmp_path, answers)
     assert [(item.base, item.kind, item.share_different) for item in items] == [("b", "x", 0.75), ("a", "y", 0.0)]
     assert items[0].after == tmp_path / "b_out.png"
-    (only,) = read_items(tmp_path, people(tmp_path, "base,share_different\na,0.5\n"))
+    (only,) = read_items(tmp_path, ratings(tmp_path, "base,share_different\na,0.5\n"))
     assert only == Item("a", "", 0.5, tmp_path / "a_init.png", tmp_path / "a_out.png")
 
 
@@ -56,12 +56,12 @@ def test_answers_become_shares_and_shares_stay(tmp_path: Path) -> None:
         ("answer,base\nsame\n", r":2: the column base is empty"),
     ],
 )
-def test_bad_people(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_ratings(tmp_path: Path, text: str, message: str) -> None:
     pair(tmp_path, "a")
     with pytest.raises(DataError, match=message):
-        read_items(tmp_path, people(tmp_path, text))
+        read_items(tmp_path, ratings(tmp_path, text))
     with pytest.raises(DataError, match="there is no such folder of pairs"):
-        read_items(tmp_path / "none", people(tmp_path, "base,share_different\na,0.5\n"))
+        read_items(tmp_path / "none", ratings(tmp_path, "base,share_different\na,0.5\n"))
 
 
 def test_the_whole_study_on_a_trained_model(trained_run: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_the_verb(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     for arguments in (
         ["agreement", "make-demo", "--root", root, "--pairs", "4"],
         [
-            *("agreement", "run", str(trained_run), "--pairs", root, "--people", f"{root}/people.csv"),
+            *("agreement", "run", str(trained_run), "--pairs", root, "--ratings", f"{root}/ratings.csv"),
             *("--repeats", "20", "--output", str(tmp_path / "out"), "--ignore-class", "background"),
         ],
     ):
@@ -125,8 +125,8 @@ def test_a_study_file_names_models_and_what_others_found(
     common = [
         "--pairs",
         str(root),
-        "--people",
-        f"{root}/people.csv",
+        "--ratings",
+        f"{root}/ratings.csv",
         "--repeats",
         "20",
         "--output",

@@ -41,7 +41,7 @@ def evaluated(group: Group, root: str, output: str, split: str = "test") -> list
     results = evaluate_scores(
         predictor, dataset, EvalLoading(VIEW, 2, 0), group, scores, panels=Path(output) / "panels", num_panels=2
     )
-    return group.main_only(lambda: write_results(results, "model", Path(output), {"split": split}))
+    return group.on_main(lambda: write_results(results, "model", Path(output), {"split": split}))
 
 
 def reference(root: Path) -> dict[str, list[float]]:
@@ -127,7 +127,7 @@ def refused(group: Group, root: str, output: str) -> str:
 
 def test_a_split_without_strange_objects(tmp_path: Path) -> None:
     write_street_set(tmp_path / "set", numbers=(8, 4, 4), size=(48, 80))
-    assert "has no strange objects" in run_on_ranks(1, refused, str(tmp_path / "set"), str(tmp_path / "out"))[0]
+    assert "has no anomalies" in run_on_ranks(1, refused, str(tmp_path / "set"), str(tmp_path / "out"))[0]
 
 
 def fitted(group: Group, root: str) -> list[list[float]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from segformer_spark.bench.link import Link, measure_link
+
 from segformer_spark.bench.scaling import add_row
 from segformer_spark.bench.scaling_plan import StepModel, describe_plan, make_plan
 from segformer_spark.cli import main

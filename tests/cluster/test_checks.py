@@ -77,7 +77,7 @@ def test_gpus(tools: Path, output: str, granted: str, state: str, text: str) -> 
     check = check_gpus("auto", {"SLURM_GPUS_ON_NODE": granted})
     assert check.state == state
     assert text in check.found
-    assert bool(check.mend) == (state != OK)
+    assert bool(check.fix) == (state != OK)
 
 
 def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_writable("output", tmp_path / "not" / "yet", "x").state == OK
     assert check_speed("output", tmp_path / "not" / "yet", size=2**20).state == OK
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
-    assert check_writable("output", Path("/proc/nothing"), "mend it").state == FAILED
+    assert check_writable("output", Path("/proc/nothing"), "fix it").state == FAILED
     assert check_speed("output", Path("/proc/nothing"), size=2**20).state == FAILED
     for free, state in ((2**29, FAILED), (5 * 2**30, WARNING), (50 * 2**30, OK)):
         monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
@@ -107,11 +107,11 @@ def test_data_and_weights(tmp_path: Path) -> None:
     assert check_data(good).state == OK  # type: ignore[arg-type]
     assert check_weights(good).state == OK  # type: ignore[arg-type]
     lost = check_data(config(data__root=tmp_path / "none"))  # type: ignore[arg-type]
-    assert (lost.state, lost.mend) == (FAILED, "set DATA_ROOT to the folder of the data set")
+    assert (lost.state, lost.fix) == (FAILED, "set DATA_ROOT to the folder of the data set")
     assert check_data(config(data__root=tmp_path, data__cache=tmp_path / "none")).state == FAILED  # type: ignore[arg-type]
     weights = check_weights(config(model__weights_dir=tmp_path))  # type: ignore[arg-type]
     assert weights.state == FAILED
-    assert "segformer-spark weights fetch --variant b2" in weights.mend
+    assert "segformer-spark weights fetch --variant b2" in weights.fix
     checks = quick_checks(good, {}, fingerprint())  # type: ignore[arg-type]
     assert [check.name for check in checks] == ["versions", "GPUs", "output", "scratch", "data", "weights", "clock"]
 
@@ -156,9 +156,9 @@ def test_time_limit() -> None:
 
 
 def test_hosts_that_differ_are_named() -> None:
-    fine, bad = Check("data", OK, "x"), Check("data", FAILED, "gone", "mend")
+    fine, bad = Check("data", OK, "x"), Check("data", FAILED, "gone", "fix")
     assert merge([("a", fine), ("b", fine)]) == [Check("data", OK, "x (and 1 more node(s) alike)")]
-    assert merge([("a", fine), ("b", bad), ("b", bad)]) == [Check("data", FAILED, "b: gone", "mend")]
+    assert merge([("a", fine), ("b", bad), ("b", bad)]) == [Check("data", FAILED, "b: gone", "fix")]
 
 
 def checks_of_a_job(group: Group, root: str, runs: str) -> list[tuple[str, str, str]]:

@@ -45,7 +45,7 @@ def attempt(restart: int, from_step: int, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("status", "verdict", "text"),
     [
-        (2, GIVEN_UP, "says what to mend"),
+        (2, GIVEN_UP, "says what to fix"),
         (85, REQUEUED, "stopped with its state saved"),
         (87, REQUEUED, "a node or its network was lost"),
         (137, REQUEUED, "ended by SIGKILL"),
@@ -58,7 +58,7 @@ def test_status(tmp_path: Path, status: int, verdict: int, text: str) -> None:
     assert decision.verdict == verdict
     assert text in decision.reason
     if decision.requeue:
-        assert decision.reason.endswith("the run goes on from step 4")
+        assert decision.reason.endswith("the run resumes from step 4")
 
 
 @pytest.mark.parametrize("status", [0, 1, 139, 143])

@@ -80,10 +80,10 @@ def test_everything_else_is_kept(own_spark_root: Path, tmp_path: Path) -> None:
     cached = CachedDataset(build(config, tmp_path, None, "original"), config.data)
     assert len(cached) == len(files)
     assert cached.classes == files.classes
-    assert list(cached.groups) == list(files.groups)
+    assert list(cached.categories) == list(files.categories)
     for index in range(len(files)):
         assert cached.sample_id(index) == files.sample_id(index)
-        assert cached.group(index) == files.group(index)
+        assert cached.category(index) == files.category(index)
         assert cached.box(index) == files.box(index)
         assert cached.files(index) == files.files(index)
         np.testing.assert_array_equal(cached.load(index).mask, files.load(index).mask)

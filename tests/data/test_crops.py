@@ -45,7 +45,7 @@ def assert_aligned(out: Sample, width: int = WIDTH) -> None:
     np.testing.assert_array_equal(out.mask[valid & ~near_border], np.floor(expected)[valid & ~near_border])
 
 
-@pytest.mark.parametrize("mode", ["none", "random", "fixed", "variable", "seed", "box"])
+@pytest.mark.parametrize("mode", ["none", "random", "fixed", "variable", "original", "box"])
 def test_every_mode_shows_image_and_mask_together(mode: str) -> None:
     for seed in range(10):
         out = view(seed, box=BOX, mode=mode)
@@ -88,7 +88,7 @@ def test_variable_is_clamped_to_the_image_without_padding() -> None:
 
 @pytest.mark.parametrize("scale", [0.6, 1.0, 1.6])
 def test_in_seed_mode_both_factors_cancel(scale: float) -> None:
-    left, _, right, _ = extent(view(1, mode="seed", scale=(scale, scale)))
+    left, _, right, _ = extent(view(1, mode="original", scale=(scale, scale)))
     assert right - left == pytest.approx(SIDE, abs=3)
 
 

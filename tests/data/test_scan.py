@@ -10,7 +10,7 @@ import pytest
 
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.readers.spark import SparkDataset
-from segformer_spark.data.scan import HEAT_SIDE, find_duplicates, inspect, scan
+from segformer_spark.data.scan import OCCUPANCY_SIDE, find_duplicates, inspect, scan
 
 
 def problems(root: Path, split: str = "train") -> list[str]:
@@ -20,7 +20,7 @@ def problems(root: Path, split: str = "train") -> list[str]:
 
 def test_facts_of_a_healthy_item(spark_root: Path) -> None:
     dataset: SegmentationDataset = SparkDataset(spark_root, "train")
-    facts, sample = inspect(dataset, 3, places=True), dataset.load(3)
+    facts, sample = inspect(dataset, 3, occupancy=True), dataset.load(3)
     assert facts.problems == []
     assert facts.size == sample.mask.shape
     assert facts.pixels == [int((sample.mask == c).sum()) for c in range(3)]
@@ -28,9 +28,9 @@ def test_facts_of_a_healthy_item(spark_root: Path) -> None:
     rows, columns = np.nonzero(sample.mask)
     assert facts.box == (columns.min(), rows.min(), columns.max(), rows.max())
     assert facts.image_bytes == dataset.files(3)[0].stat().st_size
-    for index, heat in facts.heat.items():
-        assert heat.shape == (HEAT_SIDE, HEAT_SIDE)
-        assert heat.mean() == pytest.approx((sample.mask == index).mean(), abs=1e-5)
+    for index, occupancy in facts.occupancy.items():
+        assert occupancy.shape == (OCCUPANCY_SIDE, OCCUPANCY_SIDE)
+        assert occupancy.mean() == pytest.approx((sample.mask == index).mean(), abs=1e-5)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

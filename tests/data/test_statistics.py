@@ -11,14 +11,14 @@ from segformer_spark.data.preview import write_sheet
 from segformer_spark.data.readers.camvid import CamVidDataset
 from segformer_spark.data.readers.spark import SparkDataset
 from segformer_spark.data.scan import scan
-from segformer_spark.data.statistics import draw_statistics, heat_maps, object_share, summarize_split
+from segformer_spark.data.statistics import draw_statistics, object_share, occupancy_maps, summarize_split
 from segformer_spark.errors import DataError
 from tests.data.readers.camvid_fixture import write_camvid
 
 
 def test_shares_sizes_and_places(spark_root: Path) -> None:
     dataset = SparkDataset(spark_root, "train")
-    facts = list(scan(dataset, 0, places=True))
+    facts = list(scan(dataset, 0, occupancy=True))
     summary = summarize_split(facts, dataset.classes)
     masks = np.stack([dataset.load(i).mask for i in range(len(dataset))])
     for index, name in enumerate(dataset.classes.names):
@@ -28,7 +28,7 @@ def test_shares_sizes_and_places(spark_root: Path) -> None:
     assert summary["num_images"] == len(dataset)
     x0, y0, x1, y1 = facts[0].box or (0, 0, 0, 0)
     assert object_share(facts[0], dataset.classes) == pytest.approx((x1 - x0 + 1) * (y1 - y0 + 1) / masks[0].size)
-    maps = heat_maps(facts, 3)
+    maps = occupancy_maps(facts, 3)
     np.testing.assert_allclose(maps.sum(0), 1, atol=1e-5)
     np.testing.assert_allclose(maps.mean((1, 2)), [(masks == c).mean() for c in range(3)], atol=1e-5)
 
@@ -39,7 +39,7 @@ def test_figures_with_and_without_background(spark_root: Path, tmp_path: Path) -
         "spark": SparkDataset(spark_root, "val"),
         "camvid": CamVidDataset(tmp_path / "camvid", "train"),
     }.items():
-        facts = list(scan(dataset, 0, places=True))
+        facts = list(scan(dataset, 0, occupancy=True))
         summary = summarize_split(facts, dataset.classes)
         for path in draw_statistics(facts, dataset.classes, summary, tmp_path / type(dataset).__name__):
             picture = cv2.imread(str(path))

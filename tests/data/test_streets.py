@@ -20,8 +20,8 @@ def test_the_reader_reads_it(tmp_path: Path) -> None:
     assert sizes == {"train": 5, "val": 3, "test": 4}
     for split in sizes:
         dataset = StreetHazardsDataset(tmp_path / "set", split)
-        strange = [bool(dataset.anomalies(index).any()) for index in range(len(dataset))]
-        assert strange == ([True, True, True, False] if split == "test" else [False] * len(dataset))
+        anomalous = [bool(dataset.anomalies(index).any()) for index in range(len(dataset))]
+        assert anomalous == ([True, True, True, False] if split == "test" else [False] * len(dataset))
         sample = dataset.load(0)
         assert sample.image.shape == (48, 80, 3)
         assert len(np.unique(sample.mask)) > 5
@@ -40,7 +40,7 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_strange_objects_are_where_the_labels_say() -> None:
     """Labelled pixels hold the striped object."""
-    image, mask = render_street((96, 160), np.random.default_rng(4), strange=True)
+    image, mask = render_street((96, 160), np.random.default_rng(4), anomalous=True)
     assert (mask == ANOMALY_LABEL).mean() > 0.002
     inside = image[mask == ANOMALY_LABEL].astype(float)
     assert inside.std(0).max() > 5, "striped"

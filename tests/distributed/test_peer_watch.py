@@ -59,7 +59,7 @@ def test_a_rank_that_stands_still_ends_the_others(lost: int) -> None:
         other = ranks[1 - lost]
         _, stderr = other.communicate(timeout=30)
         assert other.returncode == EXIT_PEER_LOST
-        assert f"no sign of life from rank {lost} on " in stderr
+        assert f"no heartbeat from rank {lost} on " in stderr
         assert f"[rank {1 - lost} on " in stderr
     finally:
         for rank in ranks:

@@ -17,7 +17,7 @@ def collect(group: Group) -> dict[str, Any]:
     before = torch.tensor([1])
     return {
         "any": (group.any(False), group.any(group.rank == group.world_size - 1)),
-        "from_main": group.from_main(f"rank {group.rank}"),
+        "broadcast": group.broadcast(f"rank {group.rank}"),
         "gather": group.gather(group.rank),
         "sum": int(group.sum(before)),
         "unchanged": int(before),
@@ -30,7 +30,7 @@ def collect(group: Group) -> dict[str, Any]:
 def test_collectives(world: int) -> None:
     for rank, result in enumerate(run_on_ranks(world, collect)):
         assert result["any"] == (False, True)
-        assert result["from_main"] == "rank 0"
+        assert result["broadcast"] == "rank 0"
         assert result["gather"] == list(range(world))
         assert result["sum"] == world
         assert result["unchanged"] == 1
@@ -43,7 +43,7 @@ def fail_on_main(group: Group) -> str:
         raise UserError("disk full")
 
     try:
-        group.main_only(action)
+        group.on_main(action)
     except UserError as error:
         return str(error)
     return "no error"
@@ -55,7 +55,7 @@ def test_an_error_of_rank_0_is_raised_everywhere() -> None:
 
 def ran_on(group: Group) -> tuple[int, int]:
     calls = []
-    value = group.main_only(lambda: calls.append(1) or 7)
+    value = group.on_main(lambda: calls.append(1) or 7)
     return value, len(calls)
 
 

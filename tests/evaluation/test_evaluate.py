@@ -15,7 +15,7 @@ from segformer_spark.data.overlay import color_mask, overlay
 from segformer_spark.data.readers.spark import SPARK_CLASSES
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
-from segformer_spark.evaluation.pictures import draw_confusion, draw_groups
+from segformer_spark.evaluation.pictures import draw_categories, draw_confusion
 from tests.conftest import NUM_VAL, SIDE
 from tests.ranks import Group, run_on_ranks
 
@@ -42,22 +42,22 @@ def test_figures_are_those_of_training_s_validation(results: tuple[dict[str, Any
 def test_ranks_do_not_matter(
     results: tuple[dict[str, Any], Path], trained_run: Path, tmp_path: Path, world: int
 ) -> None:
-    for figures in run_on_ranks(world, evaluate, str(trained_run), str(tmp_path / "val")):
-        assert figures == results[0]
+    for metrics in run_on_ranks(world, evaluate, str(trained_run), str(tmp_path / "val")):
+        assert metrics == results[0]
     assert (tmp_path / "val" / "per_image.csv").read_bytes() == (results[1] / "per_image.csv").read_bytes()
 
 
 def test_files(results: tuple[dict[str, Any], Path]) -> None:
-    figures, output = results
+    metrics, output = results
     stored = json.loads((output / "results.json").read_text())
     record = stored.pop("record")
-    assert stored == json.loads(json.dumps(figures))
+    assert stored == json.loads(json.dumps(metrics))
     assert stored["num_pixels"] == NUM_VAL * SIDE * SIDE
     assert record["resolution"] == "native"
     assert record["training"]["config"]["training"]["epochs"] == 3
     assert record["hardware"][0]["cpu_cores"] >= 1
     assert record["card"]["image_size"] == 64
-    assert sum(group["num_images"] for group in stored["groups"].values()) == NUM_VAL
+    assert sum(group["num_images"] for group in stored["categories"].values()) == NUM_VAL
     for name in ("confusion.png", "scores.png"):
         assert (output / "figures" / name).read_bytes().startswith(b"\x89PNG")
     with (output / "confusion.csv").open() as stream:
@@ -112,8 +112,8 @@ def evaluate_crops(
 @pytest.mark.parametrize("crops", ["box", "two_pass"])
 def test_crops_are_the_same_on_any_number_of_ranks(trained_run: Path, tmp_path: Path, crops: str) -> None:
     one, *_ = run_on_ranks(1, evaluate_crops, str(trained_run), str(tmp_path / "one"), crops)
-    for figures in run_on_ranks(2, evaluate_crops, str(trained_run), str(tmp_path / "two"), crops):
-        assert figures == one
+    for metrics in run_on_ranks(2, evaluate_crops, str(trained_run), str(tmp_path / "two"), crops):
+        assert metrics == one
     record = json.loads((tmp_path / "one" / "results.json").read_text())["record"]
     assert record["inference"]["crops"] == crops
     assert sum(size["num_images"] for size in one["object_sizes"].values()) == NUM_VAL
@@ -130,6 +130,6 @@ def test_figures_of_many_classes_stay_small(tmp_path: Path) -> None:
     names = [f"class {i}" for i in range(150)]
     draw_confusion(np.eye(150, dtype=np.int64), names, tmp_path / "c.png")
     per_class = {name: {"iou": 0.5} for name in names}
-    draw_groups({"groups": {}, "per_class": per_class, "miou": 0.5}, tmp_path / "g.png")
+    draw_categories({"categories": {}, "per_class": per_class, "miou": 0.5}, tmp_path / "g.png")
     for name in ("c.png", "g.png"):
         assert max(cv2.imread(str(tmp_path / name)).shape) < 2500

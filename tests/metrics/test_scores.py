@@ -49,51 +49,51 @@ def test_mean_iou_is_that_of_torchmetrics_when_all_classes_occur() -> None:
 
 def test_absent_and_invented_classes() -> None:
     matrix = np.array([[8, 2, 0], [0, 0, 0], [0, 0, 0]])
-    figures = summarize(matrix, NAMES, 0)
-    assert figures["per_class"]["background"]["iou"] == pytest.approx(0.8)
-    assert figures["per_class"]["body"]["iou"] == 0, "predicted where there is none"
-    assert figures["per_class"]["panels"]["iou"] is None, "neither there nor predicted"
-    assert figures["per_class"]["body"]["recall"] is None
-    assert figures["miou"] == pytest.approx(0.4)
-    assert figures["miou_without_background"] == 0
-    assert figures["pixel_accuracy"] == pytest.approx(0.8)
+    metrics = summarize(matrix, NAMES, 0)
+    assert metrics["per_class"]["background"]["iou"] == pytest.approx(0.8)
+    assert metrics["per_class"]["body"]["iou"] == 0, "predicted where there is none"
+    assert metrics["per_class"]["panels"]["iou"] is None, "neither there nor predicted"
+    assert metrics["per_class"]["body"]["recall"] is None
+    assert metrics["miou"] == pytest.approx(0.4)
+    assert metrics["miou_without_background"] == 0
+    assert metrics["pixel_accuracy"] == pytest.approx(0.8)
 
 
 def test_no_pixels_at_all_is_null_and_not_nan() -> None:
-    figures = summarize(np.zeros((3, 3), np.int64), NAMES, 0)
-    assert figures["miou"] is None
-    assert figures["pixel_accuracy"] is None
-    json.dumps(figures, allow_nan=False)
+    metrics = summarize(np.zeros((3, 3), np.int64), NAMES, 0)
+    assert metrics["miou"] is None
+    assert metrics["pixel_accuracy"] is None
+    json.dumps(metrics, allow_nan=False)
 
 
-def test_report_breaks_down_by_group() -> None:
+def test_report_breaks_down_by_category() -> None:
     counts = EvaluationCounts.zeros(3, 3, 3)
     truth = torch.tensor([[0, 1], [2, 2]], dtype=torch.uint8)
     wrong = torch.tensor([[0, 0], [2, 0]], dtype=torch.uint8)
     for index, (group, prediction) in enumerate([(0, truth), (2, wrong), (2, truth)]):
         counts.add(index, group, prediction, truth, 255)
-    figures = report(counts, [0, 2, 2], class_names=NAMES, background=0, groups=["x", "y", "z"])
-    assert list(figures["groups"]) == ["x", "z"]
-    assert figures["groups"]["x"]["miou"] == 1.0
-    assert figures["groups"]["z"]["num_images"] == 2
-    assert figures["groups"]["z"]["per_class"]["body"]["iou"] == pytest.approx(0.5)
-    assert figures["per_class"]["body"]["iou"] == pytest.approx(2 / 3)
-    assert figures["spark_score_body"] == pytest.approx(2 / 3)
-    assert np.array(figures["confusion"]).sum() == 12
-    parts = [np.array(group["confusion"]) for group in figures["groups"].values()]
-    np.testing.assert_array_equal(sum(parts), figures["confusion"])
-    json.dumps(figures, allow_nan=False)
+    metrics = report(counts, [0, 2, 2], class_names=NAMES, background=0, categories=["x", "y", "z"])
+    assert list(metrics["categories"]) == ["x", "z"]
+    assert metrics["categories"]["x"]["miou"] == 1.0
+    assert metrics["categories"]["z"]["num_images"] == 2
+    assert metrics["categories"]["z"]["per_class"]["body"]["iou"] == pytest.approx(0.5)
+    assert metrics["per_class"]["body"]["iou"] == pytest.approx(2 / 3)
+    assert metrics["spark_score_body"] == pytest.approx(2 / 3)
+    assert np.array(metrics["confusion"]).sum() == 12
+    parts = [np.array(group["confusion"]) for group in metrics["categories"].values()]
+    np.testing.assert_array_equal(sum(parts), metrics["confusion"])
+    json.dumps(metrics, allow_nan=False)
 
 
 def test_selection() -> None:
     counts = EvaluationCounts.zeros(1, 3, 0)
     truth = torch.tensor([[0, 1], [2, 2]], dtype=torch.uint8)
     counts.add(0, 0, truth, truth, 255)
-    figures = report(counts, [0], class_names=NAMES, background=0, groups=[])
-    assert selection_value(figures, "spark_score") == 1.0
-    assert selection_value(figures, "iou_panels") == 1.0
-    assert "confusion" not in scalar_metrics(figures)
-    assert set(metric_names(NAMES)) <= scalar_metrics(figures).keys()
+    metrics = report(counts, [0], class_names=NAMES, background=0, categories=[])
+    assert selection_value(metrics, "spark_score") == 1.0
+    assert selection_value(metrics, "iou_panels") == 1.0
+    assert "confusion" not in scalar_metrics(metrics)
+    assert set(metric_names(NAMES)) <= scalar_metrics(metrics).keys()
     assert selection_value({"per_class": {}, "spark_score": None}, "spark_score") == 0.0
 
 
@@ -108,10 +108,10 @@ def test_unknown_metrics_are_refused_before_training() -> None:
 def test_void_may_count_as_false_positives_of_what_is_predicted() -> None:
     confusion = np.array([[8, 2], [1, 9]], np.int64)
     ignored = np.array([4, 0], np.int64)
-    figures = summarize(confusion, ["a", "b"], None, ignored)
-    assert figures["miou"] == pytest.approx((8 / 11 + 9 / 12) / 2)
-    assert figures["miou_void_as_error"] == pytest.approx((8 / 15 + 9 / 12) / 2)
-    assert figures["pixel_accuracy"] == pytest.approx(17 / 20), "all else leaves void out"
+    metrics = summarize(confusion, ["a", "b"], None, ignored)
+    assert metrics["miou"] == pytest.approx((8 / 11 + 9 / 12) / 2)
+    assert metrics["miou_void_as_error"] == pytest.approx((8 / 15 + 9 / 12) / 2)
+    assert metrics["pixel_accuracy"] == pytest.approx(17 / 20), "all else leaves void out"
     assert "miou_void_as_error" not in summarize(confusion, ["a", "b"], None, np.zeros(2, np.int64))
 
 
@@ -120,6 +120,6 @@ def test_void_against_counting_pixels() -> None:
     truth, prediction = rng.choice([0, 1, 2, 255], (9, 9)), rng.integers(0, 3, (9, 9))
     counts = EvaluationCounts.zeros(1, 3, 0)
     counts.add(0, 0, torch.from_numpy(prediction).byte(), torch.from_numpy(truth).byte(), 255)
-    figures = report(counts, [0], class_names=["a", "b", "c"], background=None, groups=[])
+    metrics = report(counts, [0], class_names=["a", "b", "c"], background=None, categories=[])
     ious = [((truth == c) & (prediction == c)).sum() / ((truth == c) | (prediction == c)).sum() for c in range(3)]
-    assert figures["miou_void_as_error"] == pytest.approx(np.mean(ious))
+    assert metrics["miou_void_as_error"] == pytest.approx(np.mean(ious))

@@ -21,8 +21,8 @@ from segformer_spark.config.load import run_path
 from segformer_spark.distributed.environment import detect_launch
 from segformer_spark.errors import EXIT_STOPPED
 from segformer_spark.run.atomic import write_json
-from segformer_spark.run.claim import Holder, hold_run, refuse_if_held
 from segformer_spark.run.directory import RunDirectory, open_for_training
+from segformer_spark.run.lease import Owner, lease_run, refuse_if_leased
 from segformer_spark.training.stop import catch_signals
 from segformer_spark.verbs import inference, launch, train
 
@@ -71,9 +71,9 @@ def fake_train(arguments: argparse.Namespace) -> int:
     total = config.training.max_steps or 10
     with catch_signals() as stop, ExitStack() as stack:
         if where.rank == 0:
-            refuse_if_held(run.path, Holder.here(os.environ))
+            refuse_if_leased(run.path, Owner.here(os.environ))
             open_for_training(run.path, resume=resume is not None, overwrite=False)
-            claim = stack.enter_context(hold_run(run.path, step, Holder.here(os.environ)))
+            lease = stack.enter_context(lease_run(run.path, step, Owner.here(os.environ)))
             run.create(resolved)
         while step < total:
             time.sleep(float(os.environ.get("PROGRAM_SECONDS", "0.1")))
@@ -81,18 +81,18 @@ def fake_train(arguments: argparse.Namespace) -> int:
             if step == int(crash) and where.rank == int(crash_rank or 0):
                 raise RuntimeError(f"crash at step {step}")
             if where.rank == 0:
-                claim.check()
+                lease.check()
                 print(f"step {step}/{total}", flush=True)
             if where.rank == 0 and (step % CHECKPOINT_EVERY == 0 or step == total or stop.reason):
-                write_json(run.checkpoints / step_name(step) / MANIFEST, {"restart": Holder.here(os.environ).restart})
+                write_json(run.checkpoints / step_name(step) / MANIFEST, {"restart": Owner.here(os.environ).restart})
             if stop.reason:
                 if where.rank == 0:
-                    claim.outcome = "stopped on request"
+                    lease.outcome = "stopped on request"
                 else:
                     time.sleep(1)  # training's ranks leave together
                 return EXIT_STOPPED
         if where.rank == 0:
-            claim.outcome = "completed"
+            lease.outcome = "completed"
     return 0
 
 

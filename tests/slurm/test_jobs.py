@@ -107,7 +107,7 @@ def test_the_time_limit_is_near(quick_project: Project) -> None:
     job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, *times, MAX_STEPS="2000")
     quick_project.until(job, f"requeueing job {job}: stopped with its state saved", 75)
     saved = newest_step(quick_project.run("r") / "checkpoints")
-    assert f"the run goes on from step {saved}" in quick_project.log(job)
+    assert f"the run resumes from step {saved}" in quick_project.log(job)
     wait_for(lambda: len(quick_project.facts(restart=1)) == 4, 40, "the second attempt")
     assert all(0 < fact["deadline"] - time.time() < 300 for fact in quick_project.facts(restart=1))
     quick_project.until(job, f"step {saved + 1}/", 30)
@@ -120,14 +120,14 @@ def test_a_cancelled_job_saves_and_does_not_come_back(quick_project: Project) ->
         job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, RUN_NAME=name, MAX_STEPS="25", **settings)
         quick_project.until(job, "step 3/")
         quick_project.cluster.login("scancel", str(job))
-        quick_project.until(job, "goes on from step", 30)
+        quick_project.until(job, "resumes from step", 30)
         saved = newest_step(quick_project.run(name) / "checkpoints")
         assert saved >= 3
         if not settings:
             assert quick_project.cluster.wait(job, "CANCELLED")["Restarts"] == "0"
             log = quick_project.log(job)
             assert (
-                f"stopped with its state saved; the run goes on from step {saved}, but SLURM is ending this job" in log
+                f"stopped with its state saved; the run resumes from step {saved}, but SLURM is ending this job" in log
             )
             assert "If you cancelled it, submit it again with the same settings and RESUME=auto" in log
         else:

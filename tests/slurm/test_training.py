@@ -126,7 +126,7 @@ def test_a_node_cut_off_from_the_network(project: Project, spark_root: Path, und
     job = project.submit("segformer_train.sh", *options(2, 1))
     project.until(job, "step 4/")
     project.cluster.cut("node2")
-    project.until(job, "no sign of life from rank 1 on node2", 40)
+    project.until(job, "no heartbeat from rank 1 on node2", 40)
     record = check(project, job, undisturbed(2, 4), restarts=1)
     assert "node2" not in {h["host"] for h in record["hardware"]}
     left = project.cluster.on("node2", "pgrep", "-f", "segformer_spark train", check=False)

@@ -71,7 +71,7 @@ def test_best_holds_the_best_validation(trained_run: Path) -> None:
 def test_validation_does_not_depend_on_ranks(spark_root: Path, trained_run: Path, tmp_path: Path, world: int) -> None:
     """One optimizer step of a vanishing rate, then validation: the same counts over any number of ranks."""
 
-    def figures(path: Path) -> dict[str, Any]:
+    def metrics(path: Path) -> dict[str, Any]:
         rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         return {k: v for k, v in rows[0].items() if k not in ("seconds", "kind")}
 
@@ -83,7 +83,7 @@ def test_validation_does_not_depend_on_ranks(spark_root: Path, trained_run: Path
         run_on_ranks(
             ranks, short_run, str(spark_root), str(paths[-1]), (*settings, f"training.batch_size={6 // ranks}")
         )
-    assert figures(paths[0]) == figures(paths[1])
+    assert metrics(paths[0]) == metrics(paths[1])
 
 
 def test_early_stopping(spark_root: Path, tmp_path: Path) -> None:

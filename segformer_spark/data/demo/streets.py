@@ -21,7 +21,7 @@ from segformer_spark.run.atomic import atomic_folder
 _TOWNS = ("t1", "t2")
 _PARTS = {"training": "train", "validation": "train", "test": "test"}
 _WITH_ANOMALY = 3
-"""Of four test images so many hold a strange object."""
+"""Of four test images so many hold an anomaly."""
 
 _LABEL = {name: STREET_HAZARDS_CLASSES.names.index(name) + 1 for name in STREET_HAZARDS_CLASSES.names}
 _TINTS = {
@@ -58,12 +58,12 @@ def write_street_set(
     if root.exists() and any(root.iterdir()):
         raise DataError(f"{root}: the folder is not empty; remove it or choose another one")
     with atomic_folder(root) as temporary:
-        for place, ((folder, part), number) in enumerate(zip(_PARTS.items(), numbers, strict=True)):
+        for part_number, ((folder, part), number) in enumerate(zip(_PARTS.items(), numbers, strict=True)):
             entries = []
             for index in range(number):
-                rng = np.random.default_rng([seed, place, index])
-                strange = folder == "test" and index % (_WITH_ANOMALY + 1) < _WITH_ANOMALY
-                image, mask = render_street(size, rng, strange=strange)
+                rng = np.random.default_rng([seed, part_number, index])
+                anomalous = folder == "test" and index % (_WITH_ANOMALY + 1) < _WITH_ANOMALY
+                image, mask = render_street(size, rng, anomalous=anomalous)
                 where = f"{folder}/{_TOWNS[index % len(_TOWNS)]}/{index}.png"
                 entry = {"fpath_img": f"images/{where}", "fpath_segm": f"annotations/{where}"}
                 _write_png(temporary / part / entry["fpath_img"], image[:, :, ::-1])
@@ -72,8 +72,8 @@ def write_street_set(
             (temporary / part / f"{folder}.odgt").write_text(json.dumps(entries), encoding="utf-8")
 
 
-def render_street(size: tuple[int, int], rng: Generator, *, strange: bool) -> tuple[Image, Mask]:
-    """An RGB image (H, W, 3) and its labels as on disk: class plus one, ANOMALY_LABEL for the strange object."""
+def render_street(size: tuple[int, int], rng: Generator, *, anomalous: bool) -> tuple[Image, Mask]:
+    """An RGB image (H, W, 3) and its labels as on disk: class plus one, ANOMALY_LABEL for the anomaly."""
     height, width = size
     scene = _Scene(height, width, rng)
     horizon = int(height * rng.uniform(0.35, 0.5))
@@ -106,8 +106,8 @@ def render_street(size: tuple[int, int], rng: Generator, *, strange: bool) -> tu
         foot = int(rng.uniform(horizon + 8, height))
         tall = 0.06 * height + 0.28 * (foot - horizon)
         scene.box("pedestrian", int(rng.integers(0, width)), foot, tall * 0.35, tall)
-    if strange:
-        scene.strange(horizon)
+    if anomalous:
+        scene.anomaly(horizon)
     return scene.finish()
 
 
@@ -162,7 +162,7 @@ class _Scene:
         if self.rng.random() < 0.6:
             self.disc("traffic sign", (center, int(bottom - high)), max(2.0, self.width / 45))
 
-    def strange(self, horizon: int) -> None:
+    def anomaly(self, horizon: int) -> None:
         """An object of no class: an odd outline in a colour that nothing else has, with stripes."""
         rng = self.rng
         bottom = rng.uniform(horizon + 0.2 * (self.height - horizon), self.height - 2)

@@ -22,7 +22,7 @@ class PairDataset:
 
     classes: ClassInfo
     labels: Mapping[int, int]
-    groups: Sequence[str] = ()
+    categories: Sequence[str] = ()
     needed_side: int | None = None
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
@@ -44,7 +44,7 @@ class PairDataset:
     def sample_id(self, index: int) -> str:
         return self.pairs[index][0].stem
 
-    def group(self, index: int) -> int:
+    def category(self, index: int) -> int:
         return 0
 
     def files(self, index: int) -> tuple[Path, Path]:

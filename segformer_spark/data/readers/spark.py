@@ -59,7 +59,7 @@ class SparkDataset(PairDataset):
     """A split of SPARK, in the order of its CSV."""
 
     classes = SPARK_CLASSES
-    groups = SPACECRAFT
+    categories = SPACECRAFT
 
     def __init__(self, root: Path, split: str, *, check_files: bool = True) -> None:
         """Read and check the CSV.
@@ -87,7 +87,7 @@ class SparkDataset(PairDataset):
         row = self.rows[index]
         return f"{SPACECRAFT[row.spacecraft].replace(' ', '_')}__{row.image.stem.removesuffix('_img')}"
 
-    def group(self, index: int) -> int:
+    def category(self, index: int) -> int:
         return self.rows[index].spacecraft
 
     def box(self, index: int) -> Box | None:

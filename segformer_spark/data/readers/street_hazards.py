@@ -64,7 +64,7 @@ class StreetHazardsDataset(PairDataset):
         pairs = _from_list(lists[0]) if lists else _from_folders(root / part, folder)
         super().__init__(pairs)
         self.labels = {**_KNOWN, ANOMALY_LABEL: IGNORE_INDEX} if split == "test" else _KNOWN
-        self.groups = tuple(sorted({image.parent.name for image, _ in pairs}))
+        self.categories = tuple(sorted({image.parent.name for image, _ in pairs}))
         if check_files:
             refuse_missing_files(pairs)
 
@@ -74,7 +74,7 @@ class StreetHazardsDataset(PairDataset):
         return cls(Path(config.root), split, check_files=check_files)
 
     def anomalies(self, index: int) -> NDArray[np.bool_]:
-        """(H, W): whether a pixel belongs to a strange object."""
+        """(H, W): whether a pixel belongs to an anomaly."""
         return read_index_mask(self.pairs[index][1], _IS_ANOMALY).astype(np.bool_)
 
     def sample_id(self, index: int) -> str:
@@ -82,8 +82,8 @@ class StreetHazardsDataset(PairDataset):
         image = self.pairs[index][0]
         return f"{image.parent.name}__{image.stem}"
 
-    def group(self, index: int) -> int:
-        return self.groups.index(self.pairs[index][0].parent.name)
+    def category(self, index: int) -> int:
+        return self.categories.index(self.pairs[index][0].parent.name)
 
 
 def read_odgt(path: Path) -> list[dict[str, Any]]:

@@ -54,8 +54,8 @@ def test_lists_are_read_in_their_order_in_both_forms(tmp_path: Path, form: str) 
     (tmp_path / "train/train.odgt").write_text("[]")
     dataset = open_split(tmp_path, "val")
     assert ids(dataset) == ["t5__10", "t5__2", "t6__2"]
-    assert dataset.groups == ("t5", "t6")
-    assert [dataset.group(i) for i in range(3)] == [0, 0, 1]
+    assert dataset.categories == ("t5", "t6")
+    assert [dataset.category(i) for i in range(3)] == [0, 0, 1]
 
 
 def test_folders_are_read_where_there_is_no_list(tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_folders_are_read_where_there_is_no_list(tmp_path: Path) -> None:
 
 
 def test_anomalies_are_in_the_test_split_alone(tmp_path: Path) -> None:
-    strange = np.array([[1, 14, 13]], np.uint8)
+    anomalous = np.array([[1, 14, 13]], np.uint8)
     for split in ("train", "test"):
-        write(tmp_path, split, {"t5": [1]}, strange)
+        write(tmp_path, split, {"t5": [1]}, anomalous)
     test = open_split(tmp_path, "test")
     np.testing.assert_array_equal(test.load(0).mask, [[0, IGNORE_INDEX, 12]])
     assert isinstance(test, StreetHazardsDataset)

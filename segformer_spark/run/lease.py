@@ -1,12 +1,12 @@
 """The right to write into a run directory: one attempt holds it at a time.
 
     attempts/0003.json    who holds it (job, restart, host, process), from which step; "ended" once it let go
-    attempts/0003.alive   a counter that the holder moves on every few seconds
+    attempts/0003.alive   a counter that the owner moves on every few seconds
     attempts/latest       the number of the newest attempt
 
 A job that was requeued takes the run over from its own earlier attempt, which may still live on a node that SLURM lost
 sight of. From then on the earlier attempt's writes are refused (fencing: Kleppmann 2016, "How to do distributed
-locking"). Any other job, or a second process, is refused while the holder gives signs of life. Counters are watched and
+locking"). Any other job, or a second process, is refused while the owner gives heartbeats. Counters are watched and
 clocks are not compared, so that nodes whose clocks differ agree.
 """
 
@@ -30,12 +30,12 @@ from segformer_spark.run.atomic import guarded, write_error, write_json, write_t
 from segformer_spark.run.console import logger
 from segformer_spark.run.system import now
 
-_BEAT_SECONDS = 3.0
+_HEARTBEAT_SECONDS = 3.0
 _WATCH_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Holder:
+class Owner:
     """A process that holds or wants a run.
 
     Attributes:
@@ -51,7 +51,7 @@ class Holder:
     pid_namespace: str
 
     @classmethod
-    def here(cls, environment: Mapping[str, str]) -> Holder:
+    def here(cls, environment: Mapping[str, str]) -> Owner:
         """This process."""
         job = environment.get("SLURM_JOB_ID")
         return cls(
@@ -68,12 +68,12 @@ class Holder:
         job = f"job {self.job}" if self.job else f"process {self.pid}"
         return f"{job} on {self.host}"
 
-    def supersedes(self, other: Holder) -> bool:
+    def supersedes(self, other: Owner) -> bool:
         """Whether this is a later attempt of the same job."""
         return self.job is not None and self.job == other.job and self.restart > other.restart
 
 
-class Claim:
+class Lease:
     """An attempt's hold on a run.
 
     Attributes:
@@ -87,7 +87,7 @@ class Claim:
         self.outcome: str | None = None
         self._facts = dict(facts)
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
 
     def check(self) -> None:
         """Raise RunTakenOver if a later attempt holds the run."""
@@ -100,7 +100,7 @@ class Claim:
             )
 
     def begin(self) -> None:
-        """Show signs of life from now on."""
+        """Show heartbeats from now on."""
         self._thread.start()
 
     def end(self) -> None:
@@ -113,7 +113,7 @@ class Claim:
         except UserError as error:
             logger.warning("%s", error)  # the next attempt finds out by itself
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         path, count, warned = _alive_path(self.run, self.number), 0, False
         while True:
             try:
@@ -123,15 +123,15 @@ class Claim:
                 return
             except (OSError, UserError) as error:
                 if not warned:
-                    logger.warning("the sign of life of this run cannot be written: %s", error)
+                    logger.warning("the heartbeat of this run cannot be written: %s", error)
                 warned = True
             count += 1
-            if self._done.wait(_BEAT_SECONDS):
+            if self._done.wait(_HEARTBEAT_SECONDS):
                 return
 
 
 @contextmanager
-def hold_run(run: Path, from_step: int, holder: Holder) -> Iterator[Claim]:
+def lease_run(run: Path, from_step: int, owner: Owner) -> Iterator[Lease]:
     """Hold a run for the duration of the block; every atomic write below it is refused once it is taken over.
 
     Raises:
@@ -139,9 +139,9 @@ def hold_run(run: Path, from_step: int, holder: Holder) -> Iterator[Claim]:
     """
     folder = run / "attempts"
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {**asdict(holder), "from_step": from_step, "started": now()}
+    facts = {**asdict(owner), "from_step": from_step, "started": now()}
     before = _newest(run)
-    _refuse_if_alive(run, before, holder)
+    _refuse_if_alive(run, before, owner)
     number = before + 1
     _create_exclusively(run, number, facts)
     write_text(folder / "latest", str(number))
@@ -149,29 +149,29 @@ def hold_run(run: Path, from_step: int, holder: Holder) -> Iterator[Claim]:
     if newest > number:
         # A later attempt has announced itself while this one did: its number must stand.
         write_text(folder / "latest", str(newest))
-    claim = Claim(run, number, facts)
-    claim.check()
-    claim.begin()
+    lease = Lease(run, number, facts)
+    lease.check()
+    lease.begin()
     try:
-        with guarded(run, claim.check):
-            yield claim
+        with guarded(run, lease.check):
+            yield lease
     finally:
-        claim.end()
+        lease.end()
 
 
-def refuse_if_held(run: Path, holder: Holder) -> None:
+def refuse_if_leased(run: Path, owner: Owner) -> None:
     """Raise UserError if another job or process holds the run and is alive."""
-    _refuse_if_alive(run, _newest(run), holder)
+    _refuse_if_alive(run, _newest(run), owner)
 
 
-def _refuse_if_alive(run: Path, number: int, holder: Holder) -> None:
+def _refuse_if_alive(run: Path, number: int, owner: Owner) -> None:
     if number == 0:
         return
     facts = _read_facts(run, number)
-    before = Holder(**{name: facts[name] for name in Holder.__dataclass_fields__}) if facts else None
-    if (facts and "ended" in facts) or (before is not None and holder.supersedes(before)):
+    before = Owner(**{name: facts[name] for name in Owner.__dataclass_fields__}) if facts else None
+    if (facts and "ended" in facts) or (before is not None and owner.supersedes(before)):
         return
-    if _is_alive(run, number, before, holder):
+    if _is_alive(run, number, before, owner):
         who = before.describe() if before is not None else "another process"
         raise UserError(
             f"{run}: this run is being trained at this moment by {who} (attempt {number}). "
@@ -211,24 +211,24 @@ def _read_facts(run: Path, number: int) -> dict[str, Any]:
     return facts
 
 
-def _is_alive(run: Path, number: int, before: Holder | None, holder: Holder) -> bool:
-    """Whether that attempt gives signs of life; `before` None: who it is cannot be read."""
-    if before is not None and (before.host, before.pid_namespace) == (holder.host, holder.pid_namespace):
+def _is_alive(run: Path, number: int, before: Owner | None, owner: Owner) -> bool:
+    """Whether that attempt gives heartbeats; `before` None: who it is cannot be read."""
+    if before is not None and (before.host, before.pid_namespace) == (owner.host, owner.pid_namespace):
         try:
             started: float = psutil.Process(before.pid).create_time()
             return abs(started - before.pid_started) < 1
         except psutil.NoSuchProcess:
             return False
-    logger.info("%s: looking for a sign of life of attempt %d for %d s", run, number, _WATCH_SECONDS)
-    first, deadline = _read_beat(run, number), time.monotonic() + _WATCH_SECONDS
+    logger.info("%s: looking for a heartbeat of attempt %d for %d s", run, number, _WATCH_SECONDS)
+    first, deadline = _read_heartbeat(run, number), time.monotonic() + _WATCH_SECONDS
     while time.monotonic() < deadline:
-        time.sleep(_BEAT_SECONDS / 4)
-        if _read_beat(run, number) != first:
+        time.sleep(_HEARTBEAT_SECONDS / 4)
+        if _read_heartbeat(run, number) != first:
             return True
     return False
 
 
-def _read_beat(run: Path, number: int) -> str:
+def _read_heartbeat(run: Path, number: int) -> str:
     try:
         return _alive_path(run, number).read_text(encoding="ascii")
     except OSError:

@@ -1,8 +1,8 @@
-"""Pairs of images, and what people said about them: files of the user, not of this package.
+"""Pairs of images and human ratings of them: files of the user, not of this package.
 
 <pairs>/<base>_init.png, <base>_out.png        (or .jpg) a pair
-<people>.csv                                   columns base and either share_different (0 to 1), or answer (same or
-                                               different) with a row per person; a column type is optional
+<ratings>.csv                                  columns base and either share_different (0 to 1), or answer (same or
+                                               different) with a row per rater; a column type is optional
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ANSWERS = {"same": 0.0, "different": 1.0}
 
 @dataclass(frozen=True)
 class Item:
-    """A pair of images with the share of people who called them different."""
+    """A pair of images with the share of raters who called them different."""
 
     base: str
     kind: str
@@ -30,20 +30,20 @@ class Item:
     after: Path
 
 
-def read_items(pairs: Path, people: Path) -> list[Item]:
-    """The pairs that people judged, in the order of the people's file.
+def read_items(pairs: Path, ratings: Path) -> list[Item]:
+    """The rated pairs, in the order of the ratings file.
 
     Raises:
         DataError: a file cannot be read, a row is malformed, or a pair is missing.
     """
-    shares, kinds = _read_people(people)
+    shares, kinds = _read_ratings(ratings)
     files = _pictures(pairs)
     items = []
     for base, share in shares.items():
         try:
             items.append(Item(base, kinds[base], share, files[base + _BEFORE], files[base + _AFTER]))
         except KeyError as error:
-            raise DataError(f"{people}: {base!r} was judged, but {pairs} has no image {error}") from error
+            raise DataError(f"{ratings}: {base!r} was rated, but {pairs} has no image {error}") from error
     return items
 
 
@@ -54,7 +54,7 @@ def _pictures(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in found if not path.name.startswith(".")}
 
 
-def _read_people(path: Path) -> tuple[dict[str, float], dict[str, str]]:
+def _read_ratings(path: Path) -> tuple[dict[str, float], dict[str, str]]:
     values: defaultdict[str, list[float]] = defaultdict(list)
     kinds: dict[str, str] = {}
     try:

@@ -10,25 +10,25 @@ from typing import Any
 import pytest
 
 from segformer_spark.errors import RunTakenOver, UserError
-from segformer_spark.run import claim as module
+from segformer_spark.run import lease as module
 from segformer_spark.run.atomic import atomic_folder, write_text
-from segformer_spark.run.claim import Claim, Holder, hold_run, read_attempts, refuse_if_held
+from segformer_spark.run.lease import Lease, Owner, lease_run, read_attempts, refuse_if_leased
 from segformer_spark.run.metrics_log import MetricsLog
 
-HERE = Holder.here({})
+HERE = Owner.here({})
 JOB = dataclasses.replace(HERE, job="7", host="node1")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(module, "_WATCH_SECONDS", 0.6)
 
 
 def test_attempts_are_numbered_and_ended(tmp_path: Path) -> None:
     for step in (0, 5):
-        with hold_run(tmp_path, step, HERE) as claim:
-            claim.check()
+        with lease_run(tmp_path, step, HERE) as lease:
+            lease.check()
             assert "ended" not in read_attempts(tmp_path)[-1]
     attempts = read_attempts(tmp_path)
     assert [(a["from_step"], "ended" in a) for a in attempts] == [(0, True), (5, True)]
@@ -36,32 +36,32 @@ def test_attempts_are_numbered_and_ended(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
-    with hold_run(tmp_path, 0, HERE), pytest.raises(UserError, match="is being trained at this moment by process"):
-        refuse_if_held(tmp_path, dataclasses.replace(HERE, pid=1))
-    refuse_if_held(tmp_path, HERE)
+    with lease_run(tmp_path, 0, HERE), pytest.raises(UserError, match="is being trained at this moment by process"):
+        refuse_if_leased(tmp_path, dataclasses.replace(HERE, pid=1))
+    refuse_if_leased(tmp_path, HERE)
 
 
 def test_another_job_is_refused_by_signs_of_life_alone(tmp_path: Path) -> None:
     other = dataclasses.replace(JOB, job="8", host="node2")
-    with hold_run(tmp_path, 0, JOB), pytest.raises(UserError, match="job 7 on node1"):
-        refuse_if_held(tmp_path, other)
+    with lease_run(tmp_path, 0, JOB), pytest.raises(UserError, match="job 7 on node1"):
+        refuse_if_leased(tmp_path, other)
 
 
 def test_a_dead_holder_elsewhere_is_replaced_after_a_watch(tmp_path: Path) -> None:
-    with hold_run(tmp_path, 3, JOB):
+    with lease_run(tmp_path, 3, JOB):
         pass
     facts = tmp_path / "attempts" / "0001.json"
     record = json.loads(facts.read_text())
     del record["ended"]
     facts.write_text(json.dumps(record))
     started = time.monotonic()
-    refuse_if_held(tmp_path, dataclasses.replace(JOB, job="8", host="node2"))
+    refuse_if_leased(tmp_path, dataclasses.replace(JOB, job="8", host="node2"))
     assert time.monotonic() - started >= 0.6
 
 
-def _hold(run: Path, holder: Holder) -> None:
-    module._BEAT_SECONDS = 0.05
-    with hold_run(run, 0, holder):
+def _hold(run: Path, owner: Owner) -> None:
+    module._HEARTBEAT_SECONDS = 0.05
+    with lease_run(run, 0, owner):
         time.sleep(60)
 
 
@@ -71,25 +71,25 @@ def test_a_killed_process_on_this_host_is_replaced_at_once(tmp_path: Path) -> No
     while not (tmp_path / "attempts" / "latest").is_file():
         time.sleep(0.01)
     with pytest.raises(UserError, match="at this moment"):
-        refuse_if_held(tmp_path, HERE)
+        refuse_if_leased(tmp_path, HERE)
     process.kill()
     process.join()
-    with hold_run(tmp_path, 0, HERE) as claim:
-        assert claim.number == 2
+    with lease_run(tmp_path, 0, HERE) as lease:
+        assert lease.number == 2
 
 
 def _hold_here(run: Path) -> None:
-    _hold(run, Holder.here({}))
+    _hold(run, Owner.here({}))
 
 
 def test_a_requeued_job_takes_over_and_the_old_attempt_cannot_write(tmp_path: Path) -> None:
     """Through whichever door: files, folders, appended lines; and what stood there stays."""
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    with hold_run(tmp_path, 0, JOB) as old:
+    with lease_run(tmp_path, 0, JOB) as old:
         write_text(tmp_path / "a.txt", "old")
         log.append({"step": 1, "kind": "train"})
-        later = Claim(tmp_path, 2, {})
-        refuse_if_held(tmp_path, dataclasses.replace(JOB, restart=1))
+        later = Lease(tmp_path, 2, {})
+        refuse_if_leased(tmp_path, dataclasses.replace(JOB, restart=1))
         (tmp_path / "attempts" / "latest").write_text("2")  # as the later attempt does, in its own process
         for write in (
             lambda: write_text(tmp_path / "a.txt", "stray"),
@@ -119,7 +119,7 @@ def _wait(condition: Any) -> None:
 
 
 def test_writes_elsewhere_are_not_asked(tmp_path: Path) -> None:
-    with hold_run(tmp_path / "run", 0, JOB):
+    with lease_run(tmp_path / "run", 0, JOB):
         (tmp_path / "run" / "attempts" / "latest").write_text("9")
         write_text(tmp_path / "elsewhere.txt", "x")
     assert (tmp_path / "elsewhere.txt").read_text() == "x"
@@ -127,9 +127,9 @@ def test_writes_elsewhere_are_not_asked(tmp_path: Path) -> None:
 
 def test_two_that_begin_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_newest", lambda run: 0)
-    with hold_run(tmp_path, 0, JOB):
+    with lease_run(tmp_path, 0, JOB):
         pass
-    with pytest.raises(UserError, match="at the same moment"), hold_run(tmp_path, 0, HERE):
+    with pytest.raises(UserError, match="at the same moment"), lease_run(tmp_path, 0, HERE):
         pass
     assert sorted(path.name for path in (tmp_path / "attempts").glob("*.json")) == ["0001.json"]
 
@@ -144,14 +144,14 @@ def test_one_that_was_overtaken_while_it_began(tmp_path: Path, monkeypatch: pyte
         (run / "attempts" / "latest").write_text(str(number + 1))
 
     monkeypatch.setattr(module, "_create_exclusively", overtaken)
-    with pytest.raises(RunTakenOver), hold_run(tmp_path, 0, JOB):
+    with pytest.raises(RunTakenOver), lease_run(tmp_path, 0, JOB):
         pass
     assert (tmp_path / "attempts" / "latest").read_text() == "2"
 
 
 def test_an_attempt_whose_file_is_damaged_is_watched(tmp_path: Path) -> None:
-    with hold_run(tmp_path, 0, JOB):
+    with lease_run(tmp_path, 0, JOB):
         (tmp_path / "attempts" / "0001.json").write_text("")
         with pytest.raises(UserError, match="at this moment by another process \\(attempt 1\\)"):
-            refuse_if_held(tmp_path, HERE)
+            refuse_if_leased(tmp_path, HERE)
         assert read_attempts(tmp_path) == []

@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
-from segformer_spark.bench import pairs
 from segformer_spark.bench.contests import (
     PRODUCTS,
     ModelOptions,
@@ -19,8 +17,10 @@ from segformer_spark.bench.contests import (
     zero_contest,
 )
 from segformer_spark.bench.pairs import Contest, Row, compare, table
-from segformer_spark.bench.report import run_contest
 from segformer_spark.bench.tasks import OURS
+
+from segformer_spark.bench import pairs
+from segformer_spark.bench.report import run_contest
 from segformer_spark.cli import main
 from segformer_spark.config.load import PROJECT_ROOT
 from segformer_spark.errors import UserError
