@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segformer_spark import __version__
-from segformer_spark.errors import EXIT_PEER_LOST, EXIT_USER_ERROR, PeersNotFound, UserError
+from segformer_spark.errors import PeersNotFound, UserError
+from segformer_spark.exit_codes import ExitCode
 from segformer_spark.verbs import (
     agreement,
     anomaly,
@@ -31,6 +32,7 @@ from segformer_spark.verbs import (
     weights,
 )
 from segformer_spark.verbs.arguments import Verb
+from segformer_spark.verbs.renamed import with_current_names
 
 if TYPE_CHECKING:
     from segformer_spark.distributed.environment import Launch
@@ -38,19 +40,20 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `segformer-spark` and `python -m segformer_spark`; leaves with the verb's status."""
-    arguments = build_parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = build_parser().parse_args(with_current_names(given))
     verb: Verb = arguments.verb
     try:
         status = verb(arguments)
     except UserError as error:
         _print_error(error)
-        status = EXIT_PEER_LOST if isinstance(error, PeersNotFound) else EXIT_USER_ERROR
+        status = ExitCode.PEER_LOST if isinstance(error, PeersNotFound) else ExitCode.USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:  # noqa: BLE001 - a mistake of ours: its traceback, and whose it is among many ranks
         _print_crash(error)
-        status = 1
+        status = ExitCode.OWN_FAILURE
     sys.stdout.flush()
     if status != 0 and "SLURM_STEP_ID" in os.environ:
         # srun ends the step at the first bad status, and drops what slurmstepd has not passed on yet.
@@ -77,7 +80,7 @@ def _print_error(error: UserError) -> None:
     launch = _launch()
     if launch is None or launch.rank == 0:
         print(f"error: {error}", file=sys.stderr, flush=True)
-    elif not getattr(error, "shared", False):
+    elif not error.shared:
         print(f"error on rank {launch.rank} ({socket.gethostname()}): {error}", file=sys.stderr, flush=True)
 
 

@@ -1,22 +1,25 @@
-"""Errors that are meant for the user (what is wrong, where, how to fix it), and exit statuses for batch scripts."""
+"""Errors that are meant for the user: what is wrong and where, and how to fix it."""
 
 from __future__ import annotations
-
-EXIT_USER_ERROR = 2
-"""Exit status after a UserError, and of a wrong command line."""
-
-EXIT_STOPPED = 85
-"""Exit status of a run that was asked to stop, saved its state and can be resumed."""
-
-EXIT_PEER_LOST = 87
-"""Exit status of a rank that has not heard from another one: a node or the network between them is gone."""
 
 
 class UserError(Exception):
     """A mistake in input, configuration or environment.
 
-    The command line prints it as one message without a traceback and leaves with status 2.
+    The command line prints it as one message without a traceback and leaves with ExitCode.USER_ERROR.
+
+    Attributes:
+        problem: what is wrong, and where.
+        fix: what to do about it; empty where the problem says it.
+        shared: all ranks raise it together, so that rank 0 alone prints it.
     """
+
+    def __init__(self, problem: str, fix: str = "", *, shared: bool = False) -> None:
+        super().__init__(problem, fix)
+        self.problem, self.fix, self.shared = problem, fix, shared
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.fix}" if self.fix else self.problem
 
 
 class DataError(UserError):
@@ -36,8 +39,8 @@ class TrainingDiverged(UserError):
 
 
 class PeersNotFound(UserError):
-    """The ranks did not meet; the command line leaves with EXIT_PEER_LOST, since another attempt may succeed."""
+    """The ranks did not meet; the command line leaves with ExitCode.PEER_LOST, since another attempt may succeed."""
 
 
 class RunTakenOver(UserError):
-    """A later attempt holds the run directory; this one must not write into it."""
+    """A later attempt holds the lease of the run directory; this one must not write into it."""

@@ -1,4 +1,4 @@
-"""Do a model's decisions agree with human ratings? Correlations over thresholds, and what chance makes of their maximum.
+"""Agreement of a model's decisions with human ratings: correlations over thresholds, and their maximum under chance.
 
 A model says "changed" when the relative change of area is above a threshold. 49 thresholds are tried and the best is
 quoted, so its p is that of the maximum under permuted ratings (Westfall and Young 1993), not that of one test. The

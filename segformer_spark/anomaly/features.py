@@ -29,7 +29,6 @@ from segformer_spark.data.dataset import IGNORE_INDEX, Mask
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import atomic_file
 
-FEATURE_METHODS = ("mahalanobis", "heat", "heat_hybrid")
 _PARTS = ("energy", "mahalanobis", "mixture", "divergence")
 _ENERGY, _MAHALANOBIS, _MIXTURE, _DIVERGENCE = range(4)
 """What is z-scored: logit energy, distance, mixture energy, KL divergence."""
@@ -168,7 +167,7 @@ def _divergence(probabilities: Tensor) -> Tensor:
 
 
 def build_map_score(method: str, statistics: FeatureStatistics) -> MapScore:
-    """The score of a method of FEATURE_METHODS."""
+    """The score of one of `methods.FEATURES`."""
 
     def score(logits: Tensor, features: Tensor) -> Tensor:
         moved = (statistics.means, statistics.precision, statistics.log_priors)

@@ -20,15 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from segformer_spark.anomaly.methods import LOGIT_STATISTICS
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_json
 
 Score = Callable[[Tensor], Tensor]
 """Logits (C, H, W) in fp32 -> scores (H, W)."""
-
-METHODS = ("msp", "max_logit", "energy", "entropy", "margin", "standardized_max_logit")
-FITTED = ("standardized_max_logit",)
-"""Methods that need statistics of training data."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ def build_score(method: str, *, temperature: float = 1.0, statistics: ClassStati
     Raises:
         UserError: it needs statistics that were not given.
     """
-    if method in FITTED:
+    if method in LOGIT_STATISTICS:
         if statistics is None:
             raise UserError(f"{method} needs statistics of training data: segformer-spark anomaly fit RUN")
         return partial(_standardized_max_logit, statistics)

@@ -1,10 +1,10 @@
-"""The contestants that this package is compared with, built from installed packages; nothing else uses them.
+"""The baselines that this package is compared with, built from installed packages; nothing else uses them.
 
 - transformers: SegformerForSemanticSegmentation under a plain step as its Trainer does it (fused AdamW, clipping at 1),
   with the attention that its configuration names.
 - smp: segmentation_models_pytorch's Segformer, whose decoder is 256 wide whatever the encoder.
-- seed: the pipeline that this project replaced: PIL and a float distance to every colour; transformers' model with
-  full-size logits, and their accuracy at every step.
+- original: the implementation that this project replaced: PIL and a float distance to every colour; transformers'
+  model with full-size logits, and their accuracy at every step.
 - evaluate: mean IoU in NumPy as the metric of Hugging Face's `evaluate` computes it: a histogram per class and image.
 """
 
@@ -23,7 +23,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segformer_spark.bench.work import Work, label_maps, names, random_batch, random_logits
+from segformer_spark.bench.workload import (
+    LoaderSpec,
+    LossSpec,
+    MetricSpec,
+    ModelSpec,
+    Workload,
+    label_maps,
+    names,
+    random_batch,
+    random_logits,
+)
 from segformer_spark.config.load import load_config
 from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.data.readers.spark import SPARK_CLASSES, read_rows
@@ -32,49 +42,49 @@ from segformer_spark.evaluation.predict import autocast
 from segformer_spark.models.segformer import segformer_config
 
 
-def _transformers(task: dict[str, Any]) -> nn.Module:
+def _transformers(spec: ModelSpec) -> nn.Module:
     from transformers import SegformerForSemanticSegmentation
 
-    config = segformer_config(task["variant"], names(task["classes"]))
-    config._attn_implementation = task["attention"]
+    config = segformer_config(spec.variant, names(spec.classes))
+    config._attn_implementation = spec.attention
     model: nn.Module = SegformerForSemanticSegmentation(config)
     return model
 
 
-def _smp(task: dict[str, Any]) -> nn.Module:
-    model: nn.Module = smp.Segformer(f"mit_{task['variant']}", encoder_weights=None, classes=task["classes"])
+def _smp(spec: ModelSpec) -> nn.Module:
+    model: nn.Module = smp.Segformer(f"mit_{spec.variant}", encoder_weights=None, classes=spec.classes)
     return model
 
 
 @dataclass
-class _Model(Work):
-    """A peer's model."""
+class _Model(Workload):
+    """A baseline's model."""
 
-    task: dict[str, Any]
+    spec: ModelSpec
 
     def build(self) -> nn.Module:
-        """The model with random weights on the task's device."""
-        return (_smp if self.task["who"] == "smp" else _transformers)(self.task).to(self.task["device"])
+        """The model with random weights on the workload's device."""
+        return (_smp if self.spec.implementation == "smp" else _transformers)(self.spec).to(self.spec.device)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of the forward pass."""
-        return autocast(torch.device(self.task["device"]), self.task["precision"])
+        return autocast(torch.device(self.spec.device), self.spec.precision)
 
 
 class _Train(_Model):
     def prepare(self) -> None:
         self._model = self.build().train()
-        images, labels = random_batch(self.task)
-        self._images = normalize_images(images).to(self.task["device"])
-        self._labels = labels.long().to(self.task["device"])
-        if self.task["compile"]:
+        images, labels = random_batch(self.spec.batch, self.spec.image_size, self.spec.classes)
+        self._images = normalize_images(images).to(self.spec.device)
+        self._labels = labels.long().to(self.spec.device)
+        if self.spec.compile:
             self._model.compile(dynamic=False)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=6e-5, weight_decay=0.01, fused=True)
 
     def run(self) -> None:
         with self.autocast():
             loss: Tensor
-            if self.task["who"] == "transformers":
+            if self.spec.implementation == "transformers":
                 loss = self._model(self._images, labels=self._labels).loss
             else:
                 out = self._model(self._images)
@@ -87,7 +97,7 @@ class _Train(_Model):
             torch.cuda.synchronize()
 
     def _loss(self, logits: Tensor) -> Tensor:
-        if self.task["who"] == "seed":
+        if self.spec.implementation == "original":
             logits = functional.interpolate(logits, size=self._labels.shape[-2:], mode="bilinear", align_corners=False)
             float((logits.argmax(1) == self._labels).float().mean())
         return functional.cross_entropy(logits, self._labels, ignore_index=IGNORE_INDEX)
@@ -96,24 +106,24 @@ class _Train(_Model):
 class _Infer(_Model):
     def prepare(self) -> None:
         self._model = self.build().eval()
-        self._images = random_batch(self.task)[0]
+        self._images = random_batch(self.spec.batch, self.spec.image_size, self.spec.classes)[0]
 
     @torch.no_grad()
     def run(self) -> None:
         with self.autocast():
-            out = self._model(normalize_images(self._images).to(self.task["device"]))
+            out = self._model(normalize_images(self._images).to(self.spec.device))
         logits = out if isinstance(out, Tensor) else out.logits
         functional.interpolate(logits, size=self._images.shape[-2:], mode="bilinear").argmax(1).cpu()
 
 
 @dataclass
-class _FullSizeLoss(Work):
+class _FullSizeLoss(Workload):
     """Cross-entropy and Dice of the full-size logits, layer by layer."""
 
-    task: dict[str, Any]
+    spec: LossSpec
 
     def prepare(self) -> None:
-        self._logits, labels = random_logits(self.task)
+        self._logits, labels = random_logits(self.spec.batch, self.spec.image_size, self.spec.classes)
         self._labels = labels.long()
 
     def run(self) -> None:
@@ -127,23 +137,23 @@ class _FullSizeLoss(Work):
 
 
 @dataclass
-class _SeedLoader(Work):
-    task: dict[str, Any]
+class _OriginalLoader(Workload):
+    spec: LoaderSpec
 
     def prepare(self) -> None:
-        config = load_config(overrides=self.task["settings"]).config
-        self._rows = read_rows(Path(self.task["root"]), "train")
+        config = load_config(overrides=self.spec.settings).config
+        self._rows = read_rows(Path(self.spec.root), "train")
         self._augmentation = build_augmentation(config.augmentation)
         self._next = 0
 
     def run(self) -> None:
-        for _ in range(self.task["images"]):
+        for _ in range(self.spec.images):
             row = self._rows[self._next % len(self._rows)]
             self._next += 1
             self._sample(row.image, row.mask)
 
     def _sample(self, image_path: Path, mask_path: Path) -> tuple[Tensor, Tensor]:
-        side = self.task["image_size"]
+        side = self.spec.image_size
         image = np.array(Image.open(image_path).convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
         colors = np.array(Image.open(mask_path).convert("RGB").resize((side, side), Image.Resampling.NEAREST))
         palette = np.array(SPARK_CLASSES.colors, np.float32)
@@ -154,15 +164,15 @@ class _SeedLoader(Work):
 
 
 @dataclass
-class _NumpyMeanIou(Work):
-    task: dict[str, Any]
+class _NumpyMeanIou(Workload):
+    spec: MetricSpec
 
     def prepare(self) -> None:
-        predicted, truth = label_maps(self.task)
+        predicted, truth = label_maps(self.spec.images, self.spec.image_size, self.spec.classes)
         self._predicted, self._truth = predicted.numpy(), truth.numpy()
 
     def run(self) -> None:
-        classes = self.task["classes"]
+        classes = self.spec.classes
         totals = np.zeros((4, classes), np.float64)
         for predicted, truth in zip(self._predicted, self._truth, strict=True):
             valid = np.not_equal(truth, IGNORE_INDEX)
@@ -174,13 +184,13 @@ class _NumpyMeanIou(Work):
             totals += overlap, of_predicted + of_truth - overlap, of_predicted, of_truth
 
 
-PEERS: dict[tuple[str, str], Callable[[dict[str, Any]], Work]] = {
+BASELINES: dict[tuple[str, str], Callable[[Any], Workload]] = {
     ("train", "transformers"): _Train,
     ("train", "smp"): _Train,
-    ("train", "seed"): _Train,
+    ("train", "original"): _Train,
     ("infer", "transformers"): _Infer,
     ("infer", "smp"): _Infer,
     ("loss", "full size"): _FullSizeLoss,
-    ("loader", "seed"): _SeedLoader,
-    ("evaluate", "numpy"): _NumpyMeanIou,
+    ("loader", "original"): _OriginalLoader,
+    ("metric", "numpy"): _NumpyMeanIou,
 }

@@ -1,4 +1,4 @@
-"""The network between ranks: measured, and as a model of what collectives take on it.
+"""The interconnect between ranks: measured, and as a model of what collectives take on it.
 
 Thakur, Rabenseifner and Gropp 2005, sections 3, 4: with latency a, time per byte b, p ranks and n bytes, an all-reduce
 by halving and doubling takes 2 log2(p) a + 2 (p - 1) / p n b, an all-gather half of it.
@@ -21,7 +21,7 @@ _SMALL_REPEATS, _LARGE_REPEATS = 30, 5
 
 
 @dataclass(frozen=True)
-class Link:
+class Interconnect:
     """Latency of a message in seconds, and bytes per second of one rank in each direction."""
 
     latency: float
@@ -36,14 +36,14 @@ class Link:
         return 2 * self.all_gather(ranks, num_bytes)
 
 
-def measure_link(group: Group) -> Link | None:
+def measure_interconnect(group: Group) -> Interconnect | None:
     """All-reduces of 4 bytes and of 64 MiB, solved for latency and bandwidth; None for one rank alone. Collective."""
     if group.world_size == 1:
         return None
     small, large = _seconds(group, 1, _SMALL_REPEATS), _seconds(group, _LARGE_VALUES, _LARGE_REPEATS)
     latency = small / (2 * math.ceil(math.log2(group.world_size)))
     moved = 2 * (group.world_size - 1) / group.world_size * 4 * _LARGE_VALUES
-    return Link(latency, moved / max(large - small, 1e-9))
+    return Interconnect(latency, moved / max(large - small, 1e-9))
 
 
 def _seconds(group: Group, values: int, repeats: int) -> float:

@@ -1,12 +1,11 @@
-"""Compare contestants by turns: each lives in a process of its own, and they work one after the other, A B A B.
+"""Compare implementations in interleaved rounds: each has processes of its own, which run in turn, A B A B.
 
-A machine's speed drifts by tens of per cent within minutes; the ratio of two neighbours hardly does. The figure to
-quote is the median of the pairwise ratios, with their spread.
+A machine's speed drifts by tens of per cent within minutes; the ratio of two neighbouring runs hardly does. The number
+to quote is the median of the ratios of all rounds, with their range.
 """
 
 from __future__ import annotations
 
-import json
 import selectors
 import socket
 import statistics
@@ -17,36 +16,31 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
+from segformer_spark.bench.workload import Answer, Assignment, Spec
 from segformer_spark.errors import UserError
-
-Task = dict[str, Any]
-"""What a worker is asked to do: "kind" and "who" name a function of bench/tasks.py, the rest are its arguments.
-
-With "ranks" above 1 so many workers do it together; each is told its "rank" and their "port" on this machine.
-"""
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Who is compared, on what.
+class Benchmark:
+    """What is compared.
 
     Attributes:
-        tasks: {name: task}; the first is the one that the others are compared with.
+        workloads: {name: specification}; the first is the one that the others are compared with.
         images: that one call works on.
     """
 
     title: str
-    tasks: Mapping[str, Task]
+    workloads: Mapping[str, Spec]
     images: int
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant's figures.
+    """One implementation's measurements.
 
     Attributes:
         seconds: of every call, in order; of the slowest rank.
-        ratios: of every call, over the first contestant's call of the same round.
+        ratios: of every call, over the first implementation's call of the same round.
         memory_mib: highest resident memory above that after the imports, of the first rank; None where the system does
             not say.
         flops: of a call where they are known, forward and backward, 2 per multiply-add.
@@ -67,18 +61,18 @@ class Row:
         return statistics.median(self.ratios)
 
 
-def compare(contest: Contest, rounds: int) -> list[Row]:
-    """Let the contestants work by turns, after a call each that does not count.
+def compare(benchmark: Benchmark, rounds: int) -> list[Row]:
+    """Run all implementations once per round, after a call each that does not count.
 
     Raises:
-        UserError: a contestant cannot work; its message is passed on.
+        UserError: an implementation cannot run; its message is passed on.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contest.tasks}
+    seconds: dict[str, list[float]] = {name: [] for name in benchmark.workloads}
     with ExitStack() as stack:
-        teams = {name: stack.enter_context(_team(name, task)) for name, task in contest.tasks.items()}
+        teams = {name: stack.enter_context(_team(name, spec)) for name, spec in benchmark.workloads.items()}
         for _ in range(rounds):
             for name, team in teams.items():
-                seconds[name].append(max(answer["seconds"] for answer in _ask(team, "run")))
+                seconds[name].append(max(answer.seconds or 0.0 for answer in _ask(team, "run")))
         ends = {name: _ask(team, "end")[0] for name, team in teams.items()}
     first = next(iter(seconds.values()))
     return [
@@ -86,8 +80,8 @@ def compare(contest: Contest, rounds: int) -> list[Row]:
             name,
             own,
             [time / reference for time, reference in zip(own, first, strict=True)],
-            ends[name]["memory_mib"],
-            ends[name]["flops"],
+            ends[name].memory_mib,
+            ends[name].flops,
         )
         for name, own in seconds.items()
     ]
@@ -109,23 +103,23 @@ class _Worker:
         assert self._process.stdout is not None
         return self._process.stdout
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> Answer:
         line = self.output.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": f"ended with {self._process.wait()}"}
-        if "error" in answer:
-            raise UserError(f"bench: {self._name}: {answer['error']}")
+        answer = Answer.model_validate_json(line) if line else Answer(error=f"ended with {self._process.wait()}")
+        if answer.error is not None:
+            raise UserError(f"bench: {self._name}: {answer.error}")
         return answer
 
 
-def _ask(team: Sequence[_Worker], request: str) -> list[dict[str, Any]]:
+def _ask(team: Sequence[_Worker], request: str) -> list[Answer]:
     for worker in team:
         worker.tell(request)
     return _answers(team)
 
 
-def _answers(team: Sequence[_Worker]) -> list[dict[str, Any]]:
+def _answers(team: Sequence[_Worker]) -> list[Answer]:
     """One of each, as they come: a rank that fails must be heard while the others wait for it."""
-    answers: dict[int, dict[str, Any]] = {}
+    answers: dict[int, Answer] = {}
     with selectors.DefaultSelector() as waiting:
         for rank, worker in enumerate(team):
             waiting.register(worker.output, selectors.EVENT_READ, rank)
@@ -137,13 +131,12 @@ def _answers(team: Sequence[_Worker]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _team(name: str, task: Task) -> Iterator[list[_Worker]]:
+def _team(name: str, spec: Spec) -> Iterator[list[_Worker]]:
     with ExitStack() as stack:
-        ranks = task.get("ranks", 1)
-        team = [stack.enter_context(_worker(name)) for _ in range(ranks)]
+        team = [stack.enter_context(_worker(name)) for _ in range(Assignment(spec=spec).num_ranks)]
         port = _free_port()
         for rank, worker in enumerate(team):
-            worker.tell(json.dumps({**task, "rank": rank, "port": port}))
+            worker.tell(Assignment(spec=spec, rank=rank, port=port).model_dump_json())
         _answers(team)
         yield team
 
@@ -168,28 +161,28 @@ def _worker(name: str) -> Iterator[_Worker]:
                 process.stdin.close()
 
 
-def table(contest: Contest, rows: Sequence[Row], peak_flops: float | None = None) -> list[str]:
+def table(benchmark: Benchmark, rows: Sequence[Row], peak_flops: float | None = None) -> list[str]:
     """Aligned lines: time, images per second, ratio with its spread, memory, share of the machine's peak."""
     lines = [
-        contest.title,
+        benchmark.title,
         f"{'':<34}{'ms':>10}{'images/s':>12}{'ratio':>8}{'from':>7}{'to':>7}{'MiB':>8}{'peak':>7}",
     ]
     for row in rows:
         memory = "" if row.memory_mib is None else f"{row.memory_mib:.0f}"
         share = "" if row.flops is None or peak_flops is None else f"{100 * row.flops / row.median / peak_flops:.0f} %"
         lines.append(
-            f"{row.name:<34}{1000 * row.median:>10.1f}{contest.images / row.median:>12.2f}{row.ratio:>8.2f}"
+            f"{row.name:<34}{1000 * row.median:>10.1f}{benchmark.images / row.median:>12.2f}{row.ratio:>8.2f}"
             f"{min(row.ratios):>7.2f}{max(row.ratios):>7.2f}{memory:>8}{share:>7}"
         )
     return lines
 
 
-def as_json(contest: Contest, rows: Sequence[Row], **more: Any) -> dict[str, Any]:
+def as_json(benchmark: Benchmark, rows: Sequence[Row], **more: Any) -> dict[str, Any]:
     """Everything that was measured, ready for a file."""
     return {
-        "title": contest.title,
-        "images_per_call": contest.images,
-        "tasks": dict(contest.tasks),
+        "title": benchmark.title,
+        "images_per_call": benchmark.images,
+        "workloads": {name: spec.model_dump(mode="json") for name, spec in benchmark.workloads.items()},
         "rows": [
             {
                 **asdict(row),

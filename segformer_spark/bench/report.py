@@ -1,4 +1,4 @@
-"""Runs a contest and tells about it: a table, and a file with the machine's record."""
+"""Runs a benchmark and reports it: a table, and a file with the machine's record."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from segformer_spark.bench.contests import PRODUCTS
-from segformer_spark.bench.pairs import Contest, as_json, compare, table
+from segformer_spark.bench.benchmarks import PRODUCTS
+from segformer_spark.bench.interleaved import Benchmark, as_json, compare, table
 from segformer_spark.distributed.process_group import choose_device
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_json
@@ -15,30 +15,31 @@ from segformer_spark.run.record import command_record, host_record, scrub, softw
 from segformer_spark.run.system import now
 
 
-def run_contest(contest: Contest, pairs: int, without: Sequence[str], output: Path | None) -> Iterator[str]:
+def run_benchmark(benchmark: Benchmark, rounds: int, exclude: Sequence[str], output: Path | None) -> Iterator[str]:
     """Measure; yields the table's lines.
 
     Args:
-        without: names of contestants to leave out.
+        exclude: names of implementations to leave out.
         output: JSON file for everything that was measured.
 
     Raises:
-        UserError: no such contestant, or one that cannot work.
+        UserError: no such implementation, or one that cannot run.
     """
-    unknown = set(without) - set(contest.tasks)
+    unknown = set(exclude) - set(benchmark.workloads)
     if unknown:
-        known = ", ".join(contest.tasks)
-        raise UserError(f"--without {', '.join(sorted(unknown))}: the contestants are {known}")
-    contest = replace(contest, tasks={name: task for name, task in contest.tasks.items() if name not in without})
+        known = ", ".join(benchmark.workloads)
+        raise UserError(f"--exclude {', '.join(sorted(unknown))}: the implementations are {known}")
+    kept = {name: spec for name, spec in benchmark.workloads.items() if name not in exclude}
+    benchmark = replace(benchmark, workloads=kept)
     started = now()
-    rows = compare(contest, pairs)
+    rows = compare(benchmark, rounds)
     peak = next((row.flops / row.median for row in rows if row.name == PRODUCTS and row.flops), None)
-    hosts = host_record(choose_device(next(iter(contest.tasks.values())).get("device", "cpu"), 0))
-    yield from table(contest, rows, peak)
-    yield f"{pairs} rounds by turns; ratio: time over the first row's in the same round, median and range"
+    hosts = host_record(choose_device(next(iter(kept.values())).device, 0))
+    yield from table(benchmark, rows, peak)
+    yield f"{rounds} interleaved rounds; ratio: time over the first row's in the same round, median and range"
     yield f"{hosts.get('gpu', hosts['cpu'])}, {hosts['cpu_cores']} cores, {hosts['memory_gib']} GiB"
     if output is not None:
         record = {"started": started, "ended": now(), "command": command_record(), "hardware": hosts}
         record["software"] = software_record()
-        write_json(output, scrub(as_json(contest, rows, peak_flops_per_s=peak, record=record)))
+        write_json(output, scrub(as_json(benchmark, rows, peak_flops_per_s=peak, record=record)))
         yield f"everything that was measured: {output}"

@@ -10,13 +10,13 @@ all-gather of the updated weights too, and some small messages. Nothing of it is
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.bench.link import Link
-from segformer_spark.bench.scaling import Row, read_rows
+from segformer_spark.bench.interconnect import Interconnect
+from segformer_spark.bench.scaling import ScalingRow, read_rows
 from segformer_spark.config.schema import Config
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_csv
@@ -39,14 +39,14 @@ class StepModel:
     num_bytes: int
     zero_stage: int
 
-    def communication(self, ranks: int, link: Link | None) -> float:
+    def communication(self, ranks: int, interconnect: Interconnect | None) -> float:
         """Seconds per step; without a network for one rank alone."""
         if ranks == 1:
             return 0.0
-        assert link is not None
-        gathered = link.all_gather(ranks, self.num_bytes) if self.zero_stage else 0.0
-        small = _SMALL_MESSAGES[self.zero_stage] * link.all_reduce(ranks, 0)
-        return link.all_reduce(ranks, self.num_bytes) + gathered + small
+        assert interconnect is not None
+        gathered = interconnect.all_gather(ranks, self.num_bytes) if self.zero_stage else 0.0
+        small = _SMALL_MESSAGES[self.zero_stage] * interconnect.all_reduce(ranks, 0)
+        return interconnect.all_reduce(ranks, self.num_bytes) + gathered + small
 
     def compute(self, passes: float) -> float:
         """Seconds of a rank's own work when its passes take so many."""
@@ -73,140 +73,148 @@ class ScalingPlan:
     """A model with what it was made from and what it says.
 
     Attributes:
-        link: the network of the forecast over nodes; None where there is none.
+        interconnect: the network of the forecast over nodes; None where there is none.
         references: the measured rows that the overhead is the median of: those of the fewest ranks.
         checked: measured rows of the same training, with the seconds that the model gives for them.
     """
 
     model: StepModel
-    link: Link | None
-    references: Sequence[Mapping[str, Any]]
-    checked: Sequence[tuple[Mapping[str, Any], float]]
+    interconnect: Interconnect | None
+    references: Sequence[ScalingRow]
+    checked: Sequence[tuple[ScalingRow, float]]
     forecasts: Sequence[Forecast]
 
 
-def make_plan(path: Path, config: Config, *, nodes: int, link: Link | None, strong: bool) -> ScalingPlan:
+def make_plan(
+    path: Path, config: Config, *, nodes: int, interconnect: Interconnect | None, strong: bool
+) -> ScalingPlan:
     """Fit the model to the rows of a table and look ahead, to 1, 2, 4 ... nodes with as many ranks as measured.
 
     Args:
         path: table of `bench scaling`.
-        link: the network to plan for, in place of the one that was measured over most nodes. Measured rows are
+        interconnect: the network to plan for, in place of the one that was measured over most nodes. Measured rows are
             checked with their own.
         strong: keep the measured global batch; else each rank's.
 
     Raises:
         UserError: the table has no such training, or no network was measured or given.
     """
-    own = {
-        "variant": config.model.label,
-        "image_size": str(config.data.image_size),
-        "precision": config.training.precision,
-        "zero_stage": str(config.deepspeed.zero_stage),
-    }
+    training = (
+        config.model.label,
+        config.data.image_size,
+        config.training.precision,
+        config.deepspeed.zero_stage,
+    )
     # Tables of earlier versions have rows without their parts.
-    measured = [row for row in read_rows(path) if row.get("compute_ms")]
-    rows = [row for row in measured if all(row[key] == value for key, value in own.items())]
+    measured = [row for row in read_rows(path) if row.compute_ms and row.trained_parameters]
+    rows = [row for row in measured if (row.variant, row.image_size, row.precision, row.zero_stage) == training]
     if not rows:
-        wanted = f"{own['variant']}, {own['image_size']} px, {own['precision']}, ZeRO stage {own['zero_stage']}"
+        variant, side, precision, stage = training
         raise UserError(
-            f"{path}: there is no row of {wanted}. Measure one, on one node and best on two: "
-            "segformer-spark bench scaling --config ..., or sbatch --nodes=2 slurm/benchmark_scaling.sh"
+            f"{path}: there is no row of {variant}, {side} px, {precision}, ZeRO stage {stage}",
+            "Measure one, on one node and best on two: segformer-spark bench scaling --config ..., or sbatch --nodes=2 slurm/benchmark_scaling.sh",
         )
-    rows = [row for row in rows if row["device"] == rows[-1]["device"]]
-    fewest = min(int(row["world_size"]) for row in rows)
-    references = [row for row in rows if int(row["world_size"]) == fewest]
-    link = link or _widest_link(rows)
-    if link is None and nodes > 1:
+    rows = [row for row in rows if row.device == rows[-1].device]
+    fewest = min(row.world_size for row in rows)
+    references = [row for row in rows if row.world_size == fewest]
+    interconnect = interconnect or _widest_interconnect(rows)
+    if interconnect is None and nodes > 1:
         raise UserError(
-            f"{path}: no network was measured. Run `bench scaling` on two nodes, or give --bandwidth and --latency"
+            f"{path}: no interconnect was measured",
+            "Run `bench scaling` on two nodes, or give --bandwidth and --latency",
         )
     model = _fit(references)
     checked = [
-        (row, model.compute(_passes(row)) + model.communication(int(row["world_size"]), _link_of(row))) for row in rows
+        (row, model.compute(_passes(row)) + model.communication(row.world_size, _interconnect_of(row))) for row in rows
     ]
-    return ScalingPlan(model, link, references, checked, list(_forecasts(model, rows, nodes, link, strong)))
+    return ScalingPlan(
+        model, interconnect, references, checked, list(_forecasts(model, rows, nodes, interconnect, strong))
+    )
 
 
-def _link_of(row: Row) -> Link | None:
-    if not row["link_gb_per_s"]:
+def _interconnect_of(row: ScalingRow) -> Interconnect | None:
+    if not row.interconnect_gb_per_s or row.interconnect_latency_us is None:
         return None
-    return Link(float(row["link_latency_us"]) / 1e6, float(row["link_gb_per_s"]) * 1e9)
+    return Interconnect(row.interconnect_latency_us / 1e6, row.interconnect_gb_per_s * 1e9)
 
 
-def _widest_link(rows: Sequence[Row]) -> Link | None:
+def _widest_interconnect(rows: Sequence[ScalingRow]) -> Interconnect | None:
     """Of the newest row with most nodes and ranks that has one."""
-    measured = [row for row in rows if row["link_gb_per_s"]]
+    measured = [row for row in rows if row.interconnect_gb_per_s]
     if not measured:
         return None
-    return _link_of(max(reversed(measured), key=lambda row: (int(row["nodes"]), int(row["world_size"]))))
+    return _interconnect_of(max(reversed(measured), key=lambda row: (row.nodes, row.world_size)))
 
 
-def _fit(rows: Sequence[Row]) -> StepModel:
-    width = 2 if rows[0]["precision"] == "fp16" else 4
-    stage = int(rows[0]["zero_stage"])
-    model = StepModel(0.0, width * int(rows[0]["trained_parameters"]), stage)
+def _fit(rows: Sequence[ScalingRow]) -> StepModel:
+    width = 2 if rows[0].precision == "fp16" else 4
+    stage = rows[0].zero_stage
+    assert rows[0].trained_parameters is not None
+    model = StepModel(0.0, width * rows[0].trained_parameters, stage)
     overheads = [
-        (float(row["step_ms"]) / 1000 - model.communication(int(row["world_size"]), _link_of(row))) / _passes(row) - 1
+        (row.step_ms / 1000 - model.communication(row.world_size, _interconnect_of(row))) / _passes(row) - 1
         for row in rows
     ]
     overhead = statistics.median(overheads)
     if overhead <= -1:
         raise UserError(
-            f"the measured steps of {rows[0]['world_size']} rank(s) are shorter than their communication by the "
+            f"the measured steps of {rows[0].world_size} rank(s) are shorter than their communication by the "
             "measured network: measure again on a quiet machine"
         )
     return replace(model, overhead=overhead)
 
 
-def _passes(row: Row) -> float:
-    return float(row["compute_ms"]) / 1000
+def _passes(row: ScalingRow) -> float:
+    assert row.compute_ms is not None
+    return row.compute_ms / 1000
 
 
 def _forecasts(
-    model: StepModel, rows: Sequence[Row], nodes: int, link: Link | None, strong: bool
+    model: StepModel, rows: Sequence[ScalingRow], nodes: int, interconnect: Interconnect | None, strong: bool
 ) -> Iterator[Forecast]:
     """Nodes as full as the fullest that was measured; one node has a network of its own where that was measured."""
-    even = [row for row in rows if int(row["world_size"]) % int(row["nodes"]) == 0]
+    even = [row for row in rows if row.world_size % row.nodes == 0]
     if not even:
         raise UserError("the measured rows have nodes with unequal numbers of ranks: measure with as many on each")
-    per_node = max(int(row["world_size"]) // int(row["nodes"]) for row in even)
-    full = [row for row in even if int(row["world_size"]) // int(row["nodes"]) == per_node]
-    inside = _widest_link([row for row in full if int(row["nodes"]) == 1]) or link
+    per_node = max(row.world_size // row.nodes for row in even)
+    full = [row for row in even if row.world_size // row.nodes == per_node]
+    inside = _widest_interconnect([row for row in full if row.nodes == 1]) or interconnect
     passes = statistics.median(_passes(row) / _images(row) for row in full)
     count = 1
     while count <= nodes:
         ranks = count * per_node
-        images = int(full[-1]["global_batch"]) / ranks if strong else _images(full[-1])
+        images = full[-1].global_batch / ranks if strong else _images(full[-1])
         if images < 1:
             return
-        communication = model.communication(ranks, inside if count == 1 else link)
+        communication = model.communication(ranks, inside if count == 1 else interconnect)
         yield Forecast(count, ranks, images * ranks, model.compute(passes * images), communication)
         count = nodes if count < nodes < 2 * count else 2 * count
 
 
-def _images(row: Row) -> float:
-    return int(row["global_batch"]) / int(row["world_size"])
+def _images(row: ScalingRow) -> float:
+    return row.global_batch / row.world_size
 
 
 def describe_plan(plan: ScalingPlan) -> Iterator[str]:
     """Lines for the terminal."""
     row, model = plan.references[-1], plan.model
     yield (
-        f"SegFormer-{str(row['variant']).upper()}, {row['image_size']} px, {row['precision']}, ZeRO stage "
-        f"{model.zero_stage}, on {row['device']}"
+        f"SegFormer-{str(row.variant).upper()}, {row.image_size} px, {row.precision}, ZeRO stage "
+        f"{model.zero_stage}, on {row.device}"
     )
     yield (
         f"a rank's work beside its passes: {100 * model.overhead:+.0f} %, from {len(plan.references)} row(s) of "
-        f"{row['world_size']} rank(s), the last of {row['measured']}; gradients: {model.num_bytes / 2**20:.0f} MiB"
+        f"{row.world_size} rank(s), the last of {row.measured}; gradients: {model.num_bytes / 2**20:.0f} MiB"
     )
-    if plan.link is not None:
-        yield f"network: {plan.link.bandwidth / 1e9:.2f} GB/s per rank, {1e6 * plan.link.latency:.0f} us per message"
+    if plan.interconnect is not None:
+        bandwidth, latency = plan.interconnect.bandwidth / 1e9, 1e6 * plan.interconnect.latency
+        yield f"interconnect: {bandwidth:.2f} GB/s per rank, {latency:.0f} us per message"
     yield "measured and modelled:"
     yield f"{'nodes':>6}{'ranks':>6}{'batch':>7}{'measured ms':>13}{'model ms':>10}{'off by':>8}"
     for measured, seconds in plan.checked:
-        step = float(measured["step_ms"])
+        step = measured.step_ms
         yield (
-            f"{measured['nodes']:>6}{measured['world_size']:>6}{measured['global_batch']:>7}{step:>13.1f}"
+            f"{measured.nodes:>6}{measured.world_size:>6}{measured.global_batch:>7}{step:>13.1f}"
             f"{1000 * seconds:>10.1f}{100 * (1000 * seconds / step - 1):>+7.0f} %"
         )
     yield "forecast:"
@@ -248,7 +256,7 @@ def _drawn(plan: ScalingPlan) -> Any:
     ideal = [first.images_per_s / first.ranks * count for count in ranks]
     speed.plot(ranks, ideal, color="0.7", linestyle="--", label="linear")
     speed.plot(ranks, [one.images_per_s for one in plan.forecasts], marker="o", markersize=3, label="model")
-    points = [(int(row["world_size"]), float(row["images_per_s"])) for row, _ in plan.checked]
+    points = [(row.world_size, row.images_per_s) for row, _ in plan.checked]
     speed.scatter(*zip(*points, strict=True), color="tab:orange", zorder=3, label="measured")
     speed.set(xscale="log", yscale="log", xlabel="ranks", ylabel="images/s", title="throughput")
     shown = sorted({*ranks, *(count for count, _ in points)})

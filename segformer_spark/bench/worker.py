@@ -1,39 +1,40 @@
-"""A contestant's process: reads a task, then does it once for every line it is sent (see bench/pairs.py)."""
+"""A worker process of a benchmark: reads its assignment, then runs it once for every line that it is sent."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from typing import Any, TextIO
+from typing import TextIO
 
+from segformer_spark.bench.workload import Answer, Assignment
 from segformer_spark.run.system import forget_highest_memory, resident_bytes
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
-    """Answer until the end of `requests`."""
-    task: dict[str, Any] = json.loads(requests.readline())
+    """Answer until the end of `requests` (see bench/interleaved.py)."""
     try:
-        from segformer_spark.bench.tasks import build
+        assignment = Assignment.model_validate_json(requests.readline())
+        from segformer_spark.bench.implementation import build
 
-        work = build(task)
-        work.load()
+        workload = build(assignment)
+        workload.load()
         before = resident_bytes()
         forget_highest_memory()
-        work.prepare()
-        work.run()
+        workload.prepare()
+        workload.run()
     except Exception as error:  # noqa: BLE001  whatever it is, the parent tells the user
-        _answer(answers, {"error": f"{type(error).__name__}: {error}"})
+        _send(answers, Answer(error=f"{type(error).__name__}: {error}"))
         return
-    _answer(answers, {"ready": True})
+    _send(answers, Answer())
     for request in requests:
         if request.strip() == "end":
-            _answer(answers, {"memory_mib": _memory_mib(before), "flops": work.flops})
+            _send(answers, Answer(memory_mib=_memory_mib(before), flops=workload.flops))
+            workload.close()
             return
         started = time.perf_counter()
-        work.run()
-        _answer(answers, {"seconds": time.perf_counter() - started})
+        workload.run()
+        _send(answers, Answer(seconds=time.perf_counter() - started))
 
 
 def _memory_mib(before: int | None) -> float | None:
@@ -46,8 +47,8 @@ def _memory_mib(before: int | None) -> float | None:
     return None if highest is None or before is None else (highest - before) / 2**20
 
 
-def _answer(answers: TextIO, value: dict[str, Any]) -> None:
-    answers.write(json.dumps(value) + "\n")
+def _send(answers: TextIO, answer: Answer) -> None:
+    answers.write(answer.model_dump_json() + "\n")
     answers.flush()
 
 

@@ -1,14 +1,109 @@
-"""What a contestant's task looks like, and the random inputs that all contestants get."""
+"""What a benchmark runs: typed specifications that travel to worker processes, and random inputs that all share."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+OURS = "segformer_spark"
+"""The implementation of this package; the others are baselines (bench/baselines.py)."""
 
-class Work:
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Spec(_Message):
+    """What every workload says.
+
+    Attributes:
+        implementation: whose code runs it.
+        threads: CPU threads of torch; None for all that the process may use.
+        keep_memory: use the allocator's settings that this package makes for its own processes.
+    """
+
+    implementation: str = OURS
+    image_size: int
+    classes: int = 3
+    device: str = "cpu"
+    threads: int | None = None
+    keep_memory: bool = False
+
+
+class ModelSpec(_Spec):
+    """A training step, an inference, or the machine's peak at the same precision.
+
+    Attributes:
+        attention: of transformers' model.
+        recompute: this package's activation checkpointing.
+        deepspeed: a DeepSpeed JSON file in place of ds_configs/zero<N>.json.
+        ranks: processes that run it together.
+    """
+
+    kind: Literal["train", "infer", "matrix_products"]
+    variant: str
+    batch: int
+    precision: str = "fp32"
+    zero_stage: int = 0
+    recompute: bool = False
+    compile: bool = False
+    tf32: bool = False
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    deepspeed: str | None = None
+    ranks: int = 1
+
+
+class LossSpec(_Spec):
+    """CE + Dice of quarter-size logits, and their gradient."""
+
+    kind: Literal["loss"] = "loss"
+    batch: int
+
+
+class LoaderSpec(_Spec):
+    """Training samples of a SPARK set at `root`, with configuration overrides as `--set` takes them."""
+
+    kind: Literal["loader"] = "loader"
+    root: str
+    images: int
+    settings: tuple[str, ...] = ()
+
+
+class MetricSpec(_Spec):
+    """Counting predicted against true labels."""
+
+    kind: Literal["metric"] = "metric"
+    images: int
+
+
+Spec = Annotated[ModelSpec | LossSpec | LoaderSpec | MetricSpec, Field(discriminator="kind")]
+
+
+class Assignment(_Message):
+    """A worker's part: the workload, its rank, and the port at which the ranks meet on this machine."""
+
+    spec: Spec
+    rank: int = 0
+    port: int = 0
+
+    @property
+    def num_ranks(self) -> int:
+        return self.spec.ranks if isinstance(self.spec, ModelSpec) else 1
+
+
+class Answer(_Message):
+    """A worker's answer: to the assignment an empty one, to a call its seconds, at the end memory and FLOPs."""
+
+    error: str | None = None
+    seconds: float | None = None
+    memory_mib: float | None = None
+    flops: float | None = None
+
+
+class Workload:
     """A piece of work that can be repeated.
 
     Attributes:
@@ -27,32 +122,33 @@ class Work:
         """Do it once; returns when it is done."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Release what `prepare` opened."""
+
 
 def names(classes: int) -> list[str]:
     """Names for that many classes."""
     return [str(number) for number in range(classes)]
 
 
-def random_batch(task: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def random_batch(batch: int, side: int, classes: int) -> tuple[Tensor, Tensor]:
     """uint8 images (B, 3, S, S) and labels (B, S, S)."""
     generator = torch.Generator().manual_seed(0)
-    batch, side = task["batch"], task["image_size"]
     images = torch.randint(0, 256, (batch, 3, side, side), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, task["classes"], (batch, side, side), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, classes, (batch, side, side), generator=generator, dtype=torch.uint8)
     return images, labels
 
 
-def random_logits(task: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Logits (B, C, S / 4, S / 4) with a gradient to be found, and labels uint8 (B, S, S)."""
+def random_logits(batch: int, side: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Logits (B, C, S / 4, S / 4) that require a gradient, and labels uint8 (B, S, S)."""
     generator = torch.Generator().manual_seed(0)
-    batch, side = task["batch"], task["image_size"]
-    logits = torch.randn(batch, task["classes"], side // 4, side // 4, generator=generator)
-    return logits.requires_grad_(), random_batch(task)[1]
+    logits = torch.randn(batch, classes, side // 4, side // 4, generator=generator)
+    return logits.requires_grad_(), random_batch(batch, side, classes)[1]
 
 
-def label_maps(task: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def label_maps(images: int, side: int, classes: int) -> tuple[Tensor, Tensor]:
     """Predicted and true class ids, uint8 (N, S, S)."""
     generator = torch.Generator().manual_seed(0)
-    shape = (task["images"], task["image_size"], task["image_size"])
-    predicted = torch.randint(0, task["classes"], shape, generator=generator, dtype=torch.uint8)
-    return predicted, torch.randint(0, task["classes"], shape, generator=generator, dtype=torch.uint8)
+    shape = (images, side, side)
+    predicted = torch.randint(0, classes, shape, generator=generator, dtype=torch.uint8)
+    return predicted, torch.randint(0, classes, shape, generator=generator, dtype=torch.uint8)

@@ -184,7 +184,7 @@ def check_weights(config: Config) -> Check:
     try:
         return passed("weights", f"{locate_weights(config.model)}")
     except CheckpointError as error:
-        return Check("weights", FAILED, *str(error).split(". ", 1))
+        return Check("weights", FAILED, error.problem, error.fix)
 
 
 def check_clock(folder: Path) -> Check:
@@ -202,10 +202,8 @@ def clock_check(name: str, skew: float, other: str) -> Check:
     """How far a clock may be off: times stand in logs and records only, the time limit is the batch host's."""
     found = f"{skew:.1f} s from {other}"
     if skew > _SKEW_WARNING:
-        return Check(
-            "clock", FAILED if skew > _SKEW_FAILED else WARNING, found, "tell the site: NTP does not run there"
-        )
-    return passed("clock", found)
+        return Check(name, FAILED if skew > _SKEW_FAILED else WARNING, found, "tell the site: NTP does not run there")
+    return passed(name, found)
 
 
 def check_quota(folder: Path) -> Check:

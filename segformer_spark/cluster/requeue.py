@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.checkpoint.names import newest_step
-from segformer_spark.errors import EXIT_PEER_LOST, EXIT_STOPPED, EXIT_USER_ERROR
+from segformer_spark.exit_codes import ExitCode, RequeueVerdict
 from segformer_spark.run.atomic import write_text
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.lease import read_attempts
-
-REQUEUED, COMPLETE, GIVEN_UP, NOT_OURS = 0, 10, 11, 12
-"""Exit statuses of `job requeue`: runs again; nothing left to do; no further attempt; SLURM or the user decides."""
+from segformer_spark.run.outcome import FINISHED, Outcome
 
 MAX_ATTEMPTS = 3
 """Attempts in a row that begin at the same step and save nothing beyond it."""
@@ -26,7 +24,6 @@ MAX_ATTEMPTS = 3
 MAX_CRASHES, MAX_CUTS = 3, 50
 """Restarts of work whose progress is not counted, after a crash and after its time was over."""
 
-_COMPLETE_OUTCOMES, _STOPPED_OUTCOME = ("completed", "stopped early"), "stopped on request"
 _PATIENCE_SECONDS = 120
 
 
@@ -56,14 +53,14 @@ class JobId:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, as an exit status of `job requeue`, and why, for the log's last lines."""
+    """What to do, and why, for the log's last lines."""
 
-    verdict: int
+    verdict: RequeueVerdict
     reason: str
 
     @property
     def requeue(self) -> bool:
-        return self.verdict == REQUEUED
+        return self.verdict == RequeueVerdict.REQUEUED
 
 
 def decide(run: RunDirectory, status: int, job: JobId) -> Decision:
@@ -75,25 +72,27 @@ def decide(run: RunDirectory, status: int, job: JobId) -> Decision:
     step, attempts = newest_step(run.checkpoints), read_attempts(run.path)
     own = attempts[-1] if attempts and (attempts[-1]["job"], attempts[-1]["restart"]) == (job.id, job.restart) else {}
     outcome = own.get("outcome")
-    if outcome in _COMPLETE_OUTCOMES:
-        return Decision(COMPLETE, "training is complete")
-    if outcome == _STOPPED_OUTCOME:
-        status = EXIT_STOPPED
+    if outcome in FINISHED:
+        return Decision(RequeueVerdict.COMPLETE, "training is complete")
+    if outcome == Outcome.STOPPED:
+        status = ExitCode.STOPPED
     elif status == 0:
-        status = EXIT_PEER_LOST
-    if status == EXIT_USER_ERROR:
-        return Decision(GIVEN_UP, "the message above says what to fix; another attempt would meet it again")
+        status = ExitCode.PEER_LOST
+    if status == ExitCode.USER_ERROR:
+        return Decision(
+            RequeueVerdict.GIVEN_UP, "the message above says what to fix; another attempt would meet it again"
+        )
     moved_on = bool(own) and own["from_step"] < step
     stuck = 0 if moved_on else count_stuck(run.path, step, job) + 1
     if stuck >= MAX_ATTEMPTS:
         return Decision(
-            GIVEN_UP,
+            RequeueVerdict.GIVEN_UP,
             f"{stuck} attempts in a row began at step {step} and saved nothing beyond it: the run would end there "
             f"for ever. This time: {_cause(status)}",
         )
     if stuck:
         remember_stuck(run.path, step, job)
-    return Decision(REQUEUED, f"{_cause(status)}; the run resumes from step {step}")
+    return Decision(RequeueVerdict.REQUEUED, f"{_cause(status)}; the run resumes from step {step}")
 
 
 def count_stuck(run: Path, step: int, job: JobId) -> int:
@@ -116,19 +115,19 @@ def _stuck(run: Path) -> Sequence[dict[str, Any]]:
 
 
 def _stuck_path(run: Path) -> Path:
-    return run / "attempts" / "stuck.jsonl"
+    return RunDirectory(run).attempts / "stuck.jsonl"
 
 
 def decide_resumable(status: int, job: JobId) -> Decision:
     """The same for work that can run again from where its files stand: evaluation, inference."""
     if status == 0:
-        return Decision(COMPLETE, "done")
-    if status != EXIT_PEER_LOST and status <= 128:
-        return Decision(GIVEN_UP, "the message above says what to fix")
+        return Decision(RequeueVerdict.COMPLETE, "done")
+    if status != ExitCode.PEER_LOST and status <= 128:
+        return Decision(RequeueVerdict.GIVEN_UP, "the message above says what to fix")
     limit = MAX_CUTS if status == 128 + signal.SIGUSR1 else MAX_CRASHES
     if job.restart >= limit:
-        return Decision(GIVEN_UP, f"it was cut off {job.restart + 1} times. This time: {_cause(status)}")
-    return Decision(REQUEUED, f"{_cause(status)}; it runs again, with what is missing")
+        return Decision(RequeueVerdict.GIVEN_UP, f"it was cut off {job.restart + 1} times. This time: {_cause(status)}")
+    return Decision(RequeueVerdict.REQUEUED, f"{_cause(status)}; it runs again, with what is missing")
 
 
 def obstacle(job: JobId, job_end: float | None, *, also_cancelled: bool, now: float | None = None) -> str:
@@ -167,9 +166,9 @@ def _show(job: JobId) -> dict[str, str]:
 
 
 def _cause(status: int) -> str:
-    if status == EXIT_STOPPED:
+    if status == ExitCode.STOPPED:
         return "stopped with its state saved"
-    if status == EXIT_PEER_LOST:
+    if status == ExitCode.PEER_LOST:
         return "a node or its network was lost"
     if status > 128:
         try:

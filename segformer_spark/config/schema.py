@@ -24,6 +24,7 @@ from segformer_spark.config.training_schema import (
     SchedulerConfig,
     TrainingConfig,
 )
+from segformer_spark.config.variants import VariantName
 
 RUN_NAME_PATTERN = r"[A-Za-z0-9._-]{1,64}"
 
@@ -62,7 +63,7 @@ class ModelConfig(Section):
         "segformer, unet, deeplabv3plus, fpn, hiera, deeplabv3, fcn or vit (models/registry.py).",
         env="MODEL_NAME",
     )
-    variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = field("b2", "SegFormer size.", env="SEGFORMER_VARIANT")
+    variant: VariantName = field("b2", "SegFormer size.", env="SEGFORMER_VARIANT")
     encoder: str | None = field(
         None, "Encoder of the other models, such as resnet50; null takes the model's first.", env="ENCODER"
     )

@@ -38,7 +38,7 @@ class ItemFacts:
         ignored: unlabelled pixels.
         box: around the foreground; None without foreground or background class.
         brightness: mean of the image from 0 to 255.
-        occupancy: share of each cell that each class takes, (C, OCCUPANCY_SIDE, OCCUPANCY_SIDE), for the classes present.
+        occupancy: {class id: share of each cell that it takes, (OCCUPANCY_SIDE, OCCUPANCY_SIDE)}, of classes present.
         problems: what is wrong, each beginning with a path.
     """
 

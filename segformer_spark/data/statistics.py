@@ -1,4 +1,4 @@
-"""Statistics of a split from its scanned items: class shares, object sizes, brightness, class occupancy maps, class weights."""
+"""Statistics of a split from its scanned items: class shares and weights, object sizes, brightness, class occupancy."""
 
 from __future__ import annotations
 

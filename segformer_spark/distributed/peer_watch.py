@@ -20,7 +20,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from segformer_spark.errors import EXIT_PEER_LOST
+from segformer_spark.exit_codes import ExitCode
 
 _HEARTBEATS_PER_LIMIT = 6
 
@@ -124,4 +124,4 @@ def _end_process(message: str) -> None:
     sys.stdout.flush()
     time.sleep(1)  # until slurmstepd has passed it on: the others are ended as soon as this rank is gone
     # Not sys.exit: the main thread waits in a collective and would never come to it.
-    os._exit(EXIT_PEER_LOST)
+    os._exit(ExitCode.PEER_LOST)

@@ -130,7 +130,8 @@ def _shared(error: Exception) -> Exception:
 
     Who raises it keeps no name for it: frame and error would hold each other, and with them the loader's processes.
     """
-    error.shared = True  # type: ignore[attr-defined]
+    if isinstance(error, UserError):
+        error.shared = True
     return error
 
 
@@ -202,7 +203,7 @@ def process_group(
 def _meet(launch: Launch, timeout_minutes: float) -> Any:
     """The store that all ranks share. Who waits for a rank that never starts holds its GPU: not for too long."""
     if launch.master is None:
-        return torch._C._distributed_c10d.HashStore()
+        return dist.HashStore()
     host, port = launch.master
     # torchrun's agent holds the store already.
     url = "env://" if launch.launcher == "torchrun" else f"tcp://{host}:{port}"

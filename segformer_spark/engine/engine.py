@@ -1,4 +1,4 @@
-"""The training engine: DeepSpeed behind four verbs. The only package that imports deepspeed."""
+"""The training engine: DeepSpeed behind a few methods. The only package that imports deepspeed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,6 @@ class Engine:
             model.reduce_batch_norm(group.sum)
         self.group, self.plan, self.seed = group, plan, config.experiment.seed
         self.precision = config.training.precision
-        self._own_norm: float | None = None
         self._compiles = config.hardware.compile
         self.loss: WeightedSum = loss.to(group.device)
         optimizer = build_optimizer(model, config.training.optimizer, group.device)
@@ -104,9 +103,9 @@ class Engine:
         """
         assert len(batches) == self.plan.accumulation_steps
         self.engine.train()
-        value = self._backward_joined(batches, step) if self.joins_micro_batches else self._backward_each(batches, step)
+        backward = self._backward_joined if self.joins_micro_batches else self._backward_each
+        value, norm = backward(batches, step)
         applied = bool(self.engine.was_step_applied())
-        norm = self._own_norm if self._own_norm is not None else self._zero_norm()
         if applied and norm is not None and not math.isfinite(norm):
             raise TrainingDiverged(
                 f"the gradient norm is {norm} at step {step + 1} and the update was applied: the weights are lost. "
@@ -119,19 +118,19 @@ class Engine:
             logger.info("torch.compile: %d graph breaks in the encoder", graph_breaks())
         return StepResult(value, norm if applied else None, applied)
 
-    def _backward_each(self, batches: Sequence[TrainBatch], step: int) -> float:
-        """Forward, backward and update, one micro-batch after the other; returns the mean of the losses."""
-        total = torch.zeros((), device=self.group.device)
+    def _backward_each(self, batches: Sequence[TrainBatch], step: int) -> tuple[float, float | None]:
+        """Forward, backward and update, one micro-batch after the other; returns mean loss and gradient norm."""
+        total, norm = torch.zeros((), device=self.group.device), None
         for part, batch in enumerate(batches):
             self._seed(step, part)
             images, labels = self._on_device(batch)
             loss: Tensor = self.loss.of_outputs(self.engine(images, with_auxiliary=True), labels)
             _refuse_infinite(loss, step)
             total += loss.detach()
-            self._backward(loss, last=part == len(batches) - 1)
-        return float(total) / len(batches)
+            norm = self._backward(loss, last=part == len(batches) - 1)
+        return float(total) / len(batches), norm
 
-    def _backward_joined(self, batches: Sequence[TrainBatch], step: int) -> float:
+    def _backward_joined(self, batches: Sequence[TrainBatch], step: int) -> tuple[float, float | None]:
         """The gradient of one batch of all micro-batches, with the encoder's memory of one (Gao et al. 2021).
 
         The encoder runs without gradients first; the head, far smaller, sees the features of all micro-batches and
@@ -156,18 +155,22 @@ class Engine:
         scale = self._loss_scale()
         gradients = [g.float() / scale for g in torch.autograd.grad(loss * scale, [*joined, *head])]
         of_features, of_head = gradients[: len(joined)], gradients[len(joined) :]
+        norm = None
         for part, (images, _) in enumerate(parts):
             self._seed(step, part)
             maps = self.engine(images, only_features=True)
             rows = slice(part * len(images), (part + 1) * len(images))
             carried = _product(maps, [gradient[rows] for gradient in of_features]) * len(parts)
-            self._backward(carried + _product(head, of_head), last=part == len(parts) - 1)
-        return float(loss)
+            norm = self._backward(carried + _product(head, of_head), last=part == len(parts) - 1)
+        return float(loss), norm
 
-    def _backward(self, loss: Tensor, *, last: bool) -> None:
+    def _backward(self, loss: Tensor, *, last: bool) -> float | None:
+        """Backward pass and, after the `last` micro-batch, the update; returns the gradient norm before clipping."""
         self.engine.backward(loss)
-        self._own_norm = self._norm_without_zero(last=last)
+        without_zero = last and not self.engine.zero_optimization()
+        norm = self._norm_without_zero() if without_zero else None
         self.engine.step()
+        return norm if without_zero or not last else self._zero_norm()
 
     def _on_device(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
         images = normalize_images(batch.images.to(self.group.device, non_blocking=True))
@@ -222,10 +225,8 @@ class Engine:
         """Let go of DeepSpeed's hooks and buffers."""
         self.engine.destroy()
 
-    def _norm_without_zero(self, *, last: bool) -> float | None:
+    def _norm_without_zero(self) -> float:
         """DeepSpeed reports no norm under stage 0: the averaged gradients stand in the parameters until the update."""
-        if not last or self.engine.zero_optimization():
-            return None
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(grads))
 
@@ -235,7 +236,7 @@ class Engine:
 
 
 def check_precision(config: Config, device: torch.device) -> None:
-    """Refuse what cannot work (TRAPS: fp16 on CPU, fp16 without ZeRO, bf16 on old GPUs)."""
+    """Refuse what cannot work (fp16 on CPUs or without ZeRO, bf16 on GPUs without it)."""
     precision = config.training.precision
     refuse_fp16_on_cpu(precision, device.type)
     if precision == "fp16" and config.deepspeed.zero_stage == 0:

@@ -150,7 +150,7 @@ def table(metrics: dict[str, Any]) -> list[str]:
         lines.append(f"{'category':<18}{'images':>9}{'mIoU':>9}{'SPARK':>11}")
         for name, g in metrics["categories"].items():
             lines.append(f"{name:<18}{g['num_images']:>9}{_number(g['miou']):>9}{_number(g.get('spark_score')):>11}")
-    for name, one in figures.get("object_sizes", {}).items():
+    for name, one in metrics.get("object_sizes", {}).items():
         values = "  ".join(f"{key} {_number(value)}" for key, value in one.items() if key != "num_images")
         what = "without an object" if name == NO_OBJECT else f"objects of {name} of the image"
         lines.append(f"{what}: {one['num_images']} images  {values}")

@@ -79,7 +79,7 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Any:
 
 
 def draw_categories(metrics: dict[str, Any], path: Path) -> None:
-    """IoU per class and, where there is one, the SPARK score; for every category and overall, if there are categories."""
+    """IoU per class and, where defined, the SPARK score: overall and for every category, if there are any."""
     categories = {**metrics["categories"], "all": metrics}
     names = list(metrics["per_class"])
     if len(categories) == 1 or len(names) > _MOST_SERIES:

@@ -28,7 +28,7 @@ def report(
     background: int | None,
     categories: Sequence[str],
 ) -> dict[str, Any]:
-    """{"miou", ..., "spark_score", "categories": {name: the same}}, JSON-ready. Categories without images are left out."""
+    """{"miou", ..., "spark_score", "categories": {name: the same}}, JSON-ready. Empty categories are left out."""
     confusion = counts.confusion.cpu().numpy()
     per_image = counts.per_image.cpu().numpy()
     ignored = counts.ignored.cpu().numpy()
@@ -90,7 +90,7 @@ def by_object_size(per_image: Counts, class_names: Sequence[str], background: in
 
 def scalar_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     """The defined top-level scalars and IoU per class, as flat names for logs and selection."""
-    flat = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
+    flat = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
     for name, scores in metrics["per_class"].items():
         if scores["iou"] is not None:
             flat[f"iou_{name}"] = scores["iou"]

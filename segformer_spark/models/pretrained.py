@@ -26,8 +26,6 @@ from segformer_spark.run.atomic import atomic_folder, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
 
-_CLASSIFIER = ("decode_head.classifier.weight", "decode_head.classifier.bias")
-
 
 @dataclass(frozen=True)
 class FetchedWeights:
@@ -181,7 +179,7 @@ def load_network(folder: Path, *, config: Any = None) -> SegformerForSemanticSeg
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the model cannot be loaded: {error}") from error
     mismatched = [item[0] if isinstance(item, tuple | list) else item for item in report["mismatched_keys"]]
-    new = _CLASSIFIER if config is not None else ()
+    new = SegFormer.classifier_names if config is not None else ()
     # A deeper variant of the same width fits without a missing tensor, but some are left over.
     wrong = _describe_misfit(
         set(report["missing_keys"]) - set(new), report["unexpected_keys"], set(mismatched) - set(new)
@@ -191,7 +189,7 @@ def load_network(folder: Path, *, config: Any = None) -> SegformerForSemanticSeg
             f"{folder}: the weights do not fit this model: {wrong}. Check model.variant; an encoder alone is given as "
             "its file, model.safetensors"
         )
-    if any(name in _CLASSIFIER for name in mismatched):
+    if any(name in SegFormer.classifier_names for name in mismatched):
         _say_new_classifier(folder, network.config.num_labels)
     return network
 

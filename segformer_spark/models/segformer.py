@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging as transformers_logging
 
+from segformer_spark.config.variants import VARIANTS, Variant
 from segformer_spark.models.decode_head import MergedDecodeHead
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.mix_transformer import Block, encode, take_over_blocks
@@ -25,26 +25,6 @@ from segformer_spark.models.mix_transformer import Block, encode, take_over_bloc
 transformers_logging.disable_progress_bar()
 
 _STAGES = ("stage1", "stage2", "stage3", "stage4")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Sizes of Xie et al. 2021, table 6 (supplement)."""
-
-    depths: tuple[int, int, int, int]
-    hidden_sizes: tuple[int, int, int, int]
-    decoder_size: int
-
-
-_SMALL, _WIDE = (32, 64, 160, 256), (64, 128, 320, 512)
-VARIANTS: dict[str, Variant] = {
-    "b0": Variant((2, 2, 2, 2), _SMALL, 256),
-    "b1": Variant((2, 2, 2, 2), _WIDE, 256),
-    "b2": Variant((3, 4, 6, 3), _WIDE, 768),
-    "b3": Variant((3, 4, 18, 3), _WIDE, 768),
-    "b4": Variant((3, 8, 27, 3), _WIDE, 768),
-    "b5": Variant((3, 6, 40, 3), _WIDE, 768),
-}
 
 
 def segformer_config(

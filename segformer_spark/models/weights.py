@@ -37,7 +37,8 @@ def encoder_folder(weights_dir: Path, encoder: str) -> Path:
     if encoder not in ENCODER_REPOSITORIES:
         raise UserError(
             f"{encoder}: no ImageNet weights with its parameter names are known on the hub; known are those of "
-            f"{', '.join(ENCODER_REPOSITORIES)}. A file of your own goes into model.pretrained"
+            f"{', '.join(ENCODER_REPOSITORIES)}",
+            "A file of your own goes into model.pretrained",
         )
     return weights_dir / ENCODER_REPOSITORIES[encoder].split("/")[1]
 
@@ -64,7 +65,7 @@ def _locate_other(config: ModelConfig) -> Path:
         path = given / "model.safetensors" if given.is_dir() else given
         fix = "model.pretrained is none, imagenet, a file of the encoder's weights, or a model folder"
     if not path.is_file():
-        raise CheckpointError(f"pretrained weights: {path} does not exist. {fix}")
+        raise CheckpointError(f"pretrained weights: {path} does not exist", fix)
     return given if given.is_dir() else path
 
 
@@ -85,6 +86,6 @@ def _locate_segformer(config: ModelConfig) -> Path:
             "config.json and model.safetensors"
         )
     if not path.is_file():
-        raise CheckpointError(f"pretrained weights: {path} does not exist. {fix}")
+        raise CheckpointError(f"pretrained weights: {path} does not exist", fix)
     is_encoder = config.pretrained == "imagenet" or path == Path(config.pretrained)
     return path if is_encoder else path.parent

@@ -86,6 +86,14 @@ class RunDirectory:
     def submission(self) -> Path:
         return self.path / "submission"
 
+    @property
+    def anomaly(self) -> Path:
+        return self.path / "anomaly"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
     def is_run(self) -> bool:
         """Whether this folder was made by a training run."""
         return self.config.is_file()
@@ -166,7 +174,7 @@ def open_for_training(path: Path, *, resume: bool, overwrite: bool) -> RunDirect
 
 def _contents(path: Path) -> list[Path]:
     """What a run consists of. Its attempts are counted on also when it is replaced: an old one may still live."""
-    return [child for child in path.iterdir() if child.name != "attempts"]
+    return [child for child in path.iterdir() if child != RunDirectory(path).attempts]
 
 
 def locate_model(path: Path) -> tuple[Path, Path | None]:

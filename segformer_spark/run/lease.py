@@ -1,6 +1,6 @@
-"""The right to write into a run directory: one attempt holds it at a time.
+"""The lease of a run directory: one attempt at a time has the right to write into it.
 
-    attempts/0003.json    who holds it (job, restart, host, process), from which step; "ended" once it let go
+    attempts/0003.json    who holds the lease (job, restart, host, process), from which step; "ended" when released
     attempts/0003.alive   a counter that the owner moves on every few seconds
     attempts/latest       the number of the newest attempt
 
@@ -28,6 +28,7 @@ import psutil
 from segformer_spark.errors import RunTakenOver, UserError
 from segformer_spark.run.atomic import guarded, write_error, write_json, write_text
 from segformer_spark.run.console import logger
+from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.system import now
 
 _HEARTBEAT_SECONDS = 3.0
@@ -137,7 +138,7 @@ def lease_run(run: Path, from_step: int, owner: Owner) -> Iterator[Lease]:
     Raises:
         UserError: the run is held by another job or process that is alive.
     """
-    folder = run / "attempts"
+    folder = RunDirectory(run).attempts
     folder.mkdir(parents=True, exist_ok=True)
     facts = {**asdict(owner), "from_step": from_step, "started": now()}
     before = _newest(run)
@@ -199,7 +200,7 @@ def _create_exclusively(run: Path, number: int, facts: Mapping[str, Any]) -> Non
 
 def read_attempts(run: Path) -> list[dict[str, Any]]:
     """What is known of each attempt, oldest first; one whose file is damaged is left out."""
-    numbers = sorted(int(path.stem) for path in (run / "attempts").glob("[0-9]*.json"))
+    numbers = sorted(int(path.stem) for path in RunDirectory(run).attempts.glob("[0-9]*.json"))
     return [facts for number in numbers if (facts := _read_facts(run, number))]
 
 
@@ -236,13 +237,13 @@ def _read_heartbeat(run: Path, number: int) -> str:
 
 
 def _newest(run: Path) -> int:
-    return max((int(path.stem) for path in (run / "attempts").glob("[0-9]*.json")), default=0)
+    return max((int(path.stem) for path in RunDirectory(run).attempts.glob("[0-9]*.json")), default=0)
 
 
 def _read_latest(run: Path) -> int:
     """The announced number, in a file: network file systems ask the server when one is opened; a listing may be old."""
     try:
-        return int((run / "attempts" / "latest").read_text(encoding="ascii"))
+        return int((RunDirectory(run).attempts / "latest").read_text(encoding="ascii"))
     except FileNotFoundError:
         return 0  # the run was removed: whatever replaces it writes its own
     except (OSError, ValueError) as error:
@@ -250,11 +251,11 @@ def _read_latest(run: Path) -> int:
 
 
 def _facts_path(run: Path, number: int) -> Path:
-    return run / "attempts" / f"{number:04d}.json"
+    return RunDirectory(run).attempts / f"{number:04d}.json"
 
 
 def _alive_path(run: Path, number: int) -> Path:
-    return run / "attempts" / f"{number:04d}.alive"
+    return RunDirectory(run).attempts / f"{number:04d}.alive"
 
 
 def _pid_namespace() -> str:

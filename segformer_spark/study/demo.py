@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segformer_spark.anomaly.methods import METHODS
 from segformer_spark.config.load import PROJECT_ROOT
 from segformer_spark.config.study import read_study
 from segformer_spark.data.demo.once import render_once
@@ -22,9 +23,6 @@ from segformer_spark.study.report import VOID_LEFT_OUT
 
 _STUDIES = PROJECT_ROOT / "configs" / "study"
 _SIZE = (96, 160)
-_METHODS = (
-    "msp", "max_logit", "energy", "entropy", "margin", "standardized_max_logit", "mahalanobis", "heat", "heat_hybrid",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def run_study_demo(options: StudyDemoOptions) -> Path:
     run = compared[0].directory.path
     run_verb("anomaly statistics", ["anomaly", "fit", str(run)])
     anomaly = output / "anomaly"
-    shown = ["--methods", *_METHODS, "--panels", "1", "--output", str(anomaly)]
+    shown = ["--methods", *METHODS, "--panels", "1", "--output", str(anomaly)]
     run_verb("anomaly scores", ["anomaly", "eval", str(run), *shown])
     pairs, agreement = output / "pairs", output / "agreement"
     run_verb("pairs", ["agreement", "make-demo", "--root", str(pairs), "--pairs", str(options.num_pairs)])
@@ -132,7 +130,7 @@ def _report(output: Path, run: str, seconds: float) -> Report:
     )
     report.table(_read_csv(output / "anomaly" / "metrics.csv"))
     report.figure(output / "anomaly" / "curves.png", "All pixels together")
-    for method in _METHODS:
+    for method in METHODS:
         for panel in sorted((output / "anomaly" / "panels" / method).glob("*.png"))[:1]:
             report.figure(panel, f"{method}: the brighter, the more anomalous")
     report.heading("Agreement with human ratings")

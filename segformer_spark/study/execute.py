@@ -13,14 +13,14 @@ from typing import Any
 from segformer_spark.checkpoint.compatibility import changed_settings
 from segformer_spark.config.load import ResolvedConfig, run_path
 from segformer_spark.config.study import Study, StudyRun, resolve_run
-from segformer_spark.errors import EXIT_STOPPED, ConfigError, UserError
+from segformer_spark.errors import ConfigError, UserError
+from segformer_spark.exit_codes import ExitCode
 from segformer_spark.models.registry import find_architecture
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.listing import record_of
+from segformer_spark.run.outcome import FINISHED
 from segformer_spark.run.verb_process import verb_command
-
-FINISHED = ("completed", "stopped early")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def train_missing(study: Study, planned: Sequence[PlannedRun], options: Sequence
             continue
         logger.info("run %d of %d: %s", number, len(planned), one.run.name)
         status = _start(_command(study.path, one.index, options, processes))
-        if status in (EXIT_STOPPED, -signal.SIGINT, -signal.SIGTERM, 130):
+        if status in (ExitCode.STOPPED, -signal.SIGINT, -signal.SIGTERM, 130):
             raise UserError(f"{one.run.name}: stopped on request; the same command resumes from here")
         if status != 0:
             failed.append(one.run.name)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from segformer_spark.data.dataset import Mask
+from segformer_spark.data.suffixes import COMMON
 from segformer_spark.errors import DataError, UserError
 from segformer_spark.run.atomic import atomic_file
 
 BODY, PANELS = 1, 2
 _KEY = "data"
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -34,9 +34,9 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"--images {folder}: there is no such folder; for SPARK it is the one with test_00000_img.jpg")
-    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES and not p.name.startswith("."))
+    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in COMMON and not p.name.startswith("."))
     if not images:
-        raise DataError(f"--images {folder}: the folder holds no images ({', '.join(_IMAGE_SUFFIXES)})")
+        raise DataError(f"--images {folder}: the folder holds no images ({', '.join(COMMON)})")
     names: dict[str, Path] = {}
     for image in images:
         name = submission_name(image)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from segformer_spark.config.schema import Config
-from segformer_spark.data.loader import TrainBatch, TrainLoader
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.training.setup import prepare
+from segformer_spark.training.stepper import open_configured_stepper
 
 STAGES = (0, 1, 2)
 _TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
@@ -107,20 +107,15 @@ def _train(config: Config, group: Group, num_steps: int) -> _Trace:
             f"doctor --parity: an epoch has {setup.sampler.steps_per_epoch} steps, {num_steps} were asked for; lower "
             "--steps or the batch"
         )
-    engine = Engine(setup.model, setup.loss, config, setup.plan, group)
-    trace = _Trace([], [], _trained(engine), {})
-    loader = TrainLoader(setup.train_set, config, setup.sampler, pin=False)
-    batches = iter(loader)
-    for step in range(num_steps):
-        engine.set_lr(setup.schedule.peak)  # warm-up would hide what the optimizer does
-        own: list[TrainBatch] = [next(batches) for _ in range(setup.plan.accumulation_steps)]
-        result = engine.train_step(own, step)
-        trace.losses.append(result.loss)
-        trace.grad_norms.append(math.nan if result.grad_norm is None else result.grad_norm)
-    trace.after.update(_trained(engine))
-    loader.close()
-    engine.close()
-    del engine, setup, loader, batches
+    trace = _Trace([], [], {}, {})
+    with open_configured_stepper(config, setup, group) as stepper:
+        trace.before.update(_trained(stepper.engine))
+        for _ in range(num_steps):
+            result = stepper.step(setup.schedule.peak)  # warm-up would hide what the optimizer does
+            trace.losses.append(result.loss)
+            trace.grad_norms.append(math.nan if result.grad_norm is None else result.grad_norm)
+        trace.after.update(_trained(stepper.engine))
+    del stepper, setup
     gc.collect()
     return trace
 

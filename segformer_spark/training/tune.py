@@ -8,21 +8,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.schema import Config
-from segformer_spark.data.loader import TrainBatch, TrainLoader
-from segformer_spark.data.sampler import Position
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import TrainingDiverged, UserError
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.figures import new_figure, save_figure
 from segformer_spark.training.measure import MemoryEstimate, PassCost, estimate_memory, measure_pass, measured_parts
 from segformer_spark.training.setup import Setup, prepare
+from segformer_spark.training.stepper import Stepper, open_configured_stepper
 
 _SMOOTHING = 0.9
 _DIVERGED = 4.0
@@ -69,11 +68,6 @@ def range_test(rates: Sequence[float], losses: Iterator[float]) -> RangeTest:
     return RangeTest(used, seen, smoothed)
 
 
-def geometric(low: float, high: float, number: int) -> list[float]:
-    """`number` values from low to high, each the same factor above the one before."""
-    return [low * (high / low) ** (i / (number - 1)) for i in range(number)]
-
-
 def find_lr(config: Config, group: Group, *, low: float, high: float, num_steps: int, output: Path) -> RangeTest:
     """LR range test (Smith 2017, section 3.3): train with a rising rate. Collective; writes a table and a figure.
 
@@ -83,36 +77,25 @@ def find_lr(config: Config, group: Group, *, low: float, high: float, num_steps:
     if not 0 < low < high or num_steps < 5:
         raise UserError("tune lr: the rates must rise from above 0, over at least 5 steps")
     setup = prepare(config, group)
-    engine = Engine(setup.model, setup.loss, config, setup.plan, group)
-    rates = geometric(low, high, num_steps)
-    result = range_test(rates, _losses(engine, setup, config, group, rates))
+    rates = [float(rate) for rate in np.geomspace(low, high, num_steps)]
+    with open_configured_stepper(config, setup, group) as stepper:
+        result = range_test(rates, _losses(stepper, group, rates))
     if not result.rates:
         raise UserError(f"tune lr: the loss is not finite at the first rate already, {low:g}; lower --low or use fp32")
     group.on_main(lambda: _write_range(result, config, setup, output))
     return result
 
 
-def _losses(engine: Engine, setup: Setup, config: Config, group: Group, rates: list[float]) -> Iterator[float]:
-    batches = _endless(setup, config, pin=group.device.type == "cuda")
+def _losses(stepper: Stepper, group: Group, rates: list[float]) -> Iterator[float]:
     bar = progress(rates, total=len(rates), label="lr range", visible=group.is_main)
     for step, rate in enumerate(bar):
-        engine.set_lr(rate)
         try:
-            result = engine.train_step([next(batches) for _ in range(setup.plan.accumulation_steps)], step)
+            result = stepper.step(rate)
         except TrainingDiverged:
             return
         if group.is_main and (step + 1) % 10 == 0:
             logger.info("step %d/%d  lr %.2e  loss %.4f", step + 1, len(rates), rate, result.loss)
         yield result.loss
-
-
-def _endless(setup: Setup, config: Config, *, pin: bool) -> Iterator[TrainBatch]:
-    loader = TrainLoader(setup.train_set, config, setup.sampler, pin=pin)
-    epoch = 0
-    while True:
-        setup.sampler.start_at(Position(epoch, 0))
-        yield from loader
-        epoch += 1
 
 
 def _write_range(result: RangeTest, config: Config, setup: Setup, output: Path) -> None:

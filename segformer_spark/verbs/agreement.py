@@ -1,4 +1,4 @@
-"""`agreement`: models and people on changed images."""
+"""`agreement`: models and human ratings on changed images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from segformer_spark.verbs.launch import joined
 
 def add(subparsers: Subparsers) -> None:
     """Declare the verb and its actions."""
-    actions = add_actions(subparsers, "agreement", "Compare what models and people see change between two images.")
+    actions = add_actions(
+        subparsers, "agreement", "Compare the changes that models and human raters see between two images."
+    )
     parser = add_verb(
         actions,
         "run",
-        "Segment pairs, follow the object, correlate with people's answers.",
-        "segformer-spark agreement run runs/b0 runs/b1 --pairs pairs --people people.csv --output agreement",
+        "Segment pairs of images, follow the object, correlate its change with human ratings.",
+        "segformer-spark agreement run runs/b0 runs/b1 --pairs pairs --ratings ratings.csv --output agreement",
         run,
     )
     parser.add_argument("models", nargs="*", type=Path, help="run directories, exported or published models")
@@ -24,7 +26,7 @@ def add(subparsers: Subparsers) -> None:
         "--study", type=Path, default=None, help="YAML that names the models, such as configs/study/a_agreement.yaml"
     )
     parser.add_argument("--pairs", type=Path, required=True, help="folder of <base>_init.png and <base>_out.png")
-    parser.add_argument("--people", type=Path, required=True, help="CSV: base and share_different, or base and answer")
+    parser.add_argument("--ratings", type=Path, required=True, help="CSV: base and share_different, or base and answer")
     parser.add_argument("--output", type=Path, default=Path("agreement"), help="(default: %(default)s)")
     parser.add_argument(
         "--ignore-class", action="append", default=[], metavar="NAME", help="a class that is no object; may be repeated"
@@ -37,7 +39,7 @@ def add(subparsers: Subparsers) -> None:
     parser = add_verb(
         actions,
         "make-demo",
-        "Write made-up pairs and answers, to try it.",
+        "Write synthetic pairs and ratings, to try it.",
         "segformer-spark agreement make-demo --root data/pairs",
         make_demo,
     )
@@ -53,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     hardware = load_config().config.hardware.model_copy(update={"device": arguments.device})
     with joined(hardware) as group:
-        from segformer_spark.agreement.people import read_items
+        from segformer_spark.agreement.ratings import read_items
         from segformer_spark.agreement.reference import read_agreement_study
         from segformer_spark.agreement.study import AgreementOptions, Candidate, run_agreement
 
@@ -78,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             repeats=arguments.repeats,
             seed=arguments.seed,
         )
-        run_agreement(candidates, read_items(arguments.pairs, arguments.people), options, group.device)
+        run_agreement(candidates, read_items(arguments.pairs, arguments.ratings), options, group.device)
         print(f"tables and figures: {arguments.output}")
     return 0
 
@@ -87,7 +89,7 @@ def make_demo(arguments: argparse.Namespace) -> int:
     """Write the synthetic set."""
     from segformer_spark.agreement.synthetic import write_synthetic
 
-    people = write_synthetic(arguments.root, num_pairs=arguments.pairs)
+    ratings = write_synthetic(arguments.root, num_pairs=arguments.pairs)
     print(f"pairs: {arguments.root}")
-    print(f"answers, made up: {people}")
+    print(f"ratings, synthetic: {ratings}")
     return 0

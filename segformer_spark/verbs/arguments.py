@@ -12,7 +12,6 @@ Subparsers = Any  # argparse has no public name for it
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 TTA = ("none", "hflip", "flips")
-VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 CROPS = ("none", "box", "two_pass")
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segformer_spark.config.variants import VARIANTS
 from segformer_spark.verbs.arguments import (
     Subparsers,
     add_actions,
@@ -18,8 +19,8 @@ from segformer_spark.verbs.arguments import (
 from segformer_spark.verbs.launch import joined, resolve
 
 if TYPE_CHECKING:
-    from segformer_spark.bench.contests import ModelOptions
-    from segformer_spark.bench.pairs import Contest
+    from segformer_spark.bench.interleaved import Benchmark
+    from segformer_spark.bench.workload import ModelSpec
     from segformer_spark.config.schema import Config
 
 _ROUNDS = 5
@@ -27,7 +28,7 @@ _ROUNDS = 5
 
 def add(subparsers: Subparsers) -> None:
     """Declare the verb and its actions."""
-    actions = add_actions(subparsers, "bench", "Measure this package and its peers by turns, or its scaling.")
+    actions = add_actions(subparsers, "bench", "Measure this package beside baselines, or its scaling.")
     for kind, text in (("train", "Compare a training step"), ("infer", "Compare inference")):
         parser = add_verb(
             actions,
@@ -52,13 +53,18 @@ def add(subparsers: Subparsers) -> None:
     _add_model(parser, batch=2)
     parser.add_argument("--ranks", type=positive, default=2, help="processes (default: %(default)s)")
     parser.add_argument(
-        "--deepspeed", type=Path, action="append", default=[], metavar="JSON", help="one more way; may be repeated"
+        "--deepspeed",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="JSON",
+        help="one more DeepSpeed file; may be repeated",
     )
     _add_common(parser)
     parser = add_verb(
         actions,
         "loss",
-        "Compare CE + Dice from coarse logits with the full-size way.",
+        "Compare CE + Dice of quarter-size logits with full-size logits.",
         "segformer-spark bench loss --classes 150",
         loss,
     )
@@ -67,7 +73,7 @@ def add(subparsers: Subparsers) -> None:
     parser = add_verb(
         actions,
         "loader",
-        "Compare decoding and light augmentation with the seed's way.",
+        "Compare decoding and light augmentation with the original implementation.",
         "segformer-spark bench loader",
         loader,
     )
@@ -102,7 +108,7 @@ def _add_size(parser: argparse.ArgumentParser, *, image_size: int, batch: int, c
 
 
 def _add_model(parser: argparse.ArgumentParser, *, batch: int) -> None:
-    parser.add_argument("--variant", choices=[f"b{n}" for n in range(6)], default="b2", help="(default: %(default)s)")
+    parser.add_argument("--variant", choices=list(VARIANTS), default="b2", help="(default: %(default)s)")
     _add_size(parser, image_size=512, batch=batch, classes=3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default: %(default)s)")
     parser.add_argument("--tf32", action="store_true", help="matrix products in TF32 on a GPU, for all")
@@ -110,8 +116,8 @@ def _add_model(parser: argparse.ArgumentParser, *, batch: int) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pairs", type=positive, default=_ROUNDS, help="rounds of turns (default: %(default)s)")
-    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a contestant out")
+    parser.add_argument("--rounds", type=positive, default=_ROUNDS, help="interleaved rounds (default: %(default)s)")
+    parser.add_argument("--exclude", action="append", default=[], metavar="NAME", help="leave an implementation out")
     parser.add_argument("--json", type=Path, default=None, help="write everything that was measured to this file")
 
 
@@ -152,52 +158,52 @@ def infer(arguments: argparse.Namespace) -> int:
 
 
 def _model(kind: str, arguments: argparse.Namespace) -> int:
-    from segformer_spark.bench.contests import model_contest
+    from segformer_spark.bench.benchmarks import model_benchmark
 
-    return _run(model_contest(kind, _model_options(arguments)), arguments)
+    return _run(model_benchmark(_model_spec(kind, arguments)), arguments)
 
 
-def _model_options(arguments: argparse.Namespace) -> ModelOptions:
-    from segformer_spark.bench.contests import ModelOptions
+def _model_spec(kind: str, arguments: argparse.Namespace) -> ModelSpec:
+    from segformer_spark.bench.workload import ModelSpec
     from segformer_spark.distributed.process_group import choose_device
 
-    options = {name: getattr(arguments, name) for name in ModelOptions.__dataclass_fields__ if name in arguments}
-    return ModelOptions(**{**options, "device": choose_device(arguments.device, 0).type})
+    given = {name: getattr(arguments, name) for name in ModelSpec.model_fields if name in arguments}
+    return ModelSpec(**{**given, "kind": kind, "device": choose_device(arguments.device, 0).type, "deepspeed": None})
 
 
 def zero(arguments: argparse.Namespace) -> int:
     """ZeRO stages."""
-    from segformer_spark.bench.contests import zero_contest
+    from segformer_spark.bench.benchmarks import zero_benchmark
 
-    return _run(zero_contest(_model_options(arguments), arguments.ranks, arguments.deepspeed), arguments)
+    return _run(zero_benchmark(_model_spec("train", arguments), arguments.deepspeed), arguments)
 
 
 def loss(arguments: argparse.Namespace) -> int:
     """The loss."""
-    from segformer_spark.bench.contests import loss_contest
+    from segformer_spark.bench.benchmarks import loss_benchmark
 
-    return _run(loss_contest(arguments.image_size, arguments.batch, arguments.classes), arguments)
+    return _run(loss_benchmark(arguments.image_size, arguments.batch, arguments.classes), arguments)
 
 
 def loader(arguments: argparse.Namespace) -> int:
     """The loader."""
-    from segformer_spark.bench.contests import loader_contest
+    from segformer_spark.bench.benchmarks import loader_benchmark
 
     options = (arguments.native, arguments.image_size, arguments.images, arguments.source)
-    return _run(loader_contest(arguments.folder, *options), arguments)
+    return _run(loader_benchmark(arguments.folder, *options), arguments)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """The metric."""
-    from segformer_spark.bench.contests import evaluate_contest
+    from segformer_spark.bench.benchmarks import metric_benchmark
 
-    return _run(evaluate_contest(arguments.image_size, arguments.batch, arguments.classes), arguments)
+    return _run(metric_benchmark(arguments.image_size, arguments.batch, arguments.classes), arguments)
 
 
-def _run(contest: Contest, arguments: argparse.Namespace) -> int:
-    from segformer_spark.bench.report import run_contest
+def _run(benchmark: Benchmark, arguments: argparse.Namespace) -> int:
+    from segformer_spark.bench.report import run_benchmark
 
-    for line in run_contest(contest, arguments.pairs, arguments.without, arguments.json):
+    for line in run_benchmark(benchmark, arguments.rounds, arguments.exclude, arguments.json):
         print(line, flush=True)
     return 0
 
@@ -223,13 +229,13 @@ def scaling(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace, config: Config) -> int:
-    from segformer_spark.bench.link import Link
+    from segformer_spark.bench.interconnect import Interconnect
     from segformer_spark.bench.scaling_plan import describe_plan, make_plan, write_plan
 
-    link = None
+    interconnect = None
     if arguments.bandwidth is not None:
-        link = Link(arguments.latency / 1e6, arguments.bandwidth * 1e9)
-    plan = make_plan(arguments.csv, config, nodes=arguments.nodes, link=link, strong=arguments.strong)
+        interconnect = Interconnect(arguments.latency / 1e6, arguments.bandwidth * 1e9)
+    plan = make_plan(arguments.csv, config, nodes=arguments.nodes, interconnect=interconnect, strong=arguments.strong)
     for line in describe_plan(plan):
         print(line)
     for path in write_plan(plan, arguments.csv):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from segformer_spark.errors import UserError
+from segformer_spark.exit_codes import RequeueVerdict
 from segformer_spark.verbs.arguments import Subparsers, add_actions, add_config, add_from_env, add_verb
 from segformer_spark.verbs.launch import job_end, resolve
 
@@ -104,17 +105,7 @@ def print_paths(arguments: argparse.Namespace) -> int:
 
 def requeue(arguments: argparse.Namespace) -> int:
     """Decide, and ask SLURM; the status says what was decided."""
-    from segformer_spark.cluster.requeue import (
-        COMPLETE,
-        GIVEN_UP,
-        NOT_OURS,
-        REQUEUED,
-        JobId,
-        ask_slurm,
-        decide,
-        decide_resumable,
-        obstacle,
-    )
+    from segformer_spark.cluster.requeue import JobId, ask_slurm, decide, decide_resumable, obstacle
     from segformer_spark.config.load import run_path
     from segformer_spark.run.directory import RunDirectory
 
@@ -129,20 +120,20 @@ def requeue(arguments: argparse.Namespace) -> int:
         run = RunDirectory(run_path(resolve(arguments).config))
         again = "submit it again with the same settings and RESUME=auto in front of sbatch"
         decision = decide(run, arguments.status, job)
-        if decision.verdict == COMPLETE:
+        if decision.verdict == RequeueVerdict.COMPLETE:
             print(f"done: {decision.reason}. Next: MODEL_PATH={run.path} sbatch slurm/segformer_eval.sh")
-    if decision.verdict == GIVEN_UP and not reason:
+    if decision.verdict == RequeueVerdict.GIVEN_UP and not reason:
         print(f"not requeued: {decision.reason}. When that is fixed, {again}")
     if not decision.requeue:
         return decision.verdict
     if reason:
         print(f"not requeued from here: {decision.reason}, but {reason}. If you cancelled it, {again}")
-        return NOT_OURS
+        return RequeueVerdict.NOT_OURS
     # Said before it is done: SLURM ends this script as soon as it is asked.
     print(f"requeueing job {job.name}: {decision.reason}", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     trouble = ask_slurm(job)
     if trouble:
         print(f"not requeued: scontrol says {trouble}; {again}")
-        return GIVEN_UP
-    return REQUEUED
+        return RequeueVerdict.GIVEN_UP
+    return RequeueVerdict.REQUEUED

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from segformer_spark.verbs.arguments import VARIANTS, Subparsers, add_verb, image_size, positive
+from segformer_spark.config.variants import VARIANTS
+from segformer_spark.verbs.arguments import Subparsers, add_verb, image_size, positive
 
 
 def add(subparsers: Subparsers) -> None:

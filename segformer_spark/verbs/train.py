@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segformer_spark.errors import EXIT_STOPPED, UserError
+from segformer_spark.errors import UserError
+from segformer_spark.exit_codes import ExitCode
 from segformer_spark.verbs.arguments import Subparsers, add_config, add_from_env, add_verb, positive
 from segformer_spark.verbs.launch import job_end, joined, resolve
 
@@ -61,12 +62,12 @@ def train(arguments: argparse.Namespace) -> int:
     from segformer_spark.training.stop import catch_signals
 
     with catch_signals(job_end(os.environ)) as stop, joined(resolved.config.hardware) as group:
-        from segformer_spark.training.loop import Outcome
+        from segformer_spark.run.outcome import Outcome
         from segformer_spark.training.train import TrainOptions, run_training
 
         options = TrainOptions(resume, arguments.overwrite, _local_cache(resolved, arguments.from_env))
         _, outcome = run_training(resolved, options, group, stop)
-    return EXIT_STOPPED if outcome is Outcome.STOPPED else 0
+    return ExitCode.STOPPED if outcome is Outcome.STOPPED else ExitCode.GOOD
 
 
 def choose_resume(resolved: ResolvedConfig) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from segformer_spark.verbs.arguments import VARIANTS, Subparsers, add_actions, add_verb
+from segformer_spark.config.variants import VARIANTS
+from segformer_spark.verbs.arguments import Subparsers, add_actions, add_verb
 
 _SOURCES = ("ade20k", "cityscapes", "imagenet")
 

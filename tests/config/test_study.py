@@ -144,6 +144,6 @@ def test_ready_studies_are_in_order(path: Path) -> None:
     ],
 )
 def test_studies_show_the_seeds_numbers(study: str, figure: str, expected: dict[str, float]) -> None:
-    """STUDY.md, section 5."""
+    """The table of runs in the earlier study B."""
     reference = read_study(PROJECT_ROOT / "configs" / "study" / f"{study}.yaml").reference
     assert {name: row[figure] for name, row in reference.items()} == expected

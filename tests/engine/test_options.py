@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from segformer_spark.config.load import load_config
+from segformer_spark.config.variants import VARIANTS
 from segformer_spark.data.transforms import normalize_images
 from segformer_spark.engine.engine import graph_breaks
 from segformer_spark.engine.optimizer import parameter_groups
 from segformer_spark.models.mix_transformer import encode
-from segformer_spark.models.segformer import VARIANTS, blocks_from_head, build_segformer, portable_names
+from segformer_spark.models.segformer import blocks_from_head, build_segformer, portable_names
 from tests.engine.test_parity import make_engine, own_batches
 from tests.ranks import Group, run_on_ranks
 from tests.training.short_run import short_run

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import SegformerForSemanticSegmentation
 
-from segformer_spark.models.segformer import VARIANTS, SegFormer, segformer_config
+from segformer_spark.config.variants import VARIANTS
+from segformer_spark.models.segformer import SegFormer, segformer_config
 
 NAMES = ["background", "body", "panels"]
 

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import SegformerForImageClassification, SegformerForSemanticSegmentation
 
 from segformer_spark.config.schema import ModelConfig
+from segformer_spark.config.variants import VARIANTS
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.pretrained import build_model, fetch_encoder, fetch_weights, load_network
-from segformer_spark.models.segformer import VARIANTS, portable_names, segformer_config
+from segformer_spark.models.segformer import portable_names, segformer_config
 from segformer_spark.models.weights import SOURCES, repository_id, weights_folder
 
 NAMES = ["background", "body", "panels"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.readers.pairs import PairDataset
+from segformer_spark.data.suffixes import JPEG, PNG
 from segformer_spark.errors import DataError
 
 CAMVID_CLASSES = ClassInfo(
@@ -48,7 +49,6 @@ CAMVID_CLASSES = ClassInfo(
 VOID = 11
 
 _LABELS = {**{label: label for label in range(len(CAMVID_CLASSES))}, VOID: IGNORE_INDEX}
-_SUFFIXES = (".png", ".jpg")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _read_list(root: Path, split: str) -> list[_Line]:
 
 def _either_suffix(path: Path) -> Path:
     """Copies of the set hold the images as PNG or as JPEG, whatever the list says."""
-    others = (path.with_suffix(suffix) for suffix in _SUFFIXES)
+    others = (path.with_suffix(suffix) for suffix in (*PNG, *JPEG))
     return path if path.is_file() else next((other for other in others if other.is_file()), path)
 
 

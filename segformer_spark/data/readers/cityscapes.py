@@ -13,6 +13,7 @@ from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import read_index_mask
 from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files, visible_files
+from segformer_spark.data.suffixes import PNG
 
 _TABLE: tuple[tuple[int, str, tuple[int, int, int]], ...] = (
     (7, "road", (128, 64, 128)),
@@ -57,7 +58,7 @@ class CityscapesDataset(PairDataset):
         Raises:
             DataError: no such split, or an image without its mask.
         """
-        images = visible_files(root / "leftImg8bit" / split, (".png",), "images")
+        images = visible_files(root / "leftImg8bit" / split, PNG, "images")
         masks = root / "gtFine" / split
         kind = _TRAIN if any(masks.glob(f"*/*{_TRAIN}.png")) and not any(masks.glob(f"*/*{_IDS}.png")) else _IDS
         super().__init__(

@@ -15,10 +15,10 @@ from segformer_spark.config.schema import DataConfig, FolderConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import color_tolerance, read_color_mask
 from segformer_spark.data.readers.pairs import PairDataset, visible_files
+from segformer_spark.data.suffixes import IMAGES, LOSSY
 from segformer_spark.errors import ConfigError, DataError
 
 _LOSSLESS_DISTANCE = 8.0
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 class FolderDataset(PairDataset):
@@ -51,7 +51,7 @@ class FolderDataset(PairDataset):
         if self.table.masks == "index":
             return super().read_mask(path)
         colors, ignored = self.classes.colors, self.table.ignore_color
-        lossy = path.suffix.lower() in (".jpg", ".jpeg", ".webp")
+        lossy = path.suffix.lower() in LOSSY
         distance = color_tolerance(colors, ignored) if lossy else _LOSSLESS_DISTANCE
         return read_color_mask(path, colors, ignored=ignored, foreign_distance=distance)
 
@@ -90,7 +90,7 @@ def _match(root: Path, split: str, *, check_files: bool) -> list[tuple[Path, Pat
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in visible_files(folder, _SUFFIXES, "images"):
+    for path in visible_files(folder, IMAGES, "images"):
         stem = str(path.relative_to(folder).with_suffix(""))
         if stem in found:
             raise DataError(f"{found[stem]} and {path} have the same name; one of them must go")

@@ -20,6 +20,7 @@ from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.decode import read_index_mask
 from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files, visible_files
+from segformer_spark.data.suffixes import PNG
 from segformer_spark.errors import DataError
 
 _TABLE = (
@@ -112,4 +113,4 @@ def _from_list(path: Path) -> list[tuple[Path, Path]]:
 def _from_folders(part: Path, folder: str) -> list[tuple[Path, Path]]:
     images = part / "images" / folder
     masks = part / "annotations" / folder
-    return [(image, masks / image.relative_to(images)) for image in visible_files(images, (".png",), "images")]
+    return [(image, masks / image.relative_to(images)) for image in visible_files(images, PNG, "images")]

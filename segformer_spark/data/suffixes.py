@@ -1,0 +1,12 @@
+"""Suffixes of image files, in lower case."""
+
+from __future__ import annotations
+
+JPEG = (".jpg", ".jpeg")
+PNG = (".png",)
+COMMON = (*JPEG, *PNG)
+IMAGES = (*COMMON, ".bmp", ".tif", ".tiff", ".webp")
+"""All that can be decoded."""
+
+LOSSY = (*JPEG, ".webp")
+"""Formats that change values: no index masks."""
