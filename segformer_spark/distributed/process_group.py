@@ -222,3 +222,10 @@ def set_threads(requested: int | None, local_world_size: int) -> int:
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
     return threads
+
+
+def use_deterministic_algorithms() -> None:
+    """Let torch choose deterministic kernels in this process, or refuse where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -14,6 +14,7 @@ from segformer_spark.errors import UserError
 from segformer_spark.run.console import duration, logger
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.metrics_log import MetricsLog, Row
+from segformer_spark.run.outcome import Outcome
 
 _SILENT_MINUTES = 15
 
@@ -67,7 +68,7 @@ def summarize(run: RunDirectory, now: float | None = None) -> RunSummary:
     written = [path.stat().st_mtime for path in (run.metrics, run.log, run.params_json) if path.is_file()]
     age = (time.time() if now is None else now) - max(written, default=0.0)
     state = str(record.get("status", "unknown"))
-    if state == "running" and age > 60 * _SILENT_MINUTES:
+    if state == Outcome.RUNNING and age > 60 * _SILENT_MINUTES:
         state = "silent"
     return RunSummary(
         name=run.path.name,

@@ -8,7 +8,7 @@ from typing import Any
 from segformer_spark.checkpoint.store import StoredState
 from segformer_spark.data.sampler import Position
 from segformer_spark.engine.state import EngineState
-from segformer_spark.training.stop import BestTracker
+from segformer_spark.training.best import BestTracker
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Progress:
 
 
 def to_stored(engine: EngineState, progress: Progress, best: BestTracker, configuration: dict[str, Any]) -> StoredState:
-    """Put everything that a run needs to go on into plain tensors and JSON."""
+    """Put everything that a run needs to resume into plain tensors and JSON."""
     state = {
         "progress": asdict(progress),
         "best": {"score": best.score, "step": best.step, "since_best": best.since_best},

@@ -16,6 +16,7 @@ from segformer_spark.errors import UserError
 from segformer_spark.models.registry import model_title
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.outcome import Outcome
 from segformer_spark.run.record import (
     command_record,
     configuration_record,
@@ -25,8 +26,8 @@ from segformer_spark.run.record import (
     software_record,
 )
 from segformer_spark.run.system import now
+from segformer_spark.training.best import BestTracker
 from segformer_spark.training.progress import Progress
-from segformer_spark.training.stop import BestTracker
 
 
 class TrainingRecord:
@@ -47,7 +48,7 @@ class TrainingRecord:
         hosts = group.gather({**rank, **host_record(group.device)})
         self.record: dict[str, Any] = {
             "run": run_name(resolved.config),
-            "status": "running",
+            "status": Outcome.RUNNING.value,
             "command": command_record(),
             "started": now(),
             "attempts": [],
@@ -100,11 +101,11 @@ class TrainingRecord:
             self.record["runtime"]["total_steps"],
         )
 
-    def finish(self, status: str, progress: Progress, best: BestTracker, error: BaseException | None) -> None:
+    def finish(self, outcome: Outcome, progress: Progress, best: BestTracker, error: BaseException | None) -> None:
         """Complete the record."""
-        self.attempt |= {"ended": now(), "status": status, "to_step": progress.step}
+        self.attempt |= {"ended": now(), "status": outcome.value, "to_step": progress.step}
         self.record |= {
-            "status": status,
+            "status": outcome.value,
             "ended": self.attempt["ended"],
             "steps": progress.step,
             "seconds_per_epoch": progress.epoch_seconds,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from segformer_spark.checkpoint.compatibility import configuration_state
 from segformer_spark.config.batch import BatchPlan, plan_batches
@@ -50,7 +47,6 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None) -> Se
         UserError: anything in configuration, data or weights that cannot be used.
     """
     check_precision(config, group.device)
-    _use_determinism(config.hardware.deterministic)
     own = {"cache": str(local_cache)} if local_cache is not None else {}
     train_set = open_training_set(config.data.model_copy(update=own), config.augmentation.crop)
     if isinstance(train_set, CachedDataset):
@@ -78,10 +74,3 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None) -> Se
     assert not isinstance(weights, str)
     configuration = configuration_state(config, plan, len(train_set), weights, fidelity)
     return Setup(train_set, val_set, plan, sampler, schedule, model, loss, configuration)
-
-
-def _use_determinism(wanted: bool) -> None:
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""Reasons to stop: a signal, and no improvement. A handler sets a flag; the loop acts at a step boundary."""
+"""Requests to stop: a signal, or the end of the job's time. A handler sets a flag; the loop acts at a step boundary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StopRequest:
     """Whether this process was asked to stop, and by what.
 
     Attributes:
-        reason: the signal's name, or that the time is over; None as long as the run may go on.
+        reason: the signal's name, or that the time is over; None as long as the run may continue.
         deadline: when the job is ended, in seconds since the epoch; None where nobody says.
     """
 
@@ -49,32 +49,3 @@ def catch_signals(deadline: float | None = None) -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@dataclass
-class BestTracker:
-    """The best score so far, and validations since.
-
-    Attributes:
-        patience: stop after this many validations without improvement; None never.
-        min_delta: a rise must be larger than this to count.
-    """
-
-    patience: int | None
-    min_delta: float
-    score: float | None = None
-    step: int | None = None
-    since_best: int = 0
-
-    def update(self, score: float, step: int) -> bool:
-        """Record a validation; True if it is the best so far."""
-        if self.score is None or score > self.score + self.min_delta:
-            self.score, self.step, self.since_best = score, step, 0
-            return True
-        self.since_best += 1
-        return False
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether patience has run out."""
-        return self.patience is not None and self.since_best >= self.patience

@@ -10,40 +10,59 @@ import numpy as np
 
 from segformer_spark.data.dataset import Image
 from segformer_spark.evaluation.pictures import confusion_figure
+from segformer_spark.training.sinks import ValidationReport, interval_scalars
+from segformer_spark.training.throughput import IntervalReport
 
 
-class Board:
-    """A TensorBoard event file of a run."""
+class TensorBoardSink:
+    """Event files of a run."""
 
-    def __init__(self, folder: Path, purge_step: int | None) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: Any = None
+
+    def start(self, step: int, *, validated: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
+        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
 
-    def scalars(self, values: Mapping[str, float | None], step: int) -> None:
+    def interval(self, report: IntervalReport) -> None:
+        self._scalars({f"train/{key}": value for key, value in interval_scalars(report).items()}, report.step)
+        self._scalars({f"lr/{name}": value for name, value in report.lrs.items()}, report.step)
+
+    def validation(self, report: ValidationReport) -> None:
+        self._scalars({_tag(key): value for key, value in report.scalars.items()}, report.step)
+
+    def pictures(
+        self,
+        step: int,
+        panels: Sequence[tuple[str, Image]],
+        confusion: Sequence[Sequence[int]],
+        class_names: Sequence[str],
+    ) -> None:
+        """Input, Truth, Prediction of each image, and the confusion matrix in percent of each true class."""
+        for name, panel in panels:
+            self._writer.add_image(f"predictions/{name}", panel, step, dataformats="HWC")
+        figure = confusion_figure(np.asarray(confusion), class_names)
+        figure.canvas.draw()
+        pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+        self._writer.add_image("validation/confusion", pixels, step, dataformats="HWC")
+
+    def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
+        plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
+        self._writer.add_hparams(plain, {f"best/{metric}": best}, run_name=".")
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _scalars(self, values: Mapping[str, float | None], step: int) -> None:
         """Curves, one per name; undefined values are left out."""
         for name, value in values.items():
             if value is not None:
                 self._writer.add_scalar(name, value, step)
 
-    def pictures(self, panels: Sequence[tuple[str, Image]], step: int) -> None:
-        """One picture per image: Input, Truth, Prediction."""
-        for name, panel in panels:
-            self._writer.add_image(f"predictions/{name}", panel, step, dataformats="HWC")
 
-    def confusion(self, matrix: Sequence[Sequence[int]], names: Sequence[str], step: int) -> None:
-        """The confusion matrix in percent of each true class."""
-        figure = confusion_figure(np.asarray(matrix), names)
-        figure.canvas.draw()
-        pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-        self._writer.add_image("validation/confusion", pixels, step, dataformats="HWC")
-
-    def hparams(self, values: Mapping[str, Any], score: tuple[str, float]) -> None:
-        """The settings of the run beside its best score."""
-        name, best = score
-        plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
-        self._writer.add_hparams(plain, {f"best/{name}": best}, run_name=".")
-
-    def close(self) -> None:
-        """Flush everything."""
-        self._writer.close()
+def _tag(key: str) -> str:
+    """Classes' IoU has a section of its own."""
+    return f"iou/{key.removeprefix('iou_')}" if key.startswith("iou_") else f"validation/{key}"

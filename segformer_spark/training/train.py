@@ -9,27 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segformer_spark.checkpoint.compatibility import check_compatible
-from segformer_spark.checkpoint.export import ModelCard, export_model
-from segformer_spark.checkpoint.store import CheckpointStore, read, verify
+from segformer_spark.checkpoint.store import CheckpointStore, StoredState, read, verify
 from segformer_spark.config.fields import flatten
-from segformer_spark.config.load import ResolvedConfig, run_name, run_path
+from segformer_spark.config.load import ResolvedConfig, run_path
 from segformer_spark.config.schema import Config
-from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.loader import TrainLoader
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import CheckpointError, RunTakenOver, UserError
-from segformer_spark.models.registry import describe_model
 from segformer_spark.run.console import duration, log_file, logger
 from segformer_spark.run.directory import RunDirectory, open_for_training
 from segformer_spark.run.lease import Lease, Owner, lease_run, refuse_if_leased
-from segformer_spark.training.loop import Loop, Outcome
+from segformer_spark.run.outcome import Outcome
+from segformer_spark.training.best import BestTracker
+from segformer_spark.training.checkpointer import Checkpointer
+from segformer_spark.training.loop import Loop
+from segformer_spark.training.model_export import ModelExport
 from segformer_spark.training.plan import lr_warning
 from segformer_spark.training.progress import Progress, engine_state, progress_of, restore_best
 from segformer_spark.training.record import TrainingRecord
 from segformer_spark.training.reporter import Reporter
 from segformer_spark.training.setup import Setup, prepare
-from segformer_spark.training.stop import BestTracker, StopRequest
+from segformer_spark.training.sinks import ConsoleSink, FileSink, Sink
+from segformer_spark.training.stop import StopRequest
+from segformer_spark.training.tensorboard import TensorBoardSink
+from segformer_spark.training.throughput import Throughput
 from segformer_spark.training.validation import Validation
 
 
@@ -49,6 +53,18 @@ class TrainOptions:
     local_cache: Path | None = None
 
 
+@dataclass
+class _Start:
+    """Where a training begins; `stored` is the checkpoint at `source`, both None for a fresh start."""
+
+    run: RunDirectory
+    store: CheckpointStore
+    source: Path | None
+    stored: StoredState | None
+    progress: Progress
+    best: BestTracker
+
+
 def run_training(
     resolved: ResolvedConfig, options: TrainOptions, group: Group, stop: StopRequest
 ) -> tuple[RunDirectory, Outcome]:
@@ -57,120 +73,114 @@ def run_training(
     Raises:
         UserError: anything in configuration, data, weights or checkpoints that cannot be used.
     """
-    config = resolved.config
-    setup = prepare(config, group, options.local_cache)
-    progress, best = Progress(), _new_tracker(config)
-    run, source = group.on_main(lambda: _open_run(resolved, options))
-    store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints)
-    stored = None
-    if source is not None:
-        stored = read(source)
-        check_compatible(stored.state, config, setup.plan, setup.configuration)
-        progress = progress_of(stored)
-        if source.parent.resolve() == run.checkpoints.resolve():
-            restore_best(stored, best)
-        else:
-            logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
+    setup = prepare(resolved.config, group, options.local_cache)
+    start = _find_start(resolved, options, setup, group)
+    run, progress = start.run, start.progress
     with _leased(run, progress.step, group) as lease, log_file(run.log if group.is_main else None):
-        group.on_main(lambda: _begin(run, store, resolved, progress))
-        steps = (setup.schedule.total_steps, setup.sampler.steps_per_epoch)
-        record = TrainingRecord(run, resolved, group, setup.plan, *steps, progress)
+        group.on_main(lambda: _begin(start, resolved))
+        record = TrainingRecord(
+            run, resolved, group, setup.plan, setup.schedule.total_steps, setup.sampler.steps_per_epoch, progress
+        )
         record.announce(setup.train_set, setup.val_set)
-        warning = lr_warning(config, setup.plan)
+        warning = lr_warning(resolved.config, setup.plan)
         if warning is not None and group.is_main:
             logger.warning("%s", warning)
-        reporter = _reporter(run, config, setup, group)
-        loader = TrainLoader(setup.train_set, config, setup.sampler, pin=group.device.type == "cuda")
+        reporter = _reporter(run, resolved.config, setup, group)
         try:
-            engine = Engine(setup.model, setup.loss, config, setup.plan, group)
-            if stored is not None:
-                engine.import_state(engine_state(stored))
-                logger.info("resumed from %s at step %d", source, progress.step)
-            group.on_main(lambda: reporter.start(progress.step, validated=progress.validated_step == progress.step))
-
-            def export(folder: Path, metrics: dict[str, float]) -> None:
-                card = _card(config, setup.train_set, progress, metrics)
-                weights = engine.weights()
-                group.on_main(lambda: export_model(engine.model, weights, engine.names, folder, card))
-
-            validation = Validation(engine, setup.val_set, config, group)
-            loop = Loop(
-                engine=engine,
-                loader=loader,
-                schedule=setup.schedule,
-                store=store,
-                reporter=reporter,
-                group=group,
-                config=config.training,
-                evaluate=validation.evaluate,
-                draw=lambda metrics: validation.draw(metrics, reporter, progress.step),
-                save_best=lambda metrics: export(run.best, metrics),
-                configuration=setup.configuration,
-                checkpoint_every=config.output.checkpoint_every_steps,
-                progress=progress,
-                best=best,
-                stop=stop,
-                lease=lease,
-            )
-            outcome = loop.run()
-            if outcome is not Outcome.STOPPED:
-                export(run.final, {})
-                if best.score is not None:
-                    reporter.hparams(flatten(config.model_dump()), config.training.selection_metric, best.score)
-                group.raise_common(reporter.failure)
-            group.on_main(reporter.close)
+            outcome = _train(resolved.config, setup, start, reporter, group, stop, lease)
             if lease is not None:
                 lease.outcome = outcome.value
         except BaseException as error:
-            _close_after_failure(record, reporter, progress, best, error)
+            _close_after_failure(record, reporter, progress, start.best, error)
             raise
-        finally:
-            loader.close()
-        group.on_main(lambda: record.finish(outcome.value, progress, best, None))
-        _say_how_it_ended(run, outcome, progress, best, config)
+        group.on_main(lambda: record.finish(outcome, progress, start.best, None))
+        _log_outcome(start, outcome, resolved.config)
     return run, outcome
 
 
+def _train(
+    config: Config,
+    setup: Setup,
+    start: _Start,
+    reporter: Reporter,
+    group: Group,
+    stop: StopRequest,
+    lease: Lease | None,
+) -> Outcome:
+    """Build engine and loop, train, and export the final model. Collective."""
+    run, progress, best = start.run, start.progress, start.best
+    loader = TrainLoader(setup.train_set, config, setup.sampler, pin=group.device.type == "cuda")
+    try:
+        engine = Engine(setup.model, setup.loss, config, setup.plan, group)
+        if start.stored is not None:
+            engine.import_state(engine_state(start.stored))
+            logger.info("resumed from %s at step %d", start.source, progress.step)
+        group.on_main(lambda: reporter.start(progress.step, validated=progress.validated_step == progress.step))
+        export = ModelExport(engine, config, setup.train_set.classes)
+        outcome = Loop(
+            engine=engine,
+            loader=loader,
+            schedule=setup.schedule,
+            validation=Validation(engine, setup.val_set, config, reporter, best, export, run.best),
+            checkpointer=Checkpointer(start.store, engine, config.output.checkpoint_every_steps, setup.configuration),
+            reporter=reporter,
+            config=config.training,
+            progress=progress,
+            stop=stop,
+            lease=lease,
+        ).run()
+        if outcome is not Outcome.STOPPED:
+            export.write(run.final, progress, {})
+            if best.score is not None:
+                reporter.hparams(flatten(config.model_dump()), config.training.selection_metric, best.score)
+            group.raise_common(reporter.failure)
+        group.on_main(reporter.close)
+    finally:
+        loader.close()
+    return outcome
+
+
+def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, group: Group) -> _Start:
+    """The run directory and where to continue from; writes nothing yet. Collective."""
+    config = resolved.config
+    run, source = group.on_main(lambda: _open_run(resolved, options))
+    store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints)
+    stopping = config.training.early_stopping
+    best = BestTracker(patience=stopping.patience, min_delta=stopping.min_delta)
+    if source is None:
+        return _Start(run, store, None, None, Progress(), best)
+    stored = read(source)
+    check_compatible(stored.state, config, setup.plan, setup.configuration)
+    if source.parent.resolve() == run.checkpoints.resolve():
+        restore_best(stored, best)
+    else:
+        logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
+    return _Start(run, store, source, stored, progress_of(stored), best)
+
+
 def _reporter(run: RunDirectory, config: Config, setup: Setup, group: Group) -> Reporter:
-    return Reporter(
-        run,
-        enabled=group.is_main,
-        tensorboard=config.output.tensorboard,
-        every=config.output.log_every_steps,
+    sinks: list[Sink] = [FileSink(run), ConsoleSink()] if group.is_main else []
+    if group.is_main and config.output.tensorboard:
+        sinks.append(TensorBoardSink(run.tensorboard))
+    throughput = Throughput(
         global_batch=setup.plan.global_batch,
         world_size=group.world_size,
         total_steps=setup.schedule.total_steps,
         device=group.device,
     )
-
-
-def _card(config: Config, dataset: SegmentationDataset, progress: Progress, metrics: dict[str, float]) -> ModelCard:
-    classes = dataset.classes
-    return ModelCard(
-        dataset=config.data.dataset,
-        class_names=tuple(classes.names),
-        colors=tuple(classes.colors),
-        background=classes.background,
-        image_size=config.data.image_size,
-        inference=config.inference.model_dump(),
-        step=progress.step,
-        epoch=progress.position.epoch,
-        metrics=metrics,
-        run=run_name(config),
-        model=describe_model(config.model),
-    )
+    return Reporter(sinks, throughput, every=config.output.log_every_steps, folder=run.path)
 
 
 @contextmanager
 def _leased(run: RunDirectory, from_step: int, group: Group) -> Iterator[Lease | None]:
-    """Rank 0, which alone writes, holds the run for the duration of the block."""
+    """Rank 0, which alone writes, has the run's lease for the duration of the block."""
     with ExitStack() as stack:
         leases: list[Lease] = []
         group.on_main(
             lambda: leases.append(stack.enter_context(lease_run(run.path, from_step, Owner.here(os.environ))))
         )
         yield leases[0] if leases else None
-    # Who leaves first with a status other than 0 has srun end the others: not before the run is let go.
+    # Who leaves first with a status other than 0 has srun end the others: not before the lease is released.
     group.barrier()
 
 
@@ -183,9 +193,9 @@ def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> tuple[RunDirec
     return run, _choose_checkpoint(store, options.resume)
 
 
-def _begin(run: RunDirectory, store: CheckpointStore, resolved: ResolvedConfig, progress: Progress) -> None:
-    run.create(resolved)
-    store.discard_after(progress.step)
+def _begin(start: _Start, resolved: ResolvedConfig) -> None:
+    start.run.create(resolved)
+    start.store.discard_after(start.progress.step)
 
 
 def _choose_checkpoint(store: CheckpointStore, resume: str | None) -> Path | None:
@@ -207,18 +217,13 @@ def _choose_checkpoint(store: CheckpointStore, resume: str | None) -> Path | Non
     return newest
 
 
-def _new_tracker(config: Config) -> BestTracker:
-    stopping = config.training.early_stopping
-    return BestTracker(patience=stopping.patience, min_delta=stopping.min_delta)
-
-
 def _close_after_failure(
     record: TrainingRecord, reporter: Reporter, progress: Progress, best: BestTracker, error: BaseException
 ) -> None:
     """Leave the record behind if possible; a second failure (the disk is still full) must not hide the first."""
     if isinstance(error, RunTakenOver):
         return
-    actions: list[Callable[[], None]] = [lambda: record.finish("failed", progress, best, error), reporter.close]
+    actions: list[Callable[[], None]] = [lambda: record.finish(Outcome.FAILED, progress, best, error), reporter.close]
     for action in actions:
         try:
             action()
@@ -226,15 +231,10 @@ def _close_after_failure(
             logger.warning("%s", second)
 
 
-def _say_how_it_ended(
-    run: RunDirectory, outcome: Outcome, progress: Progress, best: BestTracker, config: Config
-) -> None:
-    logger.info(
-        "%s after %d steps, %s",
-        outcome.value,
-        progress.step,
-        duration(sum(progress.epoch_seconds) + progress.unfinished_seconds),
-    )
+def _log_outcome(start: _Start, outcome: Outcome, config: Config) -> None:
+    run, progress, best = start.run, start.progress, start.best
+    spent = duration(sum(progress.epoch_seconds) + progress.unfinished_seconds)
+    logger.info("%s after %d steps, %s", outcome.value, progress.step, spent)
     if best.score is not None:
         logger.info("best %s %.4f at step %s: %s", config.training.selection_metric, best.score, best.step, run.best)
     if outcome is Outcome.STOPPED:

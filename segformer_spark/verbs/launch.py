@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 def joined(hardware: HardwareConfig) -> Iterator[Group]:
     """The ranks that the launcher started, with logging and threads set up."""
     from segformer_spark.distributed.environment import detect_launch
-    from segformer_spark.distributed.process_group import choose_device, process_group, set_threads
+    from segformer_spark.distributed.process_group import (
+        choose_device,
+        process_group,
+        set_threads,
+        use_deterministic_algorithms,
+    )
     from segformer_spark.run.allocator import keep_freed_memory
     from segformer_spark.run.console import setup_logging
 
@@ -28,6 +33,8 @@ def joined(hardware: HardwareConfig) -> Iterator[Group]:
     if device.type == "cpu":
         keep_freed_memory()
     set_threads(hardware.threads, launch.local_world_size)
+    if hardware.deterministic:
+        use_deterministic_algorithms()
     with process_group(launch, device, hardware.timeout_minutes, hardware.peer_timeout) as group:
         yield group
 

@@ -1,0 +1,45 @@
+"""When a run's state is saved, and how long that takes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from segformer_spark.checkpoint.store import CheckpointStore
+from segformer_spark.engine.engine import Engine
+from segformer_spark.training.best import BestTracker
+from segformer_spark.training.progress import Progress, to_stored
+
+
+class Checkpointer:
+    """Saves the engine's state and the run's counters.
+
+    Attributes:
+        every_steps: optimizer steps between checkpoints; None for the end of each epoch alone.
+        configuration: what a checkpoint remembers of the configuration.
+        saved_step: step of the last checkpoint of this process; `seconds`: how long it took.
+    """
+
+    def __init__(
+        self, store: CheckpointStore, engine: Engine, every_steps: int | None, configuration: dict[str, Any]
+    ) -> None:
+        self.store, self.engine, self.every_steps, self.configuration = store, engine, every_steps, configuration
+        self.saved_step: int | None = None
+        self.seconds = 0.0
+
+    def is_due(self, progress: Progress) -> bool:
+        """At the end of an epoch, and every so many steps."""
+        if progress.position.step == 0:
+            return True
+        return self.every_steps is not None and progress.step % self.every_steps == 0
+
+    def save(self, progress: Progress, best: BestTracker) -> float:
+        """Commit a checkpoint, unless this step has one; returns the seconds spent. Collective."""
+        if self.saved_step == progress.step:
+            return 0.0
+        started = time.monotonic()
+        stored = to_stored(self.engine.export_state(), progress, best, self.configuration)
+        self.engine.group.on_main(lambda: self.store.save(progress.step, stored))
+        self.saved_step = progress.step
+        self.seconds = time.monotonic() - started
+        return self.seconds

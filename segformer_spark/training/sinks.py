@@ -1,0 +1,146 @@
+"""Where a training's numbers go. A sink is one small class: console, files; TensorBoard's is in tensorboard.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from segformer_spark.data.dataset import Image
+from segformer_spark.run.console import duration, logger
+from segformer_spark.run.curves import draw_curves
+from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.metrics_log import MetricsLog, write_history
+from segformer_spark.training.throughput import IntervalReport
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """One validation.
+
+    Attributes:
+        scalars: defined metrics by name, without counts.
+        metric: the one that the best model is chosen by; `is_best`: it rose to its highest.
+    """
+
+    step: int
+    epoch: int
+    scalars: Mapping[str, float]
+    seconds: float
+    is_best: bool
+    metric: str
+
+
+class Sink(Protocol):
+    """Receives reports of rank 0. What it cannot write it raises as UserError or OSError."""
+
+    def start(self, step: int, *, validated: bool) -> None:
+        """Continue from `step`, forgetting later reports; `validated`: the validation at `step` itself is done."""
+
+    def interval(self, report: IntervalReport) -> None:
+        """Some optimizer steps."""
+
+    def validation(self, report: ValidationReport) -> None:
+        """A validation."""
+
+    def pictures(
+        self,
+        step: int,
+        panels: Sequence[tuple[str, Image]],
+        confusion: Sequence[Sequence[int]],
+        class_names: Sequence[str],
+    ) -> None:
+        """Predictions of the fixed images, and the confusion matrix."""
+
+    def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
+        """The settings of the run beside its best score."""
+
+    def close(self) -> None:
+        """Flush everything."""
+
+
+class _IgnoresPictures:
+    def start(self, step: int, *, validated: bool) -> None:
+        """Nothing to forget."""
+
+    def pictures(
+        self,
+        step: int,
+        panels: Sequence[tuple[str, Image]],
+        confusion: Sequence[Sequence[int]],
+        class_names: Sequence[str],
+    ) -> None:
+        """Not shown here."""
+
+    def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
+        """Not shown here."""
+
+    def close(self) -> None:
+        """Nothing to flush."""
+
+
+class ConsoleSink(_IgnoresPictures):
+    """Log lines."""
+
+    def interval(self, report: IntervalReport) -> None:
+        norm = "-" if report.grad_norm is None else f"{report.grad_norm:.3f}"
+        logger.info(
+            "step %d/%d  epoch %d  loss %.4f  lr %.2e  grad norm %s  %.1f images/s (%.1f per device)  "
+            "ETA %s  memory %.1f GiB%s",
+            report.step,
+            report.total_steps,
+            report.epoch,
+            report.loss,
+            report.lr,
+            norm,
+            report.images_per_s,
+            report.images_per_s_per_device,
+            duration(report.eta_seconds),
+            report.memory_gib,
+            f"  skipped {report.skipped_steps}" if report.skipped_steps else "",
+        )
+
+    def validation(self, report: ValidationReport) -> None:
+        shown = dict.fromkeys([report.metric, "spark_score", "miou", "miou_without_background"])
+        text = "  ".join(f"{key} {report.scalars[key]:.4f}" for key in shown if key in report.scalars)
+        best = "  best so far" if report.is_best else ""
+        logger.info("validation at step %d  %s  %s%s", report.step, text, duration(report.seconds), best)
+
+
+class FileSink(_IgnoresPictures):
+    """metrics.jsonl, and history.csv and curves.png made from it at every validation."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run, self.log = run, MetricsLog(run.metrics)
+
+    def start(self, step: int, *, validated: bool) -> None:
+        self.log.rewind(step, validated=validated)
+
+    def interval(self, report: IntervalReport) -> None:
+        self.log.append({"kind": "train", "step": report.step, "epoch": report.epoch, **interval_scalars(report)})
+
+    def validation(self, report: ValidationReport) -> None:
+        row = {"kind": "validation", "step": report.step, "epoch": report.epoch, **report.scalars}
+        self.log.append({**row, "seconds": round(report.seconds, 2)})
+        self._refresh()
+
+    def close(self) -> None:
+        self._refresh()
+
+    def _refresh(self) -> None:
+        rows = self.log.rows()
+        write_history(rows, self.run.history)
+        draw_curves(rows, self.run.curves, self.run.path.name)
+
+
+def interval_scalars(report: IntervalReport) -> dict[str, float | None]:
+    """The numbers of an interval that are kept, by name."""
+    return {
+        "loss": report.loss,
+        "lr": report.lr,
+        "grad_norm": report.grad_norm,
+        "images_per_s": report.images_per_s,
+        "images_per_s_per_device": report.images_per_s_per_device,
+        "memory_gib": report.memory_gib,
+        "skipped_steps": report.skipped_steps,
+    }
