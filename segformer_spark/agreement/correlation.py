@@ -7,6 +7,7 @@ Spearman correlation with a binary decision is the Pearson correlation with the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,15 +84,18 @@ def maximum(
 def _interval(
     kind: str, decided: Vector, human: Vector, rng: np.random.Generator, repeats: int
 ) -> tuple[float | None, float | None]:
-    found = []
-    for _ in range(repeats):
-        items = rng.integers(0, len(human), len(human))
+    def highest(items: NDArray[np.int64]) -> float:
         values = _coefficients(kind, decided[:, items], human[None, items])
-        if not np.isnan(values).all():
-            found.append(float(np.nanmax(values)))
-    if not found:
+        return math.nan if np.isnan(values).all() else float(np.nanmax(values))
+
+    resampled = stats.bootstrap(
+        (np.arange(len(human)),), highest, n_resamples=repeats, method="percentile", vectorized=False, rng=rng
+    )
+    # Resamples in which one side is constant have no maximum.
+    defined = resampled.bootstrap_distribution[~np.isnan(resampled.bootstrap_distribution)]
+    if not len(defined):
         return None, None
-    low, high = np.percentile(found, [2.5, 97.5])
+    low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)
 
 

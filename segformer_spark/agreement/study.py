@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from segformer_spark.agreement.correlation import (
     KINDS,
@@ -21,12 +19,11 @@ from segformer_spark.agreement.figures import draw_overview, draw_sizes
 from segformer_spark.agreement.objects import AreaChange, area_change
 from segformer_spark.agreement.ratings import Item
 from segformer_spark.agreement.result import ModelAgreement
-from segformer_spark.checkpoint.export import load_model
 from segformer_spark.data.dataset import Mask
 from segformer_spark.data.decode import read_image
-from segformer_spark.data.loader import EvalLoading, file_loader
+from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
-from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.models.segformer import SegFormer
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger, progress
@@ -50,6 +47,7 @@ class AgreementOptions:
 
     Attributes:
         ignored: names of classes that are no object.
+        inference: how the models are asked; always about whole images.
         repeats: permutations for the p of a maximum.
         seed: of permutations and resampling.
         reference: {model: published maxima}, shown beside ours.
@@ -57,15 +55,14 @@ class AgreementOptions:
 
     output: Path
     ignored: tuple[str, ...] = ()
-    precision: str = "fp32"
-    batch_size: int = 4
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
     repeats: int = 10_000
     seed: int = 0
     reference: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def run_agreement(
-    candidates: Sequence[Candidate], items: Sequence[Item], options: AgreementOptions, device: torch.device
+    candidates: Sequence[Candidate], items: Sequence[Item], options: AgreementOptions, group: Group
 ) -> list[ModelAgreement]:
     """Segment, follow the objects, correlate; write everything.
 
@@ -73,7 +70,7 @@ def run_agreement(
         UserError: an ignored class that a model does not know.
     """
     started = now()
-    results = [_of_model(candidate, items, options, device) for candidate in candidates]
+    results = [_of_model(candidate, items, options, group) for candidate in candidates]
     for result in results:
         write_csv(options.output / result.name / "pairs.csv", _PAIRS, list(_pair_rows(items, result.changes)))
     rows = [row for result in results for row in _threshold_rows(result)]
@@ -89,7 +86,7 @@ def run_agreement(
     draw_sizes(results, size_lines, options.output / "correlation_vs_parameters.png")
     draw_overview(results, size_lines, options.output / "agreement.png")
     record = result_record(
-        device,
+        group.device,
         started=started,
         models=[str(candidate.folder) for candidate in candidates],
         items=len(items),
@@ -126,10 +123,9 @@ def against_size(parameters: Sequence[int], maxima: Mapping[str, Sequence[float 
     return out
 
 
-def _of_model(
-    candidate: Candidate, items: Sequence[Item], options: AgreementOptions, device: torch.device
-) -> ModelAgreement:
-    model, card = load_model(candidate.folder)
+def _of_model(candidate: Candidate, items: Sequence[Item], options: AgreementOptions, group: Group) -> ModelAgreement:
+    session = Session.open(candidate.folder, replace(options.inference, crops="none"), group)
+    model, card = session.model, session.card
     unknown = set(options.ignored) - set(card.class_names)
     if unknown:
         raise UserError(
@@ -137,13 +133,11 @@ def _of_model(
             f"{', '.join(card.class_names)}"
         )
     ignored = [card.class_names.index(name) for name in options.ignored]
-    view = card.view(crops="none")
-    predictor = Predictor(model.to(device), device, view, options.precision)
     files = [path for item in items for path in (item.before, item.after)]
-    loader = file_loader(files, range(len(files)), EvalLoading(view, options.batch_size, 0))
-    predictions: list[Mask] = []
-    for _, ids in progress(predictor.predict(loader), total=len(files), label=candidate.name):
-        predictions.append(ids.cpu().numpy())
+    predicted = session.predictions(session.file_items(files, range(len(files))))
+    predictions: list[Mask] = [
+        ids.cpu().numpy() for _, ids in progress(predicted, total=len(files), label=candidate.name)
+    ]
     changes = [
         area_change(
             (read_image(item.before), predictions[2 * number]),

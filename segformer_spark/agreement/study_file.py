@@ -1,4 +1,4 @@
-"""A study file of `agreement`: which models, and what somebody else found for them.
+"""A study file of `agreement`: which models, and what was published about them.
 
 models: {B0: weights/segformer-b0-finetuned-ade-512-512}     # name in tables: run directory or model folder
 ignore_class: [wall]                                         # may be left out
@@ -11,14 +11,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from segformer_spark.agreement.correlation import KINDS
-from segformer_spark.config.yaml12 import read_table
-from segformer_spark.errors import ConfigError
+from pydantic import Field, model_validator
+
+from segformer_spark.config.section import Section
+from segformer_spark.config.typed_file import read_typed
+
+
+class PublishedMaxima(Section):
+    """Highest correlations over the thresholds."""
+
+    max_pearson: float | None = None
+    max_spearman: float | None = None
+
+
+class AgreementStudyFile(Section):
+    """The file as it says it."""
+
+    models: dict[str, str] = Field(min_length=1)
+    ignore_class: list[str] = Field([])
+    reference: dict[str, PublishedMaxima] = Field({})
+
+    @model_validator(mode="after")
+    def _references_are_known(self) -> AgreementStudyFile:
+        unknown = [name for name in self.reference if name not in self.models]
+        if unknown:
+            raise ValueError(f"reference of {unknown[0]}: it is none of the models")
+        return self
 
 
 @dataclass(frozen=True)
 class AgreementStudy:
-    """Models by name, classes that are no object, and {model: {max_pearson, max_spearman}} of another study."""
+    """Models by name, classes that are no object, and {model: {max_pearson, max_spearman}} as published."""
 
     models: Mapping[str, Path]
     ignored: tuple[str, ...]
@@ -29,18 +52,11 @@ def read_agreement_study(path: Path) -> AgreementStudy:
     """Read a study file.
 
     Raises:
-        ConfigError: no such file, or something in it that is not understood.
+        ConfigError: no such file, or something in it that is not understood; with file and line.
     """
-    tree = read_table(path, "study of agreement", ("models",), ("ignore_class", "reference"))
-    reference, ignored = tree.get("reference", {}), tree.get("ignore_class", [])
-    figures = {f"max_{kind}" for kind in KINDS}
-    if not all(isinstance(one, dict) for one in (tree["models"], reference)) or not isinstance(ignored, list):
-        raise ConfigError(f"{path}: models and reference are tables, ignore_class a list of names")
-    for name, row in reference.items():
-        numbers = isinstance(row, dict) and row.keys() <= figures and all(type(v) is float for v in row.values())
-        if name not in tree["models"] or not numbers:
-            raise ConfigError(
-                f"{path}: reference of {name}: a table of {', '.join(sorted(figures))} of one of the models"
-            )
-    models = {str(name): Path(str(folder)) for name, folder in tree["models"].items()}
-    return AgreementStudy(models, tuple(str(name) for name in ignored), reference)
+    file = read_typed(path, "study of agreement", AgreementStudyFile)
+    return AgreementStudy(
+        {name: Path(folder) for name, folder in file.models.items()},
+        tuple(file.ignore_class),
+        {name: row.model_dump(exclude_none=True) for name, row in file.reference.items()},
+    )

@@ -23,13 +23,12 @@ from segformer_spark.anomaly.features import MapScore
 from segformer_spark.anomaly.figures import draw_curves, score_picture
 from segformer_spark.anomaly.scores import Score
 from segformer_spark.data.dataset import SegmentationDataset
-from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader
+from segformer_spark.data.loader import EvalItem
 from segformer_spark.data.overlay import write_png
 from segformer_spark.data.sampler import rank_indices
-from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import DataError
 from segformer_spark.evaluation.pictures import make_panel
-from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.evaluation.session import Session
 from segformer_spark.metrics.ranking import Ranking, ScoreHistogram, rank
 from segformer_spark.ops.interpolation import enlarged_bands
 from segformer_spark.run.atomic import write_csv, write_json
@@ -65,17 +64,14 @@ class MethodResult:
 
 
 def evaluate_scores(
-    predictor: Predictor,
-    dataset: SegmentationDataset,
-    loading: EvalLoading,
-    group: Group,
+    session: Session,
     scores: Mapping[str, Score],
     map_scores: Mapping[str, MapScore] | None = None,
     *,
     panels: Path,
     num_panels: int,
 ) -> dict[str, MethodResult]:
-    """Score every pixel of a split by every method. Collective; the first images' panels go into `panels`.
+    """Score every pixel of the session's split by every method. Collective; the first images' panels go into `panels`.
 
     Args:
         scores: methods that need logits alone.
@@ -84,6 +80,7 @@ def evaluate_scores(
     Raises:
         DataError: the data set has no labels of anomalies, or no anomaly.
     """
+    dataset, group = session.labelled(), session.group
     if not isinstance(dataset, HasAnomalies):
         raise DataError("anomaly eval: this data set has no anomalies; take the test split of street_hazards")
     indices = rank_indices(len(dataset), group.rank, group.world_size)
@@ -91,9 +88,9 @@ def evaluate_scores(
     methods = [*scores, *map_scores]
     pooled = {name: ScoreHistogram.empty(group.device) for name in methods}
     single: dict[str, list[tuple[int, float, float, float]]] = {name: [] for name in methods}
-    batches = eval_loader(dataset, indices, loading)
+    batches = session.items(indices)
     items: Iterator[tuple[EvalItem, Tensor, Tensor | None]]
-    items = predictor.maps(batches) if map_scores else ((*pair, None) for pair in predictor.logits(batches))
+    items = session.predictor.maps(batches) if map_scores else ((*pair, None) for pair in session.logits(batches))
     with group.sharing_errors():
         for item, logits, features in progress(items, total=len(indices), label="scoring", visible=group.is_main):
             truth = dataset.anomalies(item.index)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from segformer_spark.anomaly.features import FeatureStatistics, GaussianSums, PartSums, labelled_pixels, parts_of
 from segformer_spark.anomaly.scores import ClassStatistics, StatisticsSums
-from segformer_spark.data.dataset import SegmentationDataset
-from segformer_spark.data.loader import EvalLoading, eval_loader
 from segformer_spark.data.sampler import rank_indices
-from segformer_spark.distributed.process_group import Group
-from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.evaluation.session import Session
 from segformer_spark.ops.interpolation import enlarged_bands
 from segformer_spark.run.console import progress
 
 
-def fit_statistics(
-    predictor: Predictor, dataset: SegmentationDataset, loading: EvalLoading, group: Group
-) -> ClassStatistics:
-    """Highest logits of every class over a split, every image once over all ranks. Collective."""
+def fit_statistics(session: Session) -> ClassStatistics:
+    """Highest logits of every class over the session's split, every image once over all ranks. Collective."""
+    dataset, group = session.labelled(), session.group
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     sums = StatisticsSums(len(dataset.classes), group.device)
-    items = predictor.logits(eval_loader(dataset, indices, loading))
+    items = session.logits(session.items(indices))
     with group.sharing_errors():
         for item, logits in progress(items, total=len(indices), label="fitting", visible=group.is_main):
             for _, band in enlarged_bands(logits, item.size):
@@ -27,14 +23,13 @@ def fit_statistics(
     return sums.finish(group.sum)
 
 
-def fit_features(
-    predictor: Predictor, dataset: SegmentationDataset, loading: EvalLoading, group: Group, pixels_per_image: int
-) -> FeatureStatistics:
-    """Class means and covariance of the features over a split, then mean and deviation of the parts. Collective."""
+def fit_features(session: Session, pixels_per_image: int) -> FeatureStatistics:
+    """Class means and covariance of the features over the split, then mean and deviation of the parts. Collective."""
+    dataset, group = session.labelled(), session.group
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     gaussians: GaussianSums | None = None
     with group.sharing_errors():
-        items = predictor.maps(eval_loader(dataset, indices, loading))
+        items = session.predictor.maps(session.items(indices))
         for item, _, features in progress(items, total=len(indices), label="features", visible=group.is_main):
             assert item.mask is not None
             if gaussians is None:
@@ -46,7 +41,7 @@ def fit_features(
     fitted = gaussians.finish(group.sum)
     sums = PartSums(group.device)
     with group.sharing_errors():
-        items = predictor.maps(eval_loader(dataset, indices, loading))
+        items = session.predictor.maps(session.items(indices))
         for _, logits, features in progress(items, total=len(indices), label="scales", visible=group.is_main):
             sums.add(parts_of(logits, features, fitted))
     return FeatureStatistics(*fitted, *sums.finish(group.sum))

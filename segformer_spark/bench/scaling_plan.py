@@ -112,7 +112,8 @@ def make_plan(
         variant, side, precision, stage = training
         raise UserError(
             f"{path}: there is no row of {variant}, {side} px, {precision}, ZeRO stage {stage}",
-            "Measure one, on one node and best on two: segformer-spark bench scaling --config ..., or sbatch --nodes=2 slurm/benchmark_scaling.sh",
+            "Measure one, on one node and best on two: segformer-spark bench scaling --config ..., "
+            "or sbatch --nodes=2 slurm/benchmark_scaling.sh",
         )
     rows = [row for row in rows if row.device == rows[-1].device]
     fewest = min(row.world_size for row in rows)

@@ -8,7 +8,8 @@ from typing import Any
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.fields import FIELDS, flatten
 from segformer_spark.config.schema import Config
-from segformer_spark.errors import CheckpointError
+from segformer_spark.config.stored import stored_fields
+from segformer_spark.errors import CheckpointError, ConfigError
 from segformer_spark.run.console import logger
 
 
@@ -58,11 +59,10 @@ def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, pr
         CheckpointError: something that decides the result differs; each difference is named.
     """
     try:
-        before = flatten(stored["config"])
-    except KeyError as error:
+        before = stored_fields(stored["config"])
+    except ConfigError as error:
         raise CheckpointError(
-            f"the checkpoint was made by another version of this package: its configuration lacks {error}; start a new "
-            "run"
+            f"the checkpoint is of another version of this package, whose configuration is not understood: {error}"
         ) from error
     changed = changed_fields(before, _flat(config))
     if stored["global_batch"] != plan.global_batch:

@@ -98,11 +98,11 @@ class CropConfig(Section):
     mode: Literal["none", "random", "fixed", "variable", "original", "box"] = field(
         "none",
         "none: the whole image, resized; random: a crop of image_size; fixed: resized by scale, then such a crop, "
-        "padded; variable: a crop of scale x image_size, resized; seed: as an earlier study did it; box: around the "
-        "object.",
+        "padded; variable: a crop of scale x image_size, resized; original: as an earlier study did it (formerly "
+        "seed); box: around the object.",
     )
     scale: tuple[float, float] = field(
-        (0.5, 2.0), "Scale drawn from this range, for fixed, variable, seed.", strict=False
+        (0.5, 2.0), "Scale drawn from this range, for fixed, variable, original.", strict=False
     )
     base: Literal["native", "short_side"] = field(
         "native", "What fixed scales: the image as it is, or with its short side brought to image_size."
@@ -113,6 +113,11 @@ class CropConfig(Section):
     share: float = field(1.0, "Share of the samples that are cropped; the others are whole, for box.", ge=0, le=1)
     margin: float = field(0.25, "Room around the box on each side, relative to its longer side.", ge=0, le=4)
     jitter: float = field(0.2, "Random shift and change of size of the box crop, relative to its side.", ge=0, lt=1)
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _former_name(cls, value: object) -> object:
+        return "original" if value == "seed" else value
 
     @model_validator(mode="after")
     def _range_rises(self) -> CropConfig:

@@ -30,6 +30,11 @@ class ConfigField:
         return bool(self._extra.get("resume_safe", False))
 
     @property
+    def absent(self) -> Any:
+        """The value for stored configurations that lack the field."""
+        return self._extra["absent"] if "absent" in self._extra else self.info.get_default(call_default_factory=True)
+
+    @property
     def takes_text(self) -> bool:
         """Whether the field is free text, so that an override is not parsed as YAML."""
         return self.info.annotation is str or self._alternatives == (str, type(None))

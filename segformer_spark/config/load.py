@@ -6,21 +6,27 @@ Precedence: defaults < base file < file < environment < `--set`.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from segformer_spark.config.environment import Override, parse_override, read_environment
+from segformer_spark.config.explain import explain
 from segformer_spark.config.fields import FIELDS
 from segformer_spark.config.schema import RUN_NAME_PATTERN, Config
-from segformer_spark.config.yaml12 import parse_file
+from segformer_spark.config.typed_file import read_text
+from segformer_spark.config.yaml12 import parse
 from segformer_spark.errors import ConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+_RENAMED_FILES = {f"spark_seed_{name}.yaml": f"spark_original_{name}.yaml" for name in ("b2_512", "b3_512", "b5_512")}
+"""Configurations under configs/ by their names until 0.1."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ def load_config(
     *,
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> ResolvedConfig:
     """Load a configuration.
 
@@ -53,11 +60,13 @@ def load_config(
         path: YAML file; None starts from the defaults.
         overrides: `a.b=value` items of the command line.
         environment: variables to read overrides from; None reads none.
+        complete: fills the file's tree, before overrides (config/stored.py).
 
     Raises:
         ConfigError: with file, line and key of what is wrong.
     """
     tree, sources = read_file(Path(path)) if path is not None else ({}, {})
+    tree = complete(tree)
     extra = list(read_environment(environment)) if environment is not None else []
     extra += [_parse_set(item) for item in overrides]
     for override in extra:
@@ -74,11 +83,17 @@ def read_file(path: Path, _trail: tuple[Path, ...] = ()) -> tuple[dict[str, Any]
         raise ConfigError(
             f"{path}: 'base:' leads back to this file: {' -> '.join(p.name for p in (*_trail, resolved))}"
         )
+    renamed = path.with_name(_RENAMED_FILES.get(path.name, path.name))
+    if not path.is_file() and renamed.is_file():
+        logging.getLogger("segformer_spark").warning("%s is now %s; the former name is read until 0.3", path, renamed)
+        tree, sources = read_file(renamed, _trail)
+        # Its runs keep the name that they have on disk.
+        return _merge(tree, {"experiment": {"name": path.stem}}), sources
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise ConfigError(f"{path}: there is no such configuration file.{hint}")
-    value, lines = parse_file(path)
+    value, lines = parse(read_text(path, "configuration"), str(path))
     if value is None:
         value = {}
     if not isinstance(value, dict):
@@ -100,7 +115,7 @@ def validate(tree: dict[str, Any], sources: Mapping[str, str]) -> ResolvedConfig
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, sources) for item in error.errors())) from error
+        raise ConfigError(explain(error, Config, sources)) from error
     provenance = {dotted: sources.get(dotted, "default") for dotted in FIELDS}
     resolved = ResolvedConfig(config, provenance)
     run_name(config)
@@ -163,28 +178,3 @@ def _assign(tree: dict[str, Any], override: Override) -> None:
         node[section] = dict(child) if isinstance(child, dict) else {}
         node = node[section]
     node[leaf] = override.value
-
-
-def _explain(item: Any, sources: Mapping[str, str]) -> str:
-    parts = [str(part) for part in item["loc"]]
-    dotted = ".".join(parts)
-    where = next((sources[".".join(parts[:n])] for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in sources), "")
-    prefix = f"{where}: {dotted}" if where else dotted or "configuration"
-    if item["type"] == "extra_forbidden":
-        near = _nearest_names(parts)
-        return f"{prefix}: there is no such key.{near}"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    given = "" if isinstance(item["input"], dict | BaseModel) else f" (given: {item['input']!r})"
-    return f"{prefix}: {message[0].lower()}{message[1:]}{given}"
-
-
-def _nearest_names(parts: list[str]) -> str:
-    section, leaf = parts[:-1], parts[-1]
-    known = {dotted.split(".")[len(section)] for dotted in FIELDS if dotted.split(".")[: len(section)] == section}
-    near = difflib.get_close_matches(leaf, sorted(known), n=2, cutoff=0.6)
-    elsewhere = [dotted for dotted in FIELDS if dotted.split(".")[-1] == leaf]
-    if near:
-        return f" Did you mean {' or '.join(near)}?"
-    if elsewhere:
-        return f" It stands under {' and '.join(elsewhere)}."
-    return f" Known here: {', '.join(sorted(known))}."

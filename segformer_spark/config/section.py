@@ -6,12 +6,30 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_DEFAULT: Any = object()
 
-def field(default: Any, description: str, *, env: str | None = None, resume_safe: bool = False, **limits: Any) -> Any:
-    """A leaf: `env` names its environment variable, `resume_safe` says that it may change when a run is resumed."""
+
+def field(
+    default: Any,
+    description: str,
+    *,
+    env: str | None = None,
+    resume_safe: bool = False,
+    absent: Any = _DEFAULT,
+    **limits: Any,
+) -> Any:
+    """A leaf of the configuration.
+
+    Args:
+        env: its environment variable.
+        resume_safe: it may change when a run is resumed.
+        absent: value for runs of versions that had no such setting, where the default would change their behaviour.
+    """
     extra: dict[str, Any] = {"resume_safe": resume_safe}
     if env:
         extra["env"] = env
+    if absent is not _DEFAULT:
+        extra["absent"] = absent
     return Field(default=default, description=description, json_schema_extra=extra, **limits)
 
 

@@ -12,7 +12,7 @@ recipes:                              # the first is what an ablation compares w
 seeds: [1, 2]
 splits: [val, train]                  # evaluated; the first is compared; default the validation split
 examples: 4                           # images in the grid of predictions
-reference:                            # figures of somebody else, by model or recipe, shown beside ours
+reference:                            # published results, by model or recipe, shown beside ours
   SegFormer-B0: {val_miou: 0.3557, note: 12 epochs}
 
 Later settings win: base, data, model, recipe, seed.
@@ -21,33 +21,65 @@ Later settings win: base, data, model, recipe, seed.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.config.fields import FIELDS
-from segformer_spark.config.load import ResolvedConfig, load_config
-from segformer_spark.config.schema import RUN_NAME_PATTERN
-from segformer_spark.config.sweep import SweepRun, base_file, read_sweep, setting_text
-from segformer_spark.config.yaml12 import parse_file, read_table
+from pydantic import Field, model_validator
+
+from segformer_spark.config.load import ResolvedConfig, load_config, run_path
+from segformer_spark.config.run_names import distinct, former_slug, slug
+from segformer_spark.config.section import Section
+from segformer_spark.config.sweep import Settings, SweepRun, base_file, read_sweep, setting_text
+from segformer_spark.config.typed_file import read_text, read_typed
+from segformer_spark.config.yaml12 import parse
 from segformer_spark.errors import ConfigError
 
-_AXES = ("data", "models", "recipes")
-_REQUIRED = ("base", "models")
-_OPTIONAL = ("data", "recipes", "seeds", "splits", "examples", "reference")
-REFERENCE_FIGURES = ("val_miou", "train_miou")
+REFERENCE_METRICS = ("val_miou", "train_miou")
 """What `reference` may say of a model or recipe, beside a note."""
 
-Settings = dict[str, Any]
+Axis = dict[str, Settings | None]
+
+
+class Reference(Section):
+    """Published results of a model or recipe."""
+
+    val_miou: float | None = None
+    train_miou: float | None = None
+    note: str | None = None
+
+
+class StudyFile(Section):
+    """A study as its file says it."""
+
+    base: str
+    models: Axis = Field(min_length=1)
+    data: Axis | None = Field(None, min_length=1)
+    recipes: Axis | None = Field(None, min_length=1)
+    seeds: list[int] = Field([42], min_length=1)
+    splits: list[str] = Field([])
+    examples: int = Field(4, ge=0)
+    reference: dict[str, Reference] = Field({})
+
+    @model_validator(mode="after")
+    def _references_are_known(self) -> StudyFile:
+        known = {*self.models, *(self.recipes or {})}
+        unknown = [name for name in self.reference if name not in known]
+        if unknown:
+            raise ValueError(f"reference: {unknown[0]!r} is no model or recipe of this study")
+        if any(seed < 0 for seed in self.seeds):
+            raise ValueError("seeds are whole numbers from 0 on")
+        return self
 
 
 @dataclass(frozen=True)
 class StudyRun(SweepRun):
     """A run with its labels on the axes; an axis that the study leaves out has an empty label.
 
-    `folder` is its run directory unless output.save_path is set otherwise.
+    Attributes:
+        folder: its run directory unless output.save_path is set otherwise.
+        former_name: what versions until 0.1 called it; empty where another run has that name now.
     """
 
     model: str = ""
@@ -55,6 +87,7 @@ class StudyRun(SweepRun):
     recipe: str = ""
     seed: int = 0
     folder: Path = Path()
+    former_name: str = ""
 
     @property
     def label(self) -> str:
@@ -71,7 +104,7 @@ class Study:
         recipes: their names in order, with the settings of each.
         splits: to be evaluated; empty for the validation split of each run.
         examples: images in the grid of predictions.
-        reference: {model or recipe: figures of another study}.
+        reference: {model or recipe: published results}.
     """
 
     name: str
@@ -85,38 +118,33 @@ class Study:
     @property
     def folder(self) -> Path:
         """Where its runs and results lie unless the command line says otherwise."""
-        return Path("studies") / self.name
+        return _folder(self.path)
 
 
 def read_study(path: Path) -> Study:
     """Read a study file.
 
     Raises:
-        ConfigError: no such file, or something in it that is not understood.
+        ConfigError: no such file, or something in it that is not understood; with file and line.
     """
-    tree = read_table(path, "study", _REQUIRED, _OPTIONAL)
-    base = base_file(path, tree["base"])
-    data, models, recipes = (_axis(tree, axis, path) for axis in _AXES)
-    seeds = tree.get("seeds", [42])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ConfigError(f"{path}: seeds is a list of whole numbers from 0 on")
-    runs = []
-    for dataset, model, recipe, seed in itertools.product(data, models, recipes, seeds):
-        settings = {**data[dataset], **models[model], **recipes[recipe], "experiment.seed": seed}
-        name = _name(path, [part for part in (dataset, model, recipe) if part], seed)
-        items = tuple(f"{key}={setting_text(value)}" for key, value in settings.items())
-        folder = Path("studies") / path.stem / "runs" / name
-        runs.append(StudyRun(name, base, items, model, dataset, recipe, seed, folder))
-    names = [run.name for run in runs]
+    file = read_typed(path, "study", StudyFile)
+    base = base_file(path, file.base)
+    data, models, recipes = (_axis(axis) for axis in (file.data, file.models, file.recipes))
+    combinations = list(itertools.product(data, models, recipes, file.seeds))
+    labels = [[*(part for part in (d, m, r) if part), f"s{seed}"] for d, m, r, seed in combinations]
+    names = distinct(["-".join([slug(path.stem), *map(slug, own)]) for own in labels], labels)
+    former = ["-".join([former_slug(path.stem), *map(former_slug, own)]) for own in labels]
     if len(set(names)) < len(names):
-        raise ConfigError(f"{path}: two runs have one name, {max(names, key=names.count)}: give other names or seeds")
-    splits, examples = tree.get("splits", []), tree.get("examples", 4)
-    if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
-        raise ConfigError(f"{path}: splits is a list of names of splits")
-    if type(examples) is not int or examples < 0:
-        raise ConfigError(f"{path}: examples is a number of images")
-    reference = _reference(tree.get("reference", {}), {*models, *recipes}, path)
-    return Study(path.stem, path, tuple(runs), recipes, tuple(splits), examples, reference)
+        raise ConfigError(f"{path}: the runs {max(names, key=names.count)} are there twice: give other seeds")
+    runs = []
+    for (dataset, model, recipe, seed), name, old in zip(combinations, names, former, strict=True):
+        settings = {**data[dataset], **models[model], **recipes[recipe], "experiment.seed": seed}
+        items = tuple(f"{key}={setting_text(value)}" for key, value in settings.items())
+        folder = _folder(path) / "runs" / name
+        own_former = old if old not in names and former.count(old) == 1 else ""
+        runs.append(StudyRun(name, base, items, model, dataset, recipe, seed, folder, own_former))
+    reference = {name: row.model_dump(exclude_none=True) for name, row in file.reference.items()}
+    return Study(path.stem, path, tuple(runs), recipes, tuple(file.splits), file.examples, reference)
 
 
 def read_runs(path: Path) -> list[SweepRun]:
@@ -125,7 +153,7 @@ def read_runs(path: Path) -> list[SweepRun]:
     Raises:
         ConfigError: no such file, or something in it that is not understood.
     """
-    tree = parse_file(path)[0] if path.is_file() else None
+    tree, _ = parse(read_text(path, "sweep or study"), str(path))
     return list(read_study(path).runs) if isinstance(tree, dict) and "models" in tree else list(read_sweep(path))
 
 
@@ -146,44 +174,31 @@ def resolve_run(
 ) -> ResolvedConfig:
     """The configuration of a run. Its own settings win over the environment's, which are the same for all runs.
 
-    Where a study's run lies is the exception: SAVE_PATH may move all of them.
+    Where a study's run lies is the exception: SAVE_PATH may move all of them. A run that lies under its former name,
+    and not under its name of today, keeps the former one.
     """
     own = list(run.overrides)
-    if isinstance(run, StudyRun) and not (environment or {}).get("SAVE_PATH"):
-        own.insert(0, f"output.save_path={run.folder}")
-    return load_config(run.base, overrides=[*own, *overrides], environment=environment)
+    if not isinstance(run, StudyRun):
+        return load_config(run.base, overrides=[*own, *overrides], environment=environment)
+    moved = bool((environment or {}).get("SAVE_PATH"))
+
+    def resolved(name: str) -> ResolvedConfig:
+        folder = [] if moved else [f"output.save_path={run.folder.with_name(name)}"]
+        named = [f"experiment.name={name}", *run.settings]
+        return load_config(run.base, overrides=[*folder, *named, *overrides], environment=environment)
+
+    today = resolved(run.name)
+    if run.former_name and not run_path(today.config).exists():
+        former = resolved(run.former_name)
+        if (run_path(former.config) / "config.yaml").is_file():
+            return former
+    return today
 
 
-def _axis(tree: dict[str, Any], axis: str, path: Path) -> dict[str, Settings]:
+def _axis(axis: Axis | None) -> dict[str, Settings]:
     """{name: settings}; one nameless entry for an axis that is left out."""
-    entries = tree.get(axis, {"": {}})
-    good = isinstance(entries, dict) and entries and all(isinstance(one, dict | None) for one in entries.values())
-    if not good:
-        raise ConfigError(f"{path}: {axis} is a table {{name: {{section.key: value}}}}")
-    table = {str(name): dict(one or {}) for name, one in entries.items()}
-    unknown = sorted({key for one in table.values() for key in one} - FIELDS.keys())
-    if unknown:
-        raise ConfigError(f"{path}: {axis}: {', '.join(unknown)}: no such key of the configuration")
-    return table
+    return {name: dict(settings or {}) for name, settings in (axis or {"": {}}).items()}
 
 
-def _reference(table: Any, known: set[str], path: Path) -> dict[str, dict[str, Any]]:
-    if not isinstance(table, dict) or not all(isinstance(one, dict) for one in table.values()):
-        raise ConfigError(f"{path}: reference is a table {{model or recipe: {{val_miou: number, note: text}}}}")
-    for name, one in table.items():
-        if name not in known:
-            raise ConfigError(f"{path}: reference: {name!r} is no model or recipe of this study")
-        if not one.keys() <= {*REFERENCE_FIGURES, "note"}:
-            raise ConfigError(
-                f"{path}: reference of {name}: known figures are {', '.join(sorted({*REFERENCE_FIGURES, 'note'}))}"
-            )
-    return table
-
-
-def _name(path: Path, parts: list[str], seed: int) -> str:
-    """Study, labels and seed, in the characters that a run's name may have."""
-    words = [re.sub(r"[^A-Za-z0-9._]+", "_", part).strip("_") for part in (path.stem, *parts)]
-    name = "-".join([*words, f"s{seed}"])
-    if not re.fullmatch(RUN_NAME_PATTERN, name):
-        raise ConfigError(f"{path}: the run's name {name} is too long: shorten the names of models, data or recipes")
-    return name
+def _folder(path: Path) -> Path:
+    return Path("studies") / path.stem

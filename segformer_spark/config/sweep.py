@@ -15,13 +15,41 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from segformer_spark.config.fields import FIELDS
-from segformer_spark.config.yaml12 import read_table
+from pydantic import AfterValidator, Field, model_validator
+
+from segformer_spark.config.explain import check_setting
+from segformer_spark.config.run_names import MAX_LENGTH
+from segformer_spark.config.section import Section
+from segformer_spark.config.typed_file import read_typed
 from segformer_spark.errors import ConfigError
 
-_MAX_NAME = 64  # as config.schema's RUN_NAME_PATTERN has it
+SettingName = Annotated[str, AfterValidator(check_setting)]
+"""A dotted field of the configuration."""
+
+Settings = dict[SettingName, Any]
+
+
+class SweepFile(Section):
+    """A sweep as its file says it: `grid` for every combination, or `runs`, one after another."""
+
+    base: str
+    grid: dict[SettingName, Annotated[list[Any], Field(min_length=1)]] | None = Field(None, min_length=1)
+    runs: list[Annotated[Settings, Field(min_length=1)]] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> SweepFile:
+        if (self.grid is None) == (self.runs is None):
+            raise ValueError("give grid (every combination) or runs (a list), one of them")
+        return self
+
+    @property
+    def combinations(self) -> list[dict[str, Any]]:
+        """The settings of each run."""
+        if self.grid is None:
+            return [dict(run) for run in self.runs or []]
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
 
 @dataclass(frozen=True)
@@ -42,42 +70,28 @@ def read_sweep(path: Path) -> list[SweepRun]:
     """All runs of a sweep, in the order of array indices.
 
     Raises:
-        ConfigError: no such file, or something in it that is not understood.
+        ConfigError: no such file, or something in it that is not understood; with file and line.
     """
-    tree = read_table(path, "sweep", ("base",), ("grid", "runs"))
-    if ("grid" in tree) == ("runs" in tree):
-        raise ConfigError(f"{path}: give grid (every combination) or runs (a list), one of them")
-    settings = _combinations(tree["grid"], path) if "grid" in tree else tree["runs"]
-    if not isinstance(settings, list) or not all(isinstance(one, dict) and one for one in settings) or not settings:
-        raise ConfigError(f"{path}: runs is a list of tables {{section.key: value}}")
-    unknown = sorted({key for one in settings for key in one} - FIELDS.keys())
-    if unknown:
-        raise ConfigError(f"{path}: {', '.join(unknown)}: no such key of the configuration")
-    base = base_file(path, tree["base"])
+    file = read_typed(path, "sweep", SweepFile)
+    base = base_file(path, file.base)
     return [
         SweepRun(
             _name(path.stem, index, one), base, tuple(f"{key}={setting_text(value)}" for key, value in one.items())
         )
-        for index, one in enumerate(settings)
+        for index, one in enumerate(file.combinations)
     ]
 
 
-def base_file(path: Path, base: Any) -> Path:
+def base_file(path: Path, base: str) -> Path:
     """The configuration that a sweep or study at `path` names.
 
     Raises:
         ConfigError: there is none.
     """
-    file = path.parent / str(base)
+    file = path.parent / base
     if not file.is_file():
         raise ConfigError(f"{path}: base {base}: there is no such configuration file beside it")
     return file
-
-
-def _combinations(grid: Any, path: Path) -> list[dict[str, Any]]:
-    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-        raise ConfigError(f"{path}: grid is a table {{section.key: [value, value]}}")
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def setting_text(value: Any) -> str:
@@ -88,5 +102,5 @@ def setting_text(value: Any) -> str:
 def _name(sweep: str, index: int, settings: dict[str, Any]) -> str:
     """Sweep, index and settings, in the characters that a run's name may have."""
     parts = [f"{key.rpartition('.')[2]}_{setting_text(value)}" for key, value in settings.items()]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([sweep[: _MAX_NAME // 2], f"{index:02d}", *parts]))
-    return name[:_MAX_NAME].rstrip("._-")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([sweep[: MAX_LENGTH // 2], f"{index:02d}", *parts]))
+    return name[:MAX_LENGTH].rstrip("._-")

@@ -7,8 +7,6 @@ twice silently wins the second time (https://yaml.org/spec/1.2.2/#103-core-schem
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -66,33 +64,6 @@ def parse(text: str, source: str) -> tuple[Any, dict[str, int]]:
         loader.dispose()
 
 
-def parse_file(path: Path) -> tuple[Any, dict[str, int]]:
-    """As `parse`, for a file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the configuration cannot be read: {error}") from error
-    return parse(text, str(path))
-
-
-def read_table(path: Path, kind: str, required: Collection[str], optional: Collection[str]) -> dict[str, Any]:
-    """A file that is one table with known keys, such as a sweep or a study (`kind`, for messages).
-
-    Raises:
-        ConfigError: no such file, no table, or a key that is missing or unknown.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such {kind}")
-    tree, lines = parse_file(path)
-    keys = tree.keys() if isinstance(tree, dict) else set()
-    wrong = [f"{key} is missing" for key in required if key not in keys]
-    wrong += [f"{key} (line {lines[key]}) is none of them" for key in keys if key not in {*required, *optional}]
-    if wrong:
-        need = f"a {kind} has the keys {', '.join(required)} and, if need be, {', '.join(optional)}"
-        raise ConfigError(f"{path}: {need}; {', '.join(wrong)}")
-    return dict(tree)
-
-
 def parse_scalar(text: str, source: str) -> Any:
     """The value of one override, as `--set a.b=text` or an environment variable give it."""
     value, _ = parse(text, source)
@@ -101,8 +72,10 @@ def parse_scalar(text: str, source: str) -> Any:
 
 def _check_keys(node: yaml.Node, prefix: str, source: str, lines: dict[str, int]) -> None:
     if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            _check_keys(child, prefix, source, lines)
+        for position, child in enumerate(node.value):
+            own = f"{prefix}.{position}"
+            lines[own] = child.start_mark.line + 1
+            _check_keys(child, own, source, lines)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}

@@ -26,6 +26,7 @@ import numpy as np
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, ClassInfo, Sample
 from segformer_spark.data.decode import decode_image
+from segformer_spark.data.files import ReadFile, read_file
 from segformer_spark.data.manifest import check_matches, manifest_path, read_manifest
 from segformer_spark.errors import DataError
 from segformer_spark.run.console import logger
@@ -49,7 +50,7 @@ def decoding(config: DataConfig) -> dict[str, Any] | None:
 class CachedDataset:
     """A finished cache, as a data set. Each process maps the shards when it first reads from them."""
 
-    def __init__(self, folder: Path, config: DataConfig) -> None:
+    def __init__(self, folder: Path, config: DataConfig, needed_side: int | None = None) -> None:
         """Open the cache of the training split.
 
         Args:
@@ -68,7 +69,7 @@ class CachedDataset:
         self._records: list[tuple[int, list[int]]] = [
             (number, record) for number, records in enumerate(meta["shards"]) for record in records
         ]
-        self.needed_side: int | None = None
+        self.needed_side = needed_side
         self._maps: dict[int, mmap.mmap] = {}
 
     @property
@@ -79,7 +80,8 @@ class CachedDataset:
     def __len__(self) -> int:
         return len(self._images)
 
-    def load(self, index: int) -> Sample:
+    def load(self, index: int, read: ReadFile = read_file) -> Sample:
+        """Decode a record; its files are not read."""
         number, (offset, num_image, num_mask, height, width, image_crc, mask_crc) = self._records[index]
         stored = memoryview(self._map(number))[offset : offset + num_image + num_mask]
         image, mask = stored[:num_image], stored[num_image:]

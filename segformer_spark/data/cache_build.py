@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.cache import FORMAT, JPEG_QUALITY, META, decoding, shard_path
 from segformer_spark.data.dataset import Image, Sample, SegmentationDataset
-from segformer_spark.data.decode import remember_contents
+from segformer_spark.data.files import RememberingReader
 from segformer_spark.data.loader import check_labels
 from segformer_spark.data.manifest import SplitManifest
 from segformer_spark.data.resize import resize_image, resize_mask
@@ -146,8 +146,8 @@ class _ShardBuilder(Dataset[Any]):
 
     def _encode(self, index: int) -> tuple[bytes, bytes, tuple[int, int]]:
         entry = self.manifest.images[index]
-        with remember_contents() as contents:
-            sample = self.dataset.load(index)
+        reader = RememberingReader()
+        sample, contents = self.dataset.load(index, reader), reader.contents
         for path, kind in zip(self.dataset.files(index), ("image", "mask"), strict=True):
             _check_digest(path, contents[path], entry[f"{kind}_sha256"])
         check_labels(sample.mask, len(self.dataset.classes), str(self.dataset.files(index)[1]))

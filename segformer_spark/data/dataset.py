@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from segformer_spark.data.files import ReadFile, read_file
+
 IGNORE_INDEX = 255
 """Label of pixels that neither train nor count, in every mask after decoding."""
 
@@ -59,8 +61,8 @@ class SegmentationDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> Sample:
-        """Decode one image and its mask. Raises DataError naming the file."""
+    def load(self, index: int, read: ReadFile = read_file) -> Sample:
+        """Decode one image and its mask, of files that `read` gives. Raises DataError naming the file."""
         ...
 
     def sample_id(self, index: int) -> str:
@@ -98,8 +100,8 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def load(self, index: int) -> Sample:
-        return self.base.load(self.indices[index])
+    def load(self, index: int, read: ReadFile = read_file) -> Sample:
+        return self.base.load(self.indices[index], read)
 
     def sample_id(self, index: int) -> str:
         return self.base.sample_id(self.indices[index])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -13,6 +12,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from segformer_spark.data.dataset import IGNORE_INDEX, Image, Mask
+from segformer_spark.data.files import ReadFile, read_file
 from segformer_spark.errors import DataError
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -35,16 +35,19 @@ _SQUARES = np.arange(-255, 256, dtype=np.int32) ** 2
 _FAR = np.iinfo(np.int32).max
 
 
-def read_image(path: Path, needed_side: int | None = None) -> Image:
+def read_image(path: Path, needed_side: int | None = None, read: ReadFile = read_file) -> Image:
     """Decode a JPEG or PNG to uint8 (H, W, 3) RGB.
 
     Args:
         needed_side: decode a JPEG at 1/2, 1/4 or 1/8 of its size, as far as its shorter side stays this long.
+        read: gives the file's content.
 
     Raises:
         DataError: missing, truncated or not an image.
     """
-    return decode_image(_read_whole(path), path, needed_side)
+    content = read(path)
+    check_whole(content, path)
+    return decode_image(content, path, needed_side)
 
 
 def decode_image(content: bytes, path: Path, needed_side: int | None = None) -> Image:
@@ -84,28 +87,8 @@ def _reduced_flag(content: bytes, needed_side: int) -> int:
     return next(fitting, cv2.IMREAD_COLOR)
 
 
-_remembered: dict[Path, bytes] | None = None
-
-
-@contextmanager
-def remember_contents() -> Iterator[dict[Path, bytes]]:
-    """Keep the content of the files that are decoded in the block, for who needs the bytes too. Not for threads."""
-    global _remembered
-    _remembered = {}
-    try:
-        yield _remembered
-    finally:
-        _remembered = None
-
-
-def _read_whole(path: Path) -> bytes:
-    """The content of an image file; raises DataError when it is missing or cut."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
-    if _remembered is not None:
-        _remembered[path] = content
+def check_whole(content: bytes, path: Path) -> None:
+    """Raise DataError when the content of an image file is empty or cut."""
     if not content:
         raise DataError(f"{path}: the file is empty")
     tail = content.rstrip(b"\0")[-64:]
@@ -113,10 +96,9 @@ def _read_whole(path: Path) -> bytes:
         content.startswith(_PNG_START) and _PNG_END not in tail
     ):
         raise DataError(f"{path}: the file is truncated ({len(content)} bytes, no end marker); copy it again")
-    return content
 
 
-def read_index_mask(path: Path, table: Mapping[int, int]) -> Mask:
+def read_index_mask(path: Path, table: Mapping[int, int], read: ReadFile = read_file) -> Mask:
     """Decode a mask whose pixel values, or palette indices, are labels.
 
     A palette PNG is read as its indices: OpenCV would turn them into colours.
@@ -127,7 +109,8 @@ def read_index_mask(path: Path, table: Mapping[int, int]) -> Mask:
     Raises:
         DataError: as `read_image`, a mask with colour channels, or a label that `table` lacks (it is named).
     """
-    content = _read_whole(path)
+    content = read(path)
+    check_whole(content, path)
     try:
         with PIL.Image.open(io.BytesIO(content)) as picture:
             mode, labels = picture.mode, np.asarray(picture)
@@ -162,6 +145,7 @@ def read_color_mask(
     *,
     ignored: Color | None = None,
     foreign_distance: float = FOREIGN_DISTANCE,
+    read: ReadFile = read_file,
 ) -> Mask:
     """Decode an RGB mask to class ids by nearest colour, at its stored size.
 
@@ -174,7 +158,7 @@ def read_color_mask(
     Raises:
         DataError: as `read_image`, or more than FOREIGN_SHARE of the pixels resemble no class colour.
     """
-    pixels = read_image(path)
+    pixels = read_image(path, read=read)
     table = [*colors, *([] if ignored is None else [ignored])]
     pixel_indices, nearest, foreign = _nearest_colors(pixels, table, foreign_distance)
     if ignored is not None:

@@ -23,11 +23,14 @@ DATASETS: dict[str, str] = {
 }
 
 
-def open_dataset(config: DataConfig, split: str, *, check_files: bool = True) -> SegmentationDataset:
+def open_dataset(
+    config: DataConfig, split: str, *, check_files: bool = True, needed_side: int | None = None
+) -> SegmentationDataset:
     """Open a split as its files lie on disk.
 
     Args:
         check_files: refuse a split of which files are missing; False leaves that to `load`.
+        needed_side: decode JPEG images at 1/2, 1/4 or 1/8 of their size, as far as the shorter side stays this long.
 
     Raises:
         ConfigError: no such data set.
@@ -40,7 +43,7 @@ def open_dataset(config: DataConfig, split: str, *, check_files: bool = True) ->
         raise ConfigError(f"data.dataset: there is no reader {name!r}; {hint}")
     module, _, attribute = DATASETS[name].partition(":")
     reader = getattr(importlib.import_module(module), attribute)
-    dataset: SegmentationDataset = reader.open(config, split, check_files=check_files)
+    dataset: SegmentationDataset = reader.open(config, split, check_files=check_files, needed_side=needed_side)
     return dataset
 
 
@@ -52,28 +55,21 @@ def open_training_set(config: DataConfig, crop: CropConfig) -> SegmentationDatas
     """
     from segformer_spark.data.cache import CachedDataset
 
+    if config.reduced_decode and crop.mode != "none":
+        raise ConfigError(f"data.reduced_decode goes with whole images, augmentation.crop.mode is {crop.mode}")
+    needed_side = config.image_size if config.reduced_decode else None
     if config.cache is None:
-        dataset = open_dataset(config, config.train_split)
+        dataset = open_dataset(config, config.train_split, needed_side=needed_side)
     else:
-        dataset = CachedDataset(Path(config.cache), config)
+        dataset = CachedDataset(Path(config.cache), config, needed_side)
         if dataset.size is not None and crop.mode != "none":
             raise ConfigError(
                 f"augmentation.crop.mode {crop.mode} cuts from native images, the cache holds {dataset.size} px; build "
                 "it with --size native"
             )
-    if config.reduced_decode:
-        _reduce(dataset, config, crop)
     if crop.mode == "box" and dataset.box(0) is None and dataset.classes.background is None:
         raise ConfigError(
             f"augmentation.crop.mode box: {config.dataset} has neither labelled boxes nor a background class that "
             "objects stand out from"
         )
     return dataset
-
-
-def _reduce(dataset: SegmentationDataset, config: DataConfig, crop: CropConfig) -> None:
-    if crop.mode != "none":
-        raise ConfigError(f"data.reduced_decode goes with whole images, augmentation.crop.mode is {crop.mode}")
-    if not hasattr(dataset, "needed_side"):
-        raise ConfigError(f"data.reduced_decode: the reader of {config.dataset} cannot; leave it false")
-    dataset.needed_side = config.image_size

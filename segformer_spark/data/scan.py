@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Mask, Sample, SegmentationDataset
-from segformer_spark.data.decode import remember_contents
+from segformer_spark.data.files import RememberingReader
 from segformer_spark.data.loader import check_labels
 from segformer_spark.data.window import object_box
 from segformer_spark.data.workers import iterate, worker_options
@@ -78,14 +78,14 @@ def inspect(dataset: SegmentationDataset, index: int, *, occupancy: bool = False
     image_path, mask_path = dataset.files(index)
     facts = ItemFacts(image_path, mask_path)
     sample = None
-    with remember_contents() as contents:
-        try:
-            sample = dataset.load(index)
-            check_labels(sample.mask, len(dataset.classes), str(mask_path))
-        except DataError as error:
-            facts.problems.append(str(error))
-    facts.image_sha256, facts.image_bytes = _digest(contents.get(image_path))
-    facts.mask_sha256, facts.mask_bytes = _digest(contents.get(mask_path))
+    reader = RememberingReader()
+    try:
+        sample = dataset.load(index, reader)
+        check_labels(sample.mask, len(dataset.classes), str(mask_path))
+    except DataError as error:
+        facts.problems.append(str(error))
+    facts.image_sha256, facts.image_bytes = _digest(reader.contents.get(image_path))
+    facts.mask_sha256, facts.mask_bytes = _digest(reader.contents.get(mask_path))
     if sample is not None and not facts.problems:
         _measure(facts, sample, dataset, occupancy)
         facts.problems += _box_problems(facts, dataset.box(index))

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segformer_spark.checkpoint.export import load_model
 from segformer_spark.config.load import ResolvedConfig
 from segformer_spark.data.dataset import Image, SegmentationDataset
 from segformer_spark.data.loader import EvalLoading, eval_loader
 from segformer_spark.data.overlay import write_png
-from segformer_spark.data.registry import open_dataset
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.errors import UserError
 from segformer_spark.evaluation.pictures import draw_categories, draw_confusion, make_panel
-from segformer_spark.evaluation.predict import Predictor, check_view, count
+from segformer_spark.evaluation.predict import Predictor, count
+from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.metrics.report import NO_OBJECT, report
 from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
@@ -35,23 +33,18 @@ class EvaluateOptions:
     """What the command line says.
 
     Attributes:
-        model: exported model folder.
+        model: run directory or exported model folder.
         split: split of the data set.
         output: folder for the results.
         num_worst: how many of the worst images to draw.
-        tta, precision: see Predictor.
-        batch_size: images per rank at a time.
-        crops: none, box or two_pass; None as the model was exported.
+        inference: how the model is asked.
     """
 
     model: Path
     split: str
     output: Path
     num_worst: int = 12
-    tta: str = "none"
-    precision: str = "fp32"
-    batch_size: int = 4
-    crops: str | None = None
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
 
 
 def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Group) -> dict[str, Any]:
@@ -61,19 +54,11 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
         UserError: model, data set and configuration do not go together.
     """
     config = resolved.config
-    model, card = load_model(options.model)
-    dataset = open_dataset(config.data, options.split)
-    if tuple(dataset.classes.names) != card.class_names:
-        raise UserError(
-            f"{options.model} knows the classes {', '.join(card.class_names)}, the data set {config.data.dataset} has "
-            f"{', '.join(dataset.classes.names)}"
-        )
-    view = card.view(**{**resolved.overridden_inference(), **({"crops": options.crops} if options.crops else {})})
-    check_view(view.config, dataset)
-    predictor = Predictor(model.to(group.device), group.device, view, options.precision, options.tta, card.background)
-    loading = EvalLoading(view, options.batch_size, config.data.num_workers)
+    settings = replace(options.inference, view=resolved.overridden_inference(), num_workers=config.data.num_workers)
+    session = Session.open(options.model, settings, group, config.data, options.split)
+    card, dataset = session.card, session.labelled()
     started = now()
-    counts = count(predictor, dataset, loading, group, f"evaluating {options.split}")
+    counts = count(session.predictor, dataset, session.loading, group, f"evaluating {options.split}")
     membership = [dataset.category(index) for index in range(len(dataset))]
     metrics = report(
         counts, membership, class_names=card.class_names, background=card.background, categories=dataset.categories
@@ -84,17 +69,17 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
         write_tables(options.output, metrics, counts, dataset)
         draw_confusion(np.asarray(metrics["confusion"]), card.class_names, options.output / "figures" / "confusion.png")
         draw_categories(metrics, options.output / "figures" / "scores.png")
-        _draw_worst(predictor, dataset, counts, loading, options)
+        _draw_worst(session, counts, options)
         record = {
-            "model": str(options.model),
+            "model": str(session.folder),
             "card": asdict(card),
-            "training": training_record(options.model),
+            "training": training_record(session.folder),
             "dataset": config.data.dataset,
             "split": options.split,
-            "tta": options.tta,
-            "precision": options.precision,
+            "tta": settings.tta,
+            "precision": settings.precision,
             "resolution": "native",
-            "inference": view.config.model_dump(),
+            "inference": session.view.config.model_dump(),
             "started": started,
             "ended": now(),
             "command": command_record(),
@@ -180,14 +165,9 @@ def _per_image_iou(counts: EvaluationCounts) -> np.ndarray[Any, np.dtype[np.floa
     return image_iou(counts.per_image.cpu().numpy(), empty=np.nan)
 
 
-def _draw_worst(
-    predictor: Predictor,
-    dataset: SegmentationDataset,
-    counts: EvaluationCounts,
-    loading: EvalLoading,
-    options: EvaluateOptions,
-) -> None:
+def _draw_worst(session: Session, counts: EvaluationCounts, options: EvaluateOptions) -> None:
     """The images with the lowest mean IoU over the foreground classes, worst first."""
+    dataset = session.labelled()
     foreground = [c for c in range(len(dataset.classes)) if c != dataset.classes.background]
     iou = _per_image_iou(counts)[:, foreground]
     present = ~np.isnan(iou)
@@ -198,7 +178,7 @@ def _draw_worst(
     for old in folder.glob("*.png"):
         old.unlink()
     titles = {index: f"{dataset.sample_id(index)}  mean IoU {quality[index]:.3f}" for index in worst}
-    for rank, (name, panel) in enumerate(predicted_panels(predictor, dataset, loading, titles)):
+    for rank, (name, panel) in enumerate(predicted_panels(session.predictor, dataset, session.loading, titles)):
         write_png(folder / f"{rank + 1:02d}_{name}.png", panel)
 
 

@@ -1,8 +1,8 @@
-"""Images -> class ids at native size: the one way that validation, evaluation and submission predict."""
+"""Images -> class ids, probabilities, logits or features of a model: the arithmetic behind every prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.sliding import sliding_logits
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.models.interface import SegmentationModel
-from segformer_spark.ops.interpolation import bands, enlarge_rows, source_rows
+from segformer_spark.ops.interpolation import bands, enlarge_rows, enlarged_bands, source_rows
 from segformer_spark.run.console import progress
 
 TTA_FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -39,6 +39,11 @@ _BAND_VALUES, _MIN_ROWS = 4_000_000, 16
 """Enlarged logits that exist at a time: at 150 classes a whole image of 1024 pixels would take 630 MB."""
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_Passes = list[tuple[tuple[int, ...], Tensor]]
+"""Per pass the flipped axes and the logits (B, C, h, w)."""
+
+_Finish = Callable[[_Passes, int, EvalItem], Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,37 @@ class Predictor:
         with self._evaluating():
             for batch in items:
                 with torch.inference_mode():
-                    predictions = self._predict_batch(batch)
+                    predictions = self._in_passes(batch, self._class_ids)
                 yield from zip(batch, predictions, strict=True)
+
+    def probabilities(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
+        """Yield each item with its class probabilities, fp32 (C, H, W) at native size; their argmax is `predict`'s.
+
+        With TTA they are the mean over the passes. With crops, what lies outside of the crop is background.
+        """
+        with self._evaluating():
+            for batch in items:
+                with torch.inference_mode():
+                    maps = self._in_passes(batch, self._class_probabilities)
+                yield from zip(batch, maps, strict=True)
+
+    def features(
+        self, items: Iterable[list[EvalItem]], names: Sequence[str]
+    ) -> Iterator[tuple[EvalItem, dict[str, Tensor]]]:
+        """Yield each item with maps (D, h, w) in fp32 of its whole, padded image, as `named_features` calls them.
+
+        Raises:
+            ConfigError: the model is shown windows, of which features are not joined, or there is no such map.
+        """
+        self.refuse_windows()
+        with self._evaluating():
+            for item in (item for batch in items for item in batch):
+                with torch.inference_mode(), autocast(self.device, self.precision):
+                    maps = self.model.named_features(normalize_images(item.pixels[None].to(self.device)))
+                unknown = [name for name in names if name not in maps]
+                if unknown:
+                    raise ConfigError(f"no features {', '.join(unknown)} of this model; there are {', '.join(maps)}")
+                yield item, {name: maps[name][0].float() for name in names}
 
     def logits(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
         """Yield each item with the logits (C, h, w) of its whole image in fp32, as the model gives them."""
@@ -111,20 +145,22 @@ class Predictor:
         finally:
             self.model.train(was_training)
 
-    def _predict_batch(self, batch: list[EvalItem]) -> list[Tensor]:
+    def _in_passes(self, batch: list[EvalItem], finish: _Finish) -> list[Tensor]:
+        """What `finish` makes of every item's logits; with two_pass crops those of the second pass."""
         sizes = {item.pixels.shape for item in batch}
         # Images of several sizes do not stack.
         parts = [batch] if len(sizes) == 1 else [[item] for item in batch]
-        predictions = [ids for part in parts for ids in self._predict_equal(part)]
+        results = [result for part in parts for result in self._predict_equal(part, finish)]
         if self.view.config.crops != "two_pass":
-            return predictions
+            return results
+        predictions = [result if result.ndim == 2 else result.argmax(0) for result in results]
         boxes = [main_box(ids.cpu().numpy(), self.background) for ids in predictions]
         found = [row for row, box in enumerate(boxes) if box is not None]
         if found:
-            second = self._predict_equal([self._around(batch[row], boxes[row]) for row in found])
-            for row, ids in zip(found, second, strict=True):
-                predictions[row] = ids
-        return predictions
+            second = self._predict_equal([self._around(batch[row], boxes[row]) for row in found], finish)
+            for row, result in zip(found, second, strict=True):
+                results[row] = result
+        return results
 
     def _around(self, item: EvalItem, box: Box | None) -> EvalItem:
         assert item.image is not None
@@ -132,11 +168,11 @@ class Predictor:
         pixels, window = self.view.around(item.image, box)
         return replace(item, pixels=image_to_tensor(pixels), window=window)
 
-    def _predict_equal(self, batch: list[EvalItem]) -> list[Tensor]:
-        """Class ids of items with pixels of one size."""
+    def _predict_equal(self, batch: list[EvalItem], finish: _Finish) -> list[Tensor]:
+        """What `finish` makes of items with pixels of one size."""
         images = normalize_images(torch.stack([item.pixels for item in batch]).to(self.device))
         passes = [(axes, self._logits(images, axes)) for axes in TTA_FLIPS[self.tta]]
-        return [self._class_ids(passes, row, item) for row, item in enumerate(batch)]
+        return [finish(passes, row, item) for row, item in enumerate(batch)]
 
     def _logits(self, images: Tensor, axes: tuple[int, ...]) -> Tensor:
         config = self.view.config
@@ -157,21 +193,41 @@ class Predictor:
                 "another precision (--precision; in training training.precision)"
             )
 
-    def _class_ids(self, passes: list[tuple[tuple[int, ...], Tensor]], row: int, item: EvalItem) -> Tensor:
-        window = item.window
-        size = item.size if window is None else (window.height, window.width)
-        ids = enlarged_ids([logits[row].float().flip(axes) for axes, logits in passes], size)
-        return ids if window is None else self._paste(ids, window, item.size)
-
-    def _paste(self, ids: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-        """The crop's ids in their place; background elsewhere."""
+    def _class_ids(self, passes: _Passes, row: int, item: EvalItem) -> Tensor:
+        ids = enlarged_ids(_upright(passes, row), _shown_size(item))
+        if item.window is None:
+            return ids
         assert self.background is not None
-        whole = torch.full(size, self.background, dtype=ids.dtype, device=ids.device)
-        top, left = max(0, window.top), max(0, window.left)
-        bottom, right = min(size[0], window.top + window.height), min(size[1], window.left + window.width)
-        part = ids[top - window.top : bottom - window.top, left - window.left : right - window.left]
-        whole[top:bottom, left:right] = part
-        return whole
+        whole = torch.full(item.size, self.background, dtype=ids.dtype, device=ids.device)
+        return _paste(ids, whole, item.window)
+
+    def _class_probabilities(self, passes: _Passes, row: int, item: EvalItem) -> Tensor:
+        probabilities = enlarged_probabilities(_upright(passes, row), _shown_size(item))
+        if item.window is None:
+            return probabilities
+        assert self.background is not None
+        whole = probabilities.new_zeros(len(probabilities), *item.size)
+        whole[self.background] = 1.0
+        return _paste(probabilities, whole, item.window)
+
+
+def _upright(passes: _Passes, row: int) -> list[Tensor]:
+    """One image's logits of every pass in fp32, with flips undone."""
+    return [logits[row].float().flip(axes) for axes, logits in passes]
+
+
+def _shown_size(item: EvalItem) -> tuple[int, int]:
+    return item.size if item.window is None else (item.window.height, item.window.width)
+
+
+def _paste(crop: Tensor, whole: Tensor, window: Window) -> Tensor:
+    """Put a crop (..., h, w) into `whole` (..., H, W) at its position, cut off where it reaches beyond."""
+    height, width = whole.shape[-2:]
+    top, left = max(0, window.top), max(0, window.left)
+    bottom, right = min(height, window.top + window.height), min(width, window.left + window.width)
+    part = crop[..., top - window.top : bottom - window.top, left - window.left : right - window.left]
+    whole[..., top:bottom, left:right] = part
+    return whole
 
 
 def enlarged_ids(passes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -191,6 +247,19 @@ def enlarged_ids(passes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         whole = scores[0] if len(scores) == 1 else torch.stack([one.softmax(0) for one in scores]).sum(0)
         ids[rows] = whole.argmax(0).to(dtype)
     return ids
+
+
+def enlarged_probabilities(passes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Class probabilities (C, H, W) at `size` from logits that are enlarged first; the mean over the passes.
+
+    Args:
+        passes: logits (C, h, w) in fp32.
+    """
+    total = torch.zeros(len(passes[0]), *size, device=passes[0].device)
+    for logits in passes:
+        for rows, band in enlarged_bands(logits, size):
+            total[:, rows] += band.softmax(0)
+    return total / len(passes)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

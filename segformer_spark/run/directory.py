@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from segformer_spark.config.load import ResolvedConfig, load_config
+from segformer_spark.config.load import ResolvedConfig
+from segformer_spark.config.stored import load_stored_config
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.run.atomic import recover_folder, write_json, write_text
 
@@ -91,6 +92,14 @@ class RunDirectory:
         return self.path / "anomaly"
 
     @property
+    def anomaly_statistics(self) -> Path:
+        return self.anomaly / "statistics.json"
+
+    @property
+    def anomaly_features(self) -> Path:
+        return self.anomaly / "features.safetensors"
+
+    @property
     def attempts(self) -> Path:
         return self.path / "attempts"
 
@@ -112,7 +121,7 @@ class RunDirectory:
         """
         if not self.is_run():
             raise UserError(f"{self.path}: this is not a run directory, it has no config.yaml")
-        return load_config(self.config)
+        return load_stored_config(self.config)
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write training_params.yaml and .json: plain types only, so that yaml.safe_load reads them."""

@@ -16,6 +16,7 @@ from segformer_spark.config.study import Study, StudyRun
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
+from segformer_spark.evaluation.session import InferenceSettings
 from segformer_spark.models.size import ModelSize, size_of
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import locate_model
@@ -132,7 +133,8 @@ def _evaluated(one: PlannedRun, model: Path, step: int, split: str, group: Group
     logger.info("evaluating %s on %s", one.run.name, split)
     config = one.resolved.config
     batch = config.training.validation.batch_size or config.training.batch_size
-    options = EvaluateOptions(model=model, split=split, output=folder, num_worst=0, batch_size=batch)
+    settings = InferenceSettings(batch_size=batch)
+    options = EvaluateOptions(model=model, split=split, output=folder, num_worst=0, inference=settings)
     run_evaluation(one.resolved, options, group)
     loaded: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return loaded

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segformer_spark.config.study import REFERENCE_FIGURES, Study
+from segformer_spark.config.study import REFERENCE_METRICS, Study
 from segformer_spark.models.registry import encoder_of, find_architecture
 from segformer_spark.study.collect import RunResult
 from segformer_spark.study.statistics import Paired, over_seeds, paired_differences
@@ -51,7 +51,7 @@ def _run_row(study: Study, result: RunResult) -> Row:
         "macs": size.macs,
         "macs_merged": size.macs_merged,
         "image_size": config.data.image_size,
-        **{f"reference_{key}": reference_of(study, run.model, run.recipe).get(key) for key in REFERENCE_FIGURES},
+        **{f"reference_{key}": reference_of(study, run.model, run.recipe).get(key) for key in REFERENCE_METRICS},
         "run": run.name,
     }
 
@@ -74,7 +74,7 @@ def summary_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
                 "high": _rounded(interval.high) if interval else None,
                 "params_total": group[0].size.total_params,
                 "macs_merged": group[0].size.macs_merged,
-                **{f"reference_{key}": reference.get(key) for key in (*REFERENCE_FIGURES, "note")},
+                **{f"reference_{key}": reference.get(key) for key in (*REFERENCE_METRICS, "note")},
             }
         )
     return rows
@@ -113,7 +113,7 @@ def by_candidate(results: Sequence[RunResult]) -> dict[tuple[str, str], list[Run
 
 
 def reference_of(study: Study, model: str, recipe: str) -> Mapping[str, Any]:
-    """Somebody else's metrics for a model or recipe; empty where there are none."""
+    """Published results of a model or recipe; empty where there are none."""
     return study.reference.get(model) or study.reference.get(recipe) or {}
 
 

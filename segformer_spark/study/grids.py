@@ -8,14 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from segformer_spark.checkpoint.export import load_model
 from segformer_spark.config.study import Study
 from segformer_spark.data.dataset import Image, SegmentationDataset, Subset
-from segformer_spark.data.loader import EvalLoading, eval_loader
+from segformer_spark.data.loader import eval_loader
 from segformer_spark.data.overlay import overlay, write_png
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.study.collect import RunResult
 from segformer_spark.study.comparison import by_candidate
 
@@ -48,13 +47,11 @@ def _grid(dataset: SegmentationDataset, models: Mapping[str, RunResult], group: 
         columns["Input"].append(sample.image)
         columns["Truth"].append(overlay(sample.image, sample.mask, dataset.classes))
     for label, result in models.items():
-        model, card = load_model(result.model)
-        view = card.view()
-        predictor = Predictor(model.to(group.device), group.device, view, background=card.background)
-        items = eval_loader(dataset, list(range(len(dataset))), EvalLoading(view, 1, 0))
+        session = Session.open(result.model, InferenceSettings(batch_size=1), group)
+        items = eval_loader(dataset, list(range(len(dataset))), session.loading)
         pictures = {
             item.index: overlay(samples[item.index].image, ids.cpu().numpy(), dataset.classes)
-            for item, ids in predictor.predict(items)
+            for item, ids in session.predictions(items)
         }
         columns[f"{label} {_percent(result.miou)}"] = [pictures[index] for index in range(len(dataset))]
     names = [dataset.sample_id(index) for index in range(len(dataset))]

@@ -39,7 +39,9 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
     draw_tradeoffs(results, folder / "tradeoffs.png")
     grids = draw_grids(study, results, group, folder)
     report = Report(f"Comparison: {study.name}")
-    report.text(f"{len(results)} of {len(study.runs)} runs. {_VOID} Reference figures are another study's.")
+    report.text(
+        f"{len(results)} of {len(study.runs)} runs. {_VOID} `reference` columns are published results of another study."
+    )
     report.heading("Models")
     report.table(summary)
     report.heading("Runs")

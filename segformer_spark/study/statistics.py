@@ -57,8 +57,8 @@ def over_seeds(values: Sequence[float]) -> Interval:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, None, None, len(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return Interval(mean, mean - half, mean + half, len(values))
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=stats.sem(values))
+    return Interval(mean, float(low), float(high), len(values))
 
 
 def paired_differences(scores: Mapping[str, Mapping[str, float]], seed: int = 0) -> list[Paired]:
@@ -84,8 +84,8 @@ def _paired(first: str, second: str, one: Mapping[str, float], other: Mapping[st
     if len(images) >= MIN_IMAGES and bool((difference != 0).any()):
         p = float(stats.wilcoxon(difference).pvalue)
         rng = np.random.default_rng(seed)
-        drawn = rng.integers(0, len(images), (_REPEATS, len(images)))
-        low, high = (float(value) for value in np.percentile(difference[drawn].mean(1), [2.5, 97.5]))
+        found = stats.bootstrap((difference,), np.mean, n_resamples=_REPEATS, method="percentile", rng=rng)
+        low, high = (float(bound) for bound in found.confidence_interval)
     mean, better = (float(difference.mean()), float((difference > 0).mean())) if len(images) else (0.0, 0.0)
     return Paired(first, second, len(images), mean, low, high, p, None, better)
 

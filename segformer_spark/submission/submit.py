@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.checkpoint.export import load_model
 from segformer_spark.data.dataset import Box
 from segformer_spark.data.inference_view import InferenceView
-from segformer_spark.data.loader import EvalLoading, file_loader
 from segformer_spark.data.readers.spark import read_boxes
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
-from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.digest import sha256_of
@@ -44,21 +42,16 @@ class SubmitOptions:
         model: exported model folder.
         images: folder of test images.
         output: folder for the npz files, the zip and the manifest.
-        tta, precision: see Predictor.
+        inference: how the model is asked.
         overwrite: throw away predictions of another model or other settings.
-        crops: none, box or two_pass; None as the model was exported.
         boxes: CSV with the columns "Image name" and "Bounding box", for crops around boxes.
     """
 
     model: Path
     images: Path
     output: Path
-    tta: str = "none"
-    precision: str = "fp32"
-    batch_size: int = 4
-    num_workers: int = 2
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
     overwrite: bool = False
-    crops: str | None = None
     boxes: Path | None = None
 
 
@@ -69,23 +62,22 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
         UserError: unsuitable model or images, predictions of another model in the way, or an invalid result.
     """
     started = now()
-    model, card = load_model(options.model)
+    session = Session.open(options.model, options.inference, group)
+    card, view = session.card, session.view
     if card.class_names[:3] != ("background", "body", "panels") or len(card.class_names) != 3:
         raise UserError(
-            f"{options.model}: a SPARK submission needs the classes background, body, panels; "
+            f"{session.folder}: a SPARK submission needs the classes background, body, panels; "
             f"this model knows {', '.join(card.class_names)}"
         )
     images = list_images(options.images)
-    view = card.view(**({"crops": options.crops} if options.crops else {}))
     boxes = _boxes(options, view, images)
-    settings = group.on_main(lambda: _settings(options, view, images))
+    settings = group.on_main(lambda: _settings(options, session, images))
     todo = group.on_main(lambda: _prepare(options, images, settings))
     own = [todo[index] for index in rank_indices(len(todo), group.rank, group.world_size)]
     if group.is_main:
         logger.info("%d test images, %d predicted already, %d to do", len(images), len(images) - len(todo), len(todo))
-    predictor = Predictor(model.to(group.device), group.device, view, options.precision, options.tta, card.background)
-    items = file_loader(images, own, EvalLoading(view, options.batch_size, options.num_workers), boxes)
-    bar = progress(predictor.predict(items), total=len(own), label="predicting", visible=group.is_main)
+    predictions = session.predictions(session.file_items(images, own, boxes))
+    bar = progress(predictions, total=len(own), label="predicting", visible=group.is_main)
     with group.sharing_errors():
         for item, ids in bar:
             write_prediction(options.output / submission_name(images[item.index]), ids.cpu().numpy())
@@ -100,9 +92,9 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
             "num_images": len(images),
             "zip": _ZIP,
             "zip_sha256": sha256_of(target),
-            "model": str(options.model),
+            "model": str(session.folder),
             "card": asdict(card),
-            "training": training_record(options.model),
+            "training": training_record(session.folder),
             "command": command_record(),
             "started": started,
             "ended": now(),
@@ -137,15 +129,15 @@ def _boxes(options: SubmitOptions, view: InferenceView, images: list[Path]) -> d
     return boxes
 
 
-def _settings(options: SubmitOptions, view: InferenceView, images: list[Path]) -> dict[str, Any]:
+def _settings(options: SubmitOptions, session: Session, images: list[Path]) -> dict[str, Any]:
     """What decides the predictions: they may only be mixed when it is equal."""
     return {
-        "model_sha256": sha256_of(options.model / "model.safetensors"),
-        "image_size": view.side,
-        "inference": view.config.model_dump(),
+        "model_sha256": sha256_of(session.folder / "model.safetensors"),
+        "image_size": session.view.side,
+        "inference": session.view.config.model_dump(),
         "boxes_sha256": sha256_of(options.boxes) if options.boxes is not None else None,
-        "tta": options.tta,
-        "precision": options.precision,
+        "tta": options.inference.tta,
+        "precision": options.inference.precision,
         "images_sha256": _images_digest(images),
     }
 

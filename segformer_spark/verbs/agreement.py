@@ -34,7 +34,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("--repeats", type=positive, default=10_000, help="permutations (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of permutations and resampling (default: %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=4, help="images at a time (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=8, help="images at a time (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     parser = add_verb(
         actions,
@@ -56,8 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     hardware = load_config().config.hardware.model_copy(update={"device": arguments.device})
     with joined(hardware) as group:
         from segformer_spark.agreement.ratings import read_items
-        from segformer_spark.agreement.reference import read_agreement_study
         from segformer_spark.agreement.study import AgreementOptions, Candidate, run_agreement
+        from segformer_spark.agreement.study_file import read_agreement_study
+        from segformer_spark.evaluation.session import InferenceSettings
 
         if group.world_size > 1:
             raise UserError("agreement runs in one process: start it without torchrun, or with srun --ntasks=1")
@@ -75,12 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
             output=arguments.output,
             ignored=(*(study.ignored if study else ()), *arguments.ignore_class),
             reference=study.reference if study else {},
-            precision=arguments.precision,
-            batch_size=arguments.batch_size,
+            inference=InferenceSettings(precision=arguments.precision, batch_size=arguments.batch_size),
             repeats=arguments.repeats,
             seed=arguments.seed,
         )
-        run_agreement(candidates, read_items(arguments.pairs, arguments.ratings), options, group.device)
+        run_agreement(candidates, read_items(arguments.pairs, arguments.ratings), options, group)
         print(f"tables and figures: {arguments.output}")
     return 0
 

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from segformer_spark.anomaly.methods import FEATURES, FITTED, LOGIT_STATISTICS, METHODS, PLAIN
 from segformer_spark.verbs.arguments import (
     PRECISIONS,
     Subparsers,
@@ -18,15 +19,14 @@ from segformer_spark.verbs.arguments import (
     positive_number,
 )
 from segformer_spark.verbs.launch import joined
+from segformer_spark.verbs.overrides import refuse_unused
 
 if TYPE_CHECKING:
-    from segformer_spark.distributed.process_group import Group
+    from segformer_spark.evaluation.session import Session
+    from segformer_spark.run.directory import RunDirectory
 
-_STATISTICS = "anomaly/statistics.json"
-_FEATURES = "anomaly/features.safetensors"
-_PLAIN = ("msp", "max_logit", "energy", "entropy", "margin")
-_OF_FEATURES = ("mahalanobis", "heat", "heat_hybrid")
-_FITTED = ("standardized_max_logit", *_OF_FEATURES)
+_USED = ("data.dataset", "data.root", "data.train_split", "data.num_workers", "data.folder", "inference", "hardware")
+_NOT_USED = ("inference.crops", "inference.crop_margin", "hardware.compile")
 
 
 def add(subparsers: Subparsers) -> None:
@@ -41,7 +41,7 @@ def add(subparsers: Subparsers) -> None:
     )
     _add_common(parser)
     parser.add_argument("--split", default=None, help="(default: the training split)")
-    parser.add_argument("--methods", nargs="+", choices=_FITTED, default=_FITTED, help="(default: all that need it)")
+    parser.add_argument("--methods", nargs="+", choices=FITTED, default=FITTED, help="(default: all that need it)")
     parser.add_argument(
         "--pixels-per-image", type=positive, default=4096, help="that count for class means (default: %(default)s)"
     )
@@ -54,9 +54,7 @@ def add(subparsers: Subparsers) -> None:
     )
     _add_common(parser)
     parser.add_argument("--split", default="test", help="(default: %(default)s)")
-    parser.add_argument(
-        "--methods", nargs="+", choices=(*_PLAIN, *_FITTED), default=_PLAIN, help="(default: all without fitting)"
-    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=PLAIN, help="(default: all without fitting)")
     parser.add_argument(
         "--temperature",
         type=positive_number,
@@ -68,71 +66,62 @@ def add(subparsers: Subparsers) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("run", type=Path, help="run directory, or a model folder in it")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
     parser.add_argument(
-        "--batch-size", type=positive, default=4, help="images to load at a time (default: %(default)s)"
+        "--batch-size", type=positive, default=8, help="images to load at a time (default: %(default)s)"
     )
     add_set(parser)
 
 
 @contextmanager
-def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[Group, Path, Any, Any, int, Any]]:
-    """The ranks, the run, its model, data set, the model's optimizer step, and loading."""
-    from segformer_spark.config.load import load_config
+def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[Session, RunDirectory]]:
+    """The model with the split that it is asked about (None: the training split), and its run."""
+    from segformer_spark.config.stored import load_stored_config
     from segformer_spark.errors import UserError
-    from segformer_spark.run.directory import locate_model
+    from segformer_spark.run.directory import RunDirectory, locate_model
 
-    folder, run = locate_model(arguments.run)
+    refuse_unused("anomaly", arguments.overrides, _USED, _NOT_USED, {"training.precision": "--precision"})
+    _, run = locate_model(arguments.run)
     if run is None:
         raise UserError(f"anomaly: {arguments.run} does not lie in a run directory")
-    resolved = load_config(run / "config.yaml", overrides=arguments.overrides)
+    resolved = load_stored_config(run / "config.yaml", overrides=arguments.overrides)
     config = resolved.config
     with joined(config.hardware) as group:
-        from segformer_spark.checkpoint.export import load_model
-        from segformer_spark.data.loader import EvalLoading
-        from segformer_spark.data.registry import open_dataset
-        from segformer_spark.evaluation.predict import Predictor
+        from segformer_spark.evaluation.session import InferenceSettings, Session
 
-        model, card = load_model(folder)
-        view = card.view(**{**resolved.overridden_inference(), "crops": "none"})
-        predictor = Predictor(model.to(group.device), group.device, view, arguments.precision)
-        dataset = open_dataset(config.data, split or config.data.train_split)
-        if tuple(dataset.classes.names) != card.class_names:
-            raise UserError(
-                f"{folder} knows the classes {', '.join(card.class_names)}, the data set {config.data.dataset} has "
-                f"{', '.join(dataset.classes.names)}"
-            )
-        yield (
-            group,
-            run,
-            predictor,
-            dataset,
-            card.step,
-            EvalLoading(view, arguments.batch_size, config.data.num_workers),
+        settings = InferenceSettings(
+            precision=arguments.precision,
+            batch_size=arguments.batch_size,
+            crops="none",
+            view=resolved.overridden_inference(),
+            num_workers=config.data.num_workers,
         )
+        session = Session.open(arguments.run, settings, group, config.data, split or config.data.train_split)
+        yield session, RunDirectory(run)
 
 
 def fit(arguments: argparse.Namespace) -> int:
     """Write the statistics into the run."""
-    with _opened(arguments, arguments.split) as (group, run, predictor, dataset, step, loading):
+    with _opened(arguments, arguments.split) as (session, run):
         from segformer_spark.anomaly.features import write_features
         from segformer_spark.anomaly.fit import fit_features, fit_statistics
         from segformer_spark.anomaly.scores import write_statistics
 
-        names, written = dataset.classes.names, []
-        of_features = bool(set(_OF_FEATURES) & set(arguments.methods))
+        group, step, written = session.group, session.card.step, []
+        names = session.labelled().classes.names
+        of_features = bool(set(FEATURES) & set(arguments.methods))
         if of_features:
-            predictor.refuse_windows()
-        if "standardized_max_logit" in arguments.methods:
-            statistics = fit_statistics(predictor, dataset, loading, group)
-            written.append(run / _STATISTICS)
-            group.on_main(lambda: write_statistics(run / _STATISTICS, statistics, names, step))
+            session.predictor.refuse_windows()
+        if set(LOGIT_STATISTICS) & set(arguments.methods):
+            statistics = fit_statistics(session)
+            written.append(run.anomaly_statistics)
+            group.on_main(lambda: write_statistics(run.anomaly_statistics, statistics, names, step))
         if of_features:
-            features = fit_features(predictor, dataset, loading, group, arguments.pixels_per_image)
+            features = fit_features(session, arguments.pixels_per_image)
             origin = {"model_step": str(step), "pixels_per_image": str(arguments.pixels_per_image)}
-            written.append(run / _FEATURES)
-            group.on_main(lambda: write_features(run / _FEATURES, features, names, origin))
+            written.append(run.anomaly_features)
+            group.on_main(lambda: write_features(run.anomaly_features, features, names, origin))
         if group.is_main:
             print("\n".join(f"statistics: {path}" for path in written))
     return 0
@@ -140,35 +129,26 @@ def fit(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate the scores."""
-    with _opened(arguments, arguments.split) as (group, run, predictor, dataset, step, loading):
+    with _opened(arguments, arguments.split) as (session, run):
         from segformer_spark.anomaly.evaluate import evaluate_scores, write_results
         from segformer_spark.anomaly.features import build_map_score, read_features
-        from segformer_spark.anomaly.scores import FITTED, build_score, read_statistics
+        from segformer_spark.anomaly.scores import build_score, read_statistics
         from segformer_spark.run.record import result_record
         from segformer_spark.run.system import now
 
-        started = now()
-        names, temperature = dataset.classes.names, arguments.temperature
-        plain = [method for method in arguments.methods if method not in _OF_FEATURES]
-        needs = any(method in FITTED for method in plain)
-        statistics = read_statistics(run / _STATISTICS, names, step) if needs else None
-        scores = {method: build_score(method, temperature=temperature, statistics=statistics) for method in plain}
-        of_features = [method for method in arguments.methods if method in _OF_FEATURES]
+        started, group, step = now(), session.group, session.card.step
+        names, temperature = session.labelled().classes.names, arguments.temperature
+        of_logits = [method for method in arguments.methods if method not in FEATURES]
+        of_features = [method for method in arguments.methods if method in FEATURES]
+        fitted = bool(set(LOGIT_STATISTICS) & set(of_logits))
+        statistics = read_statistics(run.anomaly_statistics, names, step) if fitted else None
+        scores = {method: build_score(method, temperature=temperature, statistics=statistics) for method in of_logits}
         map_scores = {}
         if of_features:
-            features = read_features(run / _FEATURES, names, step)
+            features = read_features(run.anomaly_features, names, step)
             map_scores = {name: build_map_score(name, features) for name in of_features}
-        output = arguments.output or run / "anomaly" / arguments.split
-        results = evaluate_scores(
-            predictor,
-            dataset,
-            loading,
-            group,
-            scores,
-            map_scores,
-            panels=output / "panels",
-            num_panels=arguments.panels,
-        )
+        output = arguments.output or run.anomaly / arguments.split
+        results = evaluate_scores(session, scores, map_scores, panels=output / "panels", num_panels=arguments.panels)
         facts = {
             "started": started,
             "model": str(arguments.run),
@@ -176,10 +156,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
             "split": arguments.split,
             "temperature": temperature,
             "precision": arguments.precision,
-            "inference": loading.view.config.model_dump(),
+            "inference": session.view.config.model_dump(),
             "world_size": group.world_size,
         }
-        rows = group.on_main(lambda: write_results(results, run.name, output, result_record(group.device, **facts)))
+        record = result_record(group.device, **facts)
+        rows = group.on_main(lambda: write_results(results, run.path.name, output, record))
         if group.is_main:
             for row in rows:
                 print(

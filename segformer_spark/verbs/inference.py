@@ -19,10 +19,24 @@ from segformer_spark.verbs.arguments import (
     add_verb,
     positive,
 )
-from segformer_spark.verbs.launch import joined, launch_variables
+from segformer_spark.verbs.launch import joined, launch_variables, name_unused_variables
+from segformer_spark.verbs.overrides import refuse_unused
 
 if TYPE_CHECKING:
     from segformer_spark.config.schema import HardwareConfig
+
+
+_HARDWARE = ("hardware.device", "hardware.threads", "hardware.timeout_minutes", "hardware.peer_timeout")
+_USED_BY_EVALUATE = (
+    *("data.dataset", "data.root", "data.val_split", "data.num_workers", "data.folder", "inference"),
+    *_HARDWARE,
+)
+_FROM_ENVIRONMENT = ("training.precision", "training.batch_size", *_HARDWARE)
+_OPTIONS = {
+    "training.precision": "--precision",
+    "training.batch_size": "--batch-size",
+    "training.validation.batch_size": "--batch-size",
+}
 
 
 def add(subparsers: Subparsers) -> None:
@@ -95,6 +109,7 @@ def _add_prediction(parser: argparse.ArgumentParser) -> None:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate a model of a run."""
     from segformer_spark.config.load import load_config
+    from segformer_spark.config.stored import load_stored_config
     from segformer_spark.run.directory import locate_model
 
     variables = launch_variables(arguments)
@@ -106,8 +121,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     config_file = arguments.config or (run / "config.yaml" if run is not None else None)
     if config_file is None:
         raise UserError(f"{model} does not lie in a run directory: give --config")
+    refuse_unused("evaluate", arguments.overrides, _USED_BY_EVALUATE, (), _OPTIONS)
     environment = os.environ if arguments.from_env else None
-    resolved = load_config(config_file, overrides=arguments.overrides, environment=environment)
+    load = load_config if arguments.config else load_stored_config
+    resolved = load(config_file, overrides=arguments.overrides, environment=environment)
     split = arguments.split or variables.get("SPLIT") or resolved.config.data.val_split
     tta, crops = _choice(arguments, variables, "tta", TTA) or "none", _choice(arguments, variables, "crops", CROPS)
     output = arguments.output or variables.get("OUTPUT")
@@ -123,17 +140,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
         output = Path(str(run)) / "evaluation" / "-".join(part for part in parts if part)
     with joined(hardware) as group:
         from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
+        from segformer_spark.evaluation.session import InferenceSettings
 
-        options = EvaluateOptions(
-            model=model,
-            split=split,
-            output=Path(output),
-            num_worst=arguments.worst,
-            tta=tta,
-            precision=precision,
-            batch_size=batch_size,
-            crops=crops,
-        )
+        if arguments.from_env and group.is_main:
+            name_unused_variables("evaluate", (*_USED_BY_EVALUATE, *_FROM_ENVIRONMENT))
+        settings = InferenceSettings(precision=precision, batch_size=batch_size, tta=tta, crops=crops)
+        options = EvaluateOptions(model, split, Path(output), arguments.worst, settings)
         run_evaluation(resolved, options, group)
     return 0
 
@@ -157,18 +169,24 @@ def submit(arguments: argparse.Namespace) -> int:
     boxes = arguments.boxes or variables.get("BOXES")
     hardware, precision, batch_size = _inference_settings(arguments)
     with joined(hardware) as group:
+        from segformer_spark.evaluation.session import InferenceSettings
         from segformer_spark.submission.submit import SubmitOptions, run_submission
 
+        if arguments.from_env and group.is_main:
+            name_unused_variables("submit", ("data.root", *_FROM_ENVIRONMENT))
+        settings = InferenceSettings(
+            precision=precision,
+            batch_size=batch_size,
+            tta=_choice(arguments, variables, "tta", TTA) or "none",
+            crops=_choice(arguments, variables, "crops", CROPS),
+            num_workers=arguments.num_workers,
+        )
         options = SubmitOptions(
             model=model,
             images=Path(images),
             output=Path(output),
-            tta=_choice(arguments, variables, "tta", TTA) or "none",
-            precision=precision,
-            batch_size=batch_size,
-            num_workers=arguments.num_workers,
+            inference=settings,
             overwrite=arguments.overwrite,
-            crops=_choice(arguments, variables, "crops", CROPS),
             boxes=Path(boxes) if boxes else None,
         )
         run_submission(options, group)
@@ -177,11 +195,11 @@ def submit(arguments: argparse.Namespace) -> int:
 
 def _test_images(run: Path | None, *, from_env: bool) -> Path | None:
     """Those of the run's data set, as SPARK has them; DATA_ROOT may have moved it. None for a model elsewhere."""
-    from segformer_spark.config.load import load_config
+    from segformer_spark.config.stored import load_stored_config
 
     if run is None:
         return None
-    config = load_config(run / "config.yaml", environment=os.environ if from_env else None).config
+    config = load_stored_config(run / "config.yaml", environment=os.environ if from_env else None).config
     return Path(config.data.root) / "stream-1-test"
 
 
@@ -189,7 +207,8 @@ def _inference_settings(arguments: argparse.Namespace) -> tuple[HardwareConfig, 
     """Hardware, precision and batch size: the command line's, else the environment's, else the defaults."""
     from segformer_spark.config.load import load_config
 
-    config = load_config(environment=os.environ if arguments.from_env else None).config
+    own = [item for item in getattr(arguments, "overrides", ()) if item.partition(".")[0].strip() == "hardware"]
+    config = load_config(overrides=own, environment=os.environ if arguments.from_env else None).config
     precision = arguments.precision or config.training.precision
     hardware = config.hardware
     if arguments.device is not None:

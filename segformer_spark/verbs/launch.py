@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,18 @@ def launch_variables(arguments: argparse.Namespace) -> Mapping[str, str]:
         return {}
     read_environment(os.environ)
     return os.environ
+
+
+def name_unused_variables(verb: str, used: Sequence[str], not_used: Sequence[str] = ()) -> None:
+    """Name, in one line, the settings in the environment that a verb does not use: a training job's, left over."""
+    from segformer_spark.config.environment import read_environment
+    from segformer_spark.run.console import logger
+    from segformer_spark.verbs.overrides import is_used
+
+    found = [override for override in read_environment(os.environ) if not is_used(override.dotted, used, not_used)]
+    if found:
+        names = ", ".join(override.source.removeprefix("environment ") for override in found)
+        logger.info("in the environment and not used by %s: %s", verb, names)
 
 
 def job_end(environment: Mapping[str, str]) -> float | None:

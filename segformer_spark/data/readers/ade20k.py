@@ -9,7 +9,6 @@ from __future__ import annotations
 import colorsys
 from pathlib import Path
 
-from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files, visible_files
 from segformer_spark.data.suffixes import COMMON
@@ -59,8 +58,3 @@ class Ade20kDataset(PairDataset):
         super().__init__([(image, root / "annotations" / folder / f"{image.stem}.png") for image in images])
         if check_files:
             refuse_missing_files(self.pairs)
-
-    @classmethod
-    def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> Ade20kDataset:
-        """The split that a configuration names."""
-        return cls(Path(config.root), split, check_files=check_files)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.readers.pairs import PairDataset
 from segformer_spark.data.suffixes import JPEG, PNG
@@ -77,11 +76,6 @@ class CamVidDataset(PairDataset):
         if check_files:
             _check_files(lines, root / f"{split}.txt")
         super().__init__([(line.image, line.mask) for line in lines])
-
-    @classmethod
-    def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> CamVidDataset:
-        """The split that a configuration names."""
-        return cls(Path(config.root), split, check_files=check_files)
 
 
 def _read_list(root: Path, split: str) -> list[_Line]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import read_index_mask
+from segformer_spark.data.files import ReadFile, read_file
 from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files, visible_files
 from segformer_spark.data.suffixes import PNG
 
@@ -67,14 +67,9 @@ class CityscapesDataset(PairDataset):
         if check_files:
             refuse_missing_files(self.pairs)
 
-    @classmethod
-    def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> CityscapesDataset:
-        """The split that a configuration names."""
-        return cls(Path(config.root), split, check_files=check_files)
-
-    def read_mask(self, path: Path) -> Mask:
+    def read_mask(self, path: Path, read: ReadFile = read_file) -> Mask:
         """Label ids, or train ids, by the file's name."""
-        return read_index_mask(path, _TRAIN_IDS if path.stem.endswith(_TRAIN) else _LABEL_IDS)
+        return read_index_mask(path, _TRAIN_IDS if path.stem.endswith(_TRAIN) else _LABEL_IDS, read)
 
     def sample_id(self, index: int) -> str:
         return super().sample_id(index).removesuffix(_IMAGE)

@@ -14,6 +14,7 @@ from pathlib import Path
 from segformer_spark.config.schema import DataConfig, FolderConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import color_tolerance, read_color_mask
+from segformer_spark.data.files import ReadFile, read_file
 from segformer_spark.data.readers.pairs import PairDataset, visible_files
 from segformer_spark.data.suffixes import IMAGES, LOSSY
 from segformer_spark.errors import ConfigError, DataError
@@ -42,18 +43,17 @@ class FolderDataset(PairDataset):
         super().__init__(_match(root, split, check_files=check_files))
 
     @classmethod
-    def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> FolderDataset:
-        """The split that a configuration names."""
+    def from_config(cls, config: DataConfig, split: str, *, check_files: bool) -> FolderDataset:
         return cls(Path(config.root), split, config.folder, check_files=check_files)
 
-    def read_mask(self, path: Path) -> Mask:
+    def read_mask(self, path: Path, read: ReadFile = read_file) -> Mask:
         """Colours or ids, as the table says."""
         if self.table.masks == "index":
-            return super().read_mask(path)
+            return super().read_mask(path, read)
         colors, ignored = self.classes.colors, self.table.ignore_color
         lossy = path.suffix.lower() in LOSSY
         distance = color_tolerance(colors, ignored) if lossy else _LOSSLESS_DISTANCE
-        return read_color_mask(path, colors, ignored=ignored, foreign_distance=distance)
+        return read_color_mask(path, colors, ignored=ignored, foreign_distance=distance, read=read)
 
     def sample_id(self, index: int) -> str:
         relative = self.pairs[index][0].relative_to(self.root / "images" / self.split)

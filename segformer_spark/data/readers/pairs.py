@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
+from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, ClassInfo, Mask, Sample
 from segformer_spark.data.decode import check_sizes, read_image, read_index_mask
+from segformer_spark.data.files import ReadFile, read_file
 from segformer_spark.errors import DataError
 
 
@@ -28,18 +31,30 @@ class PairDataset:
     def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
         self.pairs = list(pairs)
 
+    @classmethod
+    def from_config(cls, config: DataConfig, split: str, *, check_files: bool) -> Self:
+        """The split that a configuration names; who needs more of the configuration overrides it."""
+        return cls(Path(config.root), split, check_files=check_files)  # type: ignore[call-arg, arg-type]
+
+    @classmethod
+    def open(cls, config: DataConfig, split: str, *, check_files: bool = True, needed_side: int | None = None) -> Self:
+        """The split that a configuration names (see `open_dataset`)."""
+        dataset = cls.from_config(config, split, check_files=check_files)
+        dataset.needed_side = needed_side
+        return dataset
+
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def load(self, index: int) -> Sample:
+    def load(self, index: int, read: ReadFile = read_file) -> Sample:
         image_path, mask_path = self.pairs[index]
-        image, mask = read_image(image_path, self.needed_side), self.read_mask(mask_path)
+        image, mask = read_image(image_path, self.needed_side, read), self.read_mask(mask_path, read)
         check_sizes(image, mask, image_path, mask_path, reduced=self.needed_side is not None)
         return Sample(image, mask)
 
-    def read_mask(self, path: Path) -> Mask:
+    def read_mask(self, path: Path, read: ReadFile = read_file) -> Mask:
         """Decode one mask."""
-        return read_index_mask(path, self.labels)
+        return read_index_mask(path, self.labels, read)
 
     def sample_id(self, index: int) -> str:
         return self.pairs[index][0].stem

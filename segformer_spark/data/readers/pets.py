@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.readers.pairs import PairDataset, read_lines, refuse_missing_files
 from segformer_spark.errors import DataError
@@ -42,11 +41,6 @@ class PetsDataset(PairDataset):
         super().__init__([(root / "images" / f"{name}.jpg", masks / f"{name}.png") for name in names])
         if check_files:
             refuse_missing_files(self.pairs)
-
-    @classmethod
-    def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> PetsDataset:
-        """The split that a configuration names."""
-        return cls(Path(config.root), split, check_files=check_files)
 
 
 class PetsWithoutBorder(PetsDataset):

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, ClassInfo, Mask
 from segformer_spark.data.decode import read_color_mask
+from segformer_spark.data.files import ReadFile, read_file
 from segformer_spark.data.readers.pairs import PairDataset
 from segformer_spark.errors import DataError
 
@@ -74,14 +74,9 @@ class SparkDataset(PairDataset):
         self.rows = read_rows(root, split, check_files=check_files)
         super().__init__([(row.image, row.mask) for row in self.rows])
 
-    @classmethod
-    def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> SparkDataset:
-        """The split that a configuration names."""
-        return cls(Path(config.root), split, check_files=check_files)
-
-    def read_mask(self, path: Path) -> Mask:
+    def read_mask(self, path: Path, read: ReadFile = read_file) -> Mask:
         """Nearest of the three colours."""
-        return read_color_mask(path, self.classes.colors)
+        return read_color_mask(path, self.classes.colors, read=read)
 
     def sample_id(self, index: int) -> str:
         row = self.rows[index]

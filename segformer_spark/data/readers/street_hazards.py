@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.decode import read_index_mask
 from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files, visible_files
@@ -68,11 +67,6 @@ class StreetHazardsDataset(PairDataset):
         self.categories = tuple(sorted({image.parent.name for image, _ in pairs}))
         if check_files:
             refuse_missing_files(pairs)
-
-    @classmethod
-    def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> StreetHazardsDataset:
-        """The split that a configuration names."""
-        return cls(Path(config.root), split, check_files=check_files)
 
     def anomalies(self, index: int) -> NDArray[np.bool_]:
         """(H, W): whether a pixel belongs to an anomaly."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.readers.pairs import PairDataset, read_lines, refuse_missing_files
 
@@ -48,8 +47,3 @@ class VocDataset(PairDataset):
         )
         if check_files:
             refuse_missing_files(self.pairs)
-
-    @classmethod
-    def open(cls, config: DataConfig, split: str, *, check_files: bool = True) -> VocDataset:
-        """The split that a configuration names."""
-        return cls(Path(config.root), split, check_files=check_files)

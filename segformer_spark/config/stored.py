@@ -1,0 +1,53 @@
+"""Configurations that a run stored, maybe of an earlier version of this package.
+
+A setting that such a configuration lacks gets the value that had the behaviour of before it existed: `absent` on the
+field, else its default. Names that have changed are read under their former ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from segformer_spark.config.fields import FIELDS, flatten
+from segformer_spark.config.load import ResolvedConfig, load_config, validate
+from segformer_spark.config.schema import Config
+
+
+def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored tree with a value for every field of the schema."""
+    full = _copied(tree)
+    for dotted, field in FIELDS.items():
+        *sections, leaf = dotted.split(".")
+        node = full
+        for section in sections:
+            node = node.setdefault(section, {})
+        if leaf not in node:
+            absent = field.absent
+            assert absent is not PydanticUndefined, f"{dotted} has neither a default nor a value for older runs"
+            node[leaf] = absent
+    return full
+
+
+def stored_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted field: value} of a stored tree, as this version writes them.
+
+    Raises:
+        ConfigError: a value that this version does not know.
+    """
+    config: Config = validate(complete(tree), {}).config
+    return flatten(config.model_dump(mode="json"))
+
+
+def load_stored_config(
+    path: Path, *, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> ResolvedConfig:
+    """A run's config.yaml, completed, with overrides on top (`load_config`)."""
+    return load_config(path, overrides=overrides, environment=environment, complete=complete)
+
+
+def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

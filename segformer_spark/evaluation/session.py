@@ -1,0 +1,142 @@
+"""A finished model, opened for prediction: the one way in which verbs ask a run, a model folder or a Hub folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from segformer_spark.checkpoint.export import ModelCard, load_model
+from segformer_spark.config.schema import DataConfig
+from segformer_spark.data.dataset import Box, SegmentationDataset
+from segformer_spark.data.inference_view import InferenceView
+from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader, file_loader
+from segformer_spark.data.registry import open_dataset
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.errors import UserError
+from segformer_spark.evaluation.predict import Predictor, check_view
+from segformer_spark.models.interface import SegmentationModel
+from segformer_spark.run.directory import locate_model
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How a finished model is asked.
+
+    Attributes:
+        precision: fp32, bf16 or fp16 (autocast).
+        batch_size: images per rank at a time.
+        tta: test-time augmentation, a key of TTA_FLIPS.
+        crops: none, box or two_pass; None as the model was exported.
+        view: fields of `inference` that replace those that the model was exported with.
+        num_workers: loader processes per rank.
+    """
+
+    precision: str = "fp32"
+    batch_size: int = 8
+    tta: str = "none"
+    crops: str | None = None
+    view: Mapping[str, Any] = field(default_factory=dict)
+    num_workers: int = 0
+
+
+class Session:
+    """A model in evaluation mode on this rank's device.
+
+    Attributes:
+        folder: the exported model's folder.
+        run: the run directory that it lies in; None elsewhere.
+        card: what its export says about it.
+        view: what it is shown of an image.
+        dataset: the split that it is asked about; None without one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run: Path | None,
+        model: SegmentationModel,
+        card: ModelCard,
+        settings: InferenceSettings,
+        group: Group,
+        dataset: SegmentationDataset | None,
+    ) -> None:
+        self.folder, self.run, self.card, self.group, self.dataset = folder, run, card, group, dataset
+        crops = {"crops": settings.crops} if settings.crops else {}
+        self.view: InferenceView = card.view(**{**settings.view, **crops})
+        if dataset is not None:
+            check_view(self.view.config, dataset)
+        self.loading = EvalLoading(self.view, settings.batch_size, settings.num_workers)
+        self.predictor = Predictor(
+            model.to(group.device), group.device, self.view, settings.precision, settings.tta, card.background
+        )
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        settings: InferenceSettings,
+        group: Group,
+        data: DataConfig | None = None,
+        split: str | None = None,
+    ) -> Session:
+        """Open a model, and the split of a data set that it will be asked about.
+
+        Args:
+            path: a run directory (its best/, else final/), a folder exported by this package, or a published SegFormer.
+            split: of `data`; None takes its validation split.
+
+        Raises:
+            UserError: there is no such model or data, or they do not go together.
+        """
+        folder, run = locate_model(path)
+        model, card = load_model(folder)
+        dataset = None
+        if data is not None:
+            dataset = open_dataset(data, split or data.val_split)
+            if tuple(dataset.classes.names) != card.class_names:
+                raise UserError(
+                    f"{folder} knows the classes {', '.join(card.class_names)}, the data set {data.dataset} has "
+                    f"{', '.join(dataset.classes.names)}"
+                )
+        return cls(folder, run, model, card, settings, group, dataset)
+
+    @property
+    def model(self) -> SegmentationModel:
+        return self.predictor.model
+
+    def labelled(self) -> SegmentationDataset:
+        """The data set that the session was opened with."""
+        assert self.dataset is not None, "this session was opened without a data set"
+        return self.dataset
+
+    def items(self, indices: Sequence[int]) -> Iterator[list[EvalItem]]:
+        """Batches of the data set's images at these indices."""
+        return eval_loader(self.labelled(), indices, self.loading)
+
+    def file_items(
+        self, files: Sequence[Path], indices: Sequence[int], boxes: Mapping[str, Box] | None = None
+    ) -> Iterator[list[EvalItem]]:
+        """Batches of unlabelled image files; `boxes` by file name, for crops around boxes."""
+        return file_loader(files, indices, self.loading, boxes)
+
+    def predictions(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
+        """Class ids, uint8 (H, W) at native size (`Predictor.predict`)."""
+        return self.predictor.predict(items)
+
+    def probabilities(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
+        """Class probabilities, fp32 (C, H, W) at native size (`Predictor.probabilities`)."""
+        return self.predictor.probabilities(items)
+
+    def logits(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
+        """Logits, fp32 (C, h, w) on the model's own grid (`Predictor.logits`)."""
+        return self.predictor.logits(items)
+
+    def features(
+        self, items: Iterable[list[EvalItem]], names: Sequence[str]
+    ) -> Iterator[tuple[EvalItem, dict[str, Tensor]]]:
+        """Named maps of encoder and decoder, fp32 (D, h, w) (`Predictor.features`)."""
+        return self.predictor.features(items, names)
