@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from segformer_spark.cli import build_parser, main
+from segformer_spark.exit_codes import ExitCode
 
 VERBS = [
     "demo",
@@ -312,7 +313,7 @@ def test_every_line_of_a_traceback_names_rank_and_host(
     }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     status, _, err = leave(capsys, "job", "paths")
-    assert status == 1
+    assert status == ExitCode.OWN_FAILURE == 70
     lines = err.splitlines()
     assert lines[0] == f"{prefix}Traceback (most recent call last):"
     assert lines[-2:] == [f"{prefix}RuntimeError: two", f"{prefix}lines"]

@@ -1,4 +1,4 @@
-"""The house: dependencies point one way, and files stay small."""
+"""The architecture: dependencies point one way, and files stay small."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ PACKAGE = Path(__file__).resolve().parents[1] / "segformer_spark"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A package may import from itself and from packages of lower layers.
-FLOORS = [
-    {"errors", "__init__"},
+LAYERS = [
+    {"errors", "exit_codes", "__init__"},
     {"config", "run", "ops"},
     {"data", "models", "losses", "metrics", "distributed"},
     {"engine", "checkpoint"},
     {"evaluation"},
     {"training", "submission"},
-    {"demo", "cluster", "bench", "agreement", "anomaly", "study"},
+    {"demo", "cluster", "bench", "agreement", "anomaly"},
+    {"study"},
     {"verbs"},
     {"cli"},
     {"__main__"},
 ]
 BESIDE = {("run", "config")}
-"""Imports between rooms of one floor that are meant."""
+"""Imports between packages of one layer that are meant."""
 
 
-def room(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def floor(name: str) -> int:
-    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
+def layer(name: str) -> int:
+    return next(number for number, packages in enumerate(LAYERS) if name in packages)
 
 
 def imports(path: Path) -> set[str]:
@@ -49,18 +50,18 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_dependencies_point_one_way(path: Path) -> None:
-    own = room(path)
+    own = package_of(path)
     for module in imports(path):
         parts = module.split(".")
         if parts[0] != "segformer_spark" or len(parts) < 2 or parts[1].startswith("__"):
             continue
         other = parts[1]
-        allowed = other == own or floor(other) < floor(own) or (own, other) in BESIDE
+        allowed = other == own or layer(other) < layer(own) or (own, other) in BESIDE
         assert allowed, f"{own} must not import {module}"
 
 
 def test_only_the_engine_imports_deepspeed() -> None:
-    users = {room(path) for path in FILES if any(m.split(".")[0] == "deepspeed" for m in imports(path))}
+    users = {package_of(path) for path in FILES if any(m.split(".")[0] == "deepspeed" for m in imports(path))}
     assert users == {"engine"}
 
 
@@ -86,3 +87,24 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_engines_are_built_in_two_places() -> None:
+    """Everything else takes its steps from the stepper, which closes engine and loader."""
+    builders = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Engine":
+                builders.add(str(path.relative_to(PACKAGE)))
+    assert builders == {"training/stepper.py", "training/train.py"}
+
+
+def test_finished_models_are_opened_in_one_place() -> None:
+    """Predictors of exported models come from a session; validation has the live model."""
+    callers = {
+        str(path.relative_to(PACKAGE))
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load_model"
+    }
+    assert callers == {"evaluation/session.py"}

@@ -10,19 +10,7 @@ from collections.abc import Sequence
 
 MAX_LENGTH = 64
 _PLUS = "plus"
-_LATIN = {
-    "ß": "ss",
-    "ø": "o",
-    "Ø": "O",
-    "æ": "ae",
-    "Æ": "AE",
-    "œ": "oe",
-    "Œ": "OE",
-    "ł": "l",
-    "Ł": "L",
-    "đ": "d",
-    "ð": "d",
-}
+_LATIN = dict(zip("ßøØæÆœŒłŁđð", ("ss", "o", "O", "ae", "AE", "oe", "OE", "l", "L", "d", "d"), strict=True))
 """Letters that Unicode does not decompose into ASCII letters."""
 
 _HASH_LENGTH = 6

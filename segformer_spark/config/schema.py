@@ -24,7 +24,7 @@ from segformer_spark.config.training_schema import (
     SchedulerConfig,
     TrainingConfig,
 )
-from segformer_spark.config.variants import VariantName
+from segformer_spark.config.variants import VARIANTS, PerStage, Variant, VariantName
 
 RUN_NAME_PATTERN = r"[A-Za-z0-9._-]{1,64}"
 
@@ -57,13 +57,34 @@ class ExperimentConfig(Section):
     notes: str = field("", "Free text for the record.", resume_safe=True)
 
 
+class CustomVariantConfig(Section):
+    """Sizes of `model.variant: custom`; the defaults are B0's."""
+
+    depths: PerStage = field((2, 2, 2, 2), "Blocks per stage.", strict=False)
+    hidden_sizes: PerStage = field((32, 64, 160, 256), "Channels per stage, divisible by its heads.", strict=False)
+    num_heads: PerStage = field((1, 2, 5, 8), "Attention heads per stage.", strict=False)
+    decoder_size: int = field(256, "Channels of the decode head.", ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> CustomVariantConfig:
+        if min(*self.depths, *self.hidden_sizes, *self.num_heads) < 1:
+            raise ValueError("depths, hidden_sizes and num_heads are all at least 1")
+        for width, heads in zip(self.hidden_sizes, self.num_heads, strict=True):
+            if width % heads:
+                raise ValueError(f"hidden_sizes: {width} channels do not divide into {heads} heads (num_heads)")
+        return self
+
+
 class ModelConfig(Section):
     name: str = field(
         "segformer",
         "segformer, unet, deeplabv3plus, fpn, hiera, deeplabv3, fcn or vit (models/registry.py).",
         env="MODEL_NAME",
     )
-    variant: VariantName = field("b2", "SegFormer size.", env="SEGFORMER_VARIANT")
+    variant: VariantName = field(
+        "b2", "SegFormer size; custom takes the sizes of model.custom.", env="SEGFORMER_VARIANT"
+    )
+    custom: CustomVariantConfig = CustomVariantConfig()
     encoder: str | None = field(
         None, "Encoder of the other models, such as resnet50; null takes the model's first.", env="ENCODER"
     )
@@ -80,6 +101,14 @@ class ModelConfig(Section):
     freeze_backbone: bool = field(False, "Train the decode head only.", env="FREEZE_BACKBONE")
     dropout: float = field(0.1, "Dropout before segformer's classifier.", ge=0, lt=1)
     drop_path: float = field(0.1, "Stochastic depth at segformer's last block, from 0 at the first.", ge=0, lt=1)
+
+    @property
+    def sizes(self) -> Variant:
+        """The sizes of the variant."""
+        if self.variant != "custom":
+            return VARIANTS[self.variant]
+        own = self.custom
+        return Variant(own.depths, own.hidden_sizes, own.decoder_size, own.num_heads)
 
     @property
     def label(self) -> str:
@@ -166,6 +195,11 @@ class Config(Section):
             raise ValueError("training.precision fp16 needs deepspeed.zero_stage 1 or 2; with stage 0 use bf16 or fp32")
         if self.model.freeze_backbone and self.training.optimizer.layer_decay != 1:
             raise ValueError("training.optimizer.layer_decay is for the encoder's blocks, and freeze_backbone is on")
+        if self.model.variant == "custom" and self.model.pretrained in ("ade20k", "cityscapes", "imagenet"):
+            raise ValueError(
+                f"model.pretrained {self.model.pretrained}: there are no such weights of variant custom; set "
+                "model.pretrained=none, or a model folder"
+            )
         if self.model.name != "segformer":
             self._refuse_what_segformer_alone_has()
         if self.training.precision == "fp16" and self.training.ema.decay is not None:
@@ -176,6 +210,7 @@ class Config(Section):
         name, usual = self.model.name, ModelConfig()
         changed = {
             "model.dropout": self.model.dropout != usual.dropout,
+            "model.variant": self.model.variant == "custom",
             "model.drop_path": self.model.drop_path != usual.drop_path,
             "training.activation_checkpointing": self.training.activation_checkpointing,
             "hardware.compile": self.hardware.compile,

@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-VariantName = Literal["b0", "b1", "b2", "b3", "b4", "b5"]
+VariantName = Literal["b0", "b1", "b2", "b3", "b4", "b5", "custom"]
+"""`custom` takes its sizes from the configuration (`model.custom`)."""
+
+PerStage = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Blocks and channels of each stage, and the channels of the decode head."""
+    """Blocks, channels and attention heads of each stage, and the channels of the decode head."""
 
-    depths: tuple[int, int, int, int]
-    hidden_sizes: tuple[int, int, int, int]
+    depths: PerStage
+    hidden_sizes: PerStage
     decoder_size: int
+    num_heads: PerStage = (1, 2, 5, 8)
 
 
 _SMALL, _WIDE = (32, 64, 160, 256), (64, 128, 320, 512)
-VARIANTS: dict[VariantName, Variant] = {
+VARIANTS: dict[str, Variant] = {
     "b0": Variant((2, 2, 2, 2), _SMALL, 256),
     "b1": Variant((2, 2, 2, 2), _WIDE, 256),
     "b2": Variant((3, 4, 6, 3), _WIDE, 768),

@@ -203,7 +203,7 @@ def process_group(
 def _meet(launch: Launch, timeout_minutes: float) -> Any:
     """The store that all ranks share. Who waits for a rank that never starts holds its GPU: not for too long."""
     if launch.master is None:
-        return dist.HashStore()
+        return dist.HashStore()  # type: ignore[attr-defined]
     host, port = launch.master
     # torchrun's agent holds the store already.
     url = "env://" if launch.launcher == "torchrun" else f"tcp://{host}:{port}"

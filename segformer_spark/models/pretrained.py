@@ -136,12 +136,12 @@ def _build_segformer(config: ModelConfig, class_names: Sequence[str], seed: int)
     options: dict[str, Any] = {"dropout": config.dropout, "drop_path": config.drop_path}
     source = None if config.pretrained == "none" else locate_weights(config)
     if source is not None and source.is_dir():
-        hub_config = segformer_config(config.variant, class_names, **options)
+        hub_config = segformer_config(config.sizes, class_names, **options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = load_network(source, config=hub_config)
         return SegFormer(network, freeze_backbone=config.freeze_backbone)
-    model = build_segformer(config.variant, class_names, freeze_backbone=config.freeze_backbone, seed=seed, **options)
+    model = build_segformer(config.sizes, class_names, freeze_backbone=config.freeze_backbone, seed=seed, **options)
     if source is not None:
         load_encoder(model, source)
     return model

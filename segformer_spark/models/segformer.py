@@ -28,13 +28,14 @@ _STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
 def segformer_config(
-    variant: str, class_names: Sequence[str], *, dropout: float = 0.1, drop_path: float = 0.1
+    variant: str | Variant, class_names: Sequence[str], *, dropout: float = 0.1, drop_path: float = 0.1
 ) -> SegformerConfig:
-    """The transformers configuration of a variant; `class_names` become id2label."""
-    sizes = VARIANTS[variant]
+    """The transformers configuration of a variant, by its name or sizes; `class_names` become id2label."""
+    sizes = VARIANTS[variant] if isinstance(variant, str) else variant
     return SegformerConfig(
         depths=list(sizes.depths),
         hidden_sizes=list(sizes.hidden_sizes),
+        num_attention_heads=list(sizes.num_heads),
         decoder_hidden_size=sizes.decoder_size,
         classifier_dropout_prob=dropout,
         drop_path_rate=drop_path,
@@ -76,7 +77,8 @@ class SegFormer(SegmentationModel):
     def variant(self) -> str | None:
         """b0 to b5, or None for other sizes."""
         config = self.network.config
-        own = Variant(tuple(config.depths), tuple(config.hidden_sizes), config.decoder_hidden_size)
+        heads = tuple(config.num_attention_heads)
+        own = Variant(tuple(config.depths), tuple(config.hidden_sizes), config.decoder_hidden_size, heads)
         return next((name for name, sizes in VARIANTS.items() if sizes == own), None)
 
     @property
@@ -158,7 +160,7 @@ def blocks_from_head(name: str, depths: Sequence[int]) -> int:
 
 
 def build_segformer(
-    variant: str,
+    variant: str | Variant,
     class_names: Sequence[str],
     *,
     dropout: float = 0.1,

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from segformer_spark.config.schema import ModelConfig
+from segformer_spark.config.variants import Variant
 from segformer_spark.models.registry import build_network, encoder_of
 from segformer_spark.models.segformer import segformer_config
 
@@ -51,7 +52,9 @@ class ModelSize:
         }
 
 
-def model_size(variant: str, num_classes: int, image_size: int, *, freeze_backbone: bool = False) -> ModelSize:
+def model_size(
+    variant: str | Variant, num_classes: int, image_size: int, *, freeze_backbone: bool = False
+) -> ModelSize:
     """Count a variant's parameters (built on the meta device) and its multiply-adds (`encoder_macs`, `head_macs`)."""
     config = segformer_config(variant, [str(index) for index in range(num_classes)])
     with torch.device("meta"):
@@ -61,7 +64,7 @@ def model_size(variant: str, num_classes: int, image_size: int, *, freeze_backbo
     in_encoder = encoder_macs(config, image_size)
     head, merged = head_macs(config, image_size, merged=False), head_macs(config, image_size, merged=True)
     return ModelSize(
-        model_name=f"segformer-{variant}",
+        model_name=f"segformer-{variant if isinstance(variant, str) else 'custom'}",
         num_classes=num_classes,
         image_size=image_size,
         total_params=total,
@@ -82,7 +85,8 @@ def size_of(config: ModelConfig, num_classes: int, image_size: int) -> ModelSize
     """
     name = model_name(config)
     if config.name == "segformer":
-        return model_size(config.variant, num_classes, image_size, freeze_backbone=config.freeze_backbone)
+        sized = config.sizes if config.variant == "custom" else config.variant
+        return model_size(sized, num_classes, image_size, freeze_backbone=config.freeze_backbone)
     with torch.device("meta"):
         model = build_network(config, num_classes, image_size).eval()
     model.to("meta")  # constants that a library makes from numpy

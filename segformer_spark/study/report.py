@@ -39,9 +39,7 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
     draw_tradeoffs(results, folder / "tradeoffs.png")
     grids = draw_grids(study, results, group, folder)
     report = Report(f"Comparison: {study.name}")
-    report.text(
-        f"{len(results)} of {len(study.runs)} runs. {_VOID} `reference` columns are published results of another study."
-    )
+    report.text(f"{len(results)} of {len(study.runs)} runs. {_VOID} Columns `reference_*` are published results.")
     report.heading("Models")
     report.table(summary)
     report.heading("Runs")

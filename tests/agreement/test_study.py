@@ -7,17 +7,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
-from segformer_spark.agreement.reference import read_agreement_study
 
 from segformer_spark.agreement.ratings import Item, read_items
 from segformer_spark.agreement.study import AgreementOptions, Candidate, run_agreement
+from segformer_spark.agreement.study_file import read_agreement_study
 from segformer_spark.agreement.synthetic import write_synthetic
 from segformer_spark.cli import main
 from segformer_spark.config.load import PROJECT_ROOT
 from segformer_spark.errors import ConfigError, DataError, UserError
-
-CPU = torch.device("cpu")
+from tests.sessions import group_of_one
 
 
 def pair(folder: Path, base: str) -> None:
@@ -69,7 +67,8 @@ def test_the_whole_study_on_a_trained_model(trained_run: Path, tmp_path: Path) -
     items = read_items(tmp_path / "pairs", answers)
     candidates = [Candidate(name, trained_run / "best") for name in ("one", "two")]
     options = AgreementOptions(tmp_path / "out", repeats=50)
-    results = run_agreement(candidates, items, options, CPU)
+    with group_of_one() as group:
+        results = run_agreement(candidates, items, options, group)
     assert results[0].changes == results[1].changes
     assert results[0].variant == "b0"
     pairs = list(csv.DictReader((tmp_path / "out/one/pairs.csv").open()))
@@ -92,8 +91,9 @@ def test_the_whole_study_on_a_trained_model(trained_run: Path, tmp_path: Path) -
     assert summary["against_parameters"]["max_pearson"]["r"] is None
     for figure in ("agreement.png", "correlation_vs_parameters.png"):
         assert (tmp_path / "out" / figure).stat().st_size > 5000
-    with pytest.raises(UserError, match="there is no class wall; it knows background, body, panels"):
-        run_agreement(candidates[:1], items, AgreementOptions(tmp_path / "out", ignored=("wall",)), CPU)
+    wall = AgreementOptions(tmp_path / "out", ignored=("wall",))
+    with group_of_one() as group, pytest.raises(UserError, match="there is no class wall; it knows background, body"):
+        run_agreement(candidates[:1], items, wall, group)
 
 
 def test_the_verb(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,11 +148,14 @@ def test_a_study_file_names_models_and_what_others_found(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("reference: {}\n", "has the keys models"),
-        ("models: {a: x}\npairs: y\n", r"pairs \(line 2\) is none of them"),
-        ("models: [a]\n", "models and reference are tables"),
-        ("models: {a: x}\nreference: {b: {max_pearson: 0.1}}\n", "reference of b"),
-        ("models: {a: x}\nreference: {a: {pearson: 0.1}}\n", "reference of a"),
+        ("reference: {}\n", "study.yaml: models: this key is missing"),
+        ("models: {a: x}\npairs: y\n", r"study.yaml:2: pairs: there is no such key. Known here: ignore_class, models"),
+        ("models: [a]\n", r"study.yaml:1: models: input should be a valid dictionary"),
+        ("models: {a: x}\nreference: {b: {max_pearson: 0.1}}\n", "reference of b: it is none of the models"),
+        (
+            "models: {a: x}\nreference: {a: {pearson: 0.1}}\n",
+            r"study.yaml:2: reference.a.pearson: there is no such key",
+        ),
     ],
 )
 def test_bad_study_files(tmp_path: Path, text: str, message: str) -> None:

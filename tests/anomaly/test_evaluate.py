@@ -12,8 +12,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from segformer_spark.anomaly import figures
 from segformer_spark.anomaly.evaluate import MethodResult, evaluate_scores, write_results
-from segformer_spark.anomaly.features import FEATURE_METHODS
 from segformer_spark.anomaly.fit import fit_features
+from segformer_spark.anomaly.methods import FITTED
 from segformer_spark.anomaly.scores import build_score
 from segformer_spark.cli import main
 from segformer_spark.config.schema import DataConfig, InferenceConfig
@@ -24,30 +24,30 @@ from segformer_spark.data.loader import EvalLoading
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.errors import DataError
 from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.evaluation.session import InferenceSettings
 from segformer_spark.metrics.ranking import rank
-from segformer_spark.models.segformer import build_segformer
 from tests.ranks import Group, run_on_ranks
+from tests.sessions import session_of
+from tests.tiny import tiny_segformer
 from tests.training.short_run import short_run
 
-METHODS = ("standardized_max_logit", *FEATURE_METHODS)
+METHODS = FITTED
 VIEW = InferenceView(64, InferenceConfig(resize="native"))
 
 
 def evaluated(group: Group, root: str, output: str, split: str = "test") -> list[dict[str, object]]:
     dataset = open_dataset(DataConfig(dataset="street_hazards", root=root), split)
-    model = build_segformer("b0", dataset.classes.names, seed=0)
-    predictor = Predictor(model, group.device, VIEW)
+    model = tiny_segformer(dataset.classes.names)
+    session = session_of(model, dataset, group, settings=InferenceSettings(batch_size=2), resize="native")
     scores = {method: build_score(method) for method in ("msp", "energy")}
-    results = evaluate_scores(
-        predictor, dataset, EvalLoading(VIEW, 2, 0), group, scores, panels=Path(output) / "panels", num_panels=2
-    )
+    results = evaluate_scores(session, scores, panels=Path(output) / "panels", num_panels=2)
     return group.on_main(lambda: write_results(results, "model", Path(output), {"split": split}))
 
 
 def reference(root: Path) -> dict[str, list[float]]:
     """MSP by the plain way: full-size logits, softmax, scikit-learn; per image, and all pixels in float16."""
     dataset = open_dataset(DataConfig(dataset="street_hazards", root=str(root)), "test")
-    predictor = Predictor(build_segformer("b0", dataset.classes.names, seed=0), torch.device("cpu"), VIEW)
+    predictor = Predictor(tiny_segformer(dataset.classes.names), torch.device("cpu"), VIEW)
     from segformer_spark.data.loader import eval_loader
 
     found, scores, truths = [], [], []
@@ -125,15 +125,17 @@ def refused(group: Group, root: str, output: str) -> str:
     return ""
 
 
-def test_a_split_without_strange_objects(tmp_path: Path) -> None:
+def test_a_split_without_anomalies(tmp_path: Path) -> None:
     write_street_set(tmp_path / "set", numbers=(8, 4, 4), size=(48, 80))
     assert "has no anomalies" in run_on_ranks(1, refused, str(tmp_path / "set"), str(tmp_path / "out"))[0]
 
 
 def fitted(group: Group, root: str) -> list[list[float]]:
     dataset = open_dataset(DataConfig(dataset="street_hazards", root=root), "train")
-    predictor = Predictor(build_segformer("b0", dataset.classes.names, seed=0), group.device, VIEW)
-    found = fit_features(predictor, Subset(dataset, range(2)), EvalLoading(VIEW, 1, 0), group, 500)
+    model = tiny_segformer(dataset.classes.names)
+    settings = InferenceSettings(batch_size=1)
+    session = session_of(model, Subset(dataset, range(2)), group, settings=settings, resize="native")
+    found = fit_features(session, 500)
     return [value.flatten().tolist() for value in (found.means, found.log_priors, found.centers, found.scales)]
 
 

@@ -11,7 +11,6 @@ from sklearn.covariance import EmpiricalCovariance
 from torch import Tensor
 
 from segformer_spark.anomaly.features import (
-    FEATURE_METHODS,
     FeatureStatistics,
     GaussianSums,
     PartSums,
@@ -22,6 +21,7 @@ from segformer_spark.anomaly.features import (
     read_features,
     write_features,
 )
+from segformer_spark.anomaly.methods import FEATURES
 from segformer_spark.errors import UserError
 
 CLASSES, WIDTH = 3, 5
@@ -126,7 +126,7 @@ def test_scores_are_made_of_z_scored_parts() -> None:
     np.testing.assert_allclose(build_map_score("heat_hybrid", fit)(logits, features).numpy(), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", FEATURE_METHODS)
+@pytest.mark.parametrize("method", FEATURES)
 def test_what_lies_far_from_training_data_is_stranger(method: str) -> None:
     score = build_map_score(method, statistics())
     near = statistics().means[1].float()[:, None, None].expand(-1, 4, 4)

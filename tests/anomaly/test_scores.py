@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,16 @@ import torch
 from pytorch_ood.detector import EnergyBased, Entropy, MaxLogit, MaxSoftmax
 from scipy import special, stats
 
-from segformer_spark.anomaly.features import FEATURE_METHODS
+from segformer_spark.anomaly.methods import FEATURES, FITTED, LOGIT_STATISTICS, METHODS, PLAIN
 from segformer_spark.anomaly.scores import (
-    FITTED,
-    METHODS,
     ClassStatistics,
     StatisticsSums,
     build_score,
     read_statistics,
     write_statistics,
 )
+from segformer_spark.cli import build_parser
 from segformer_spark.errors import UserError
-from segformer_spark.verbs import anomaly
 from tests.ranks import Group, run_on_ranks
 
 LOGITS = torch.randn(5, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
@@ -44,16 +43,19 @@ def expected(method: str) -> np.ndarray:
     }[method]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", (*PLAIN, *LOGIT_STATISTICS))
 def test_scores_are_their_formulas(method: str) -> None:
     score = build_score(method, temperature=2.5, statistics=STATISTICS)
     np.testing.assert_allclose(score(LOGITS).numpy(), expected(method), rtol=1e-12, atol=1e-12)
 
 
-def test_the_command_line_offers_all() -> None:
-    assert tuple(method for method in METHODS if method not in FITTED) == anomaly._PLAIN
-    assert anomaly._OF_FEATURES == FEATURE_METHODS
-    assert (*FITTED, *FEATURE_METHODS) == anomaly._FITTED
+def test_the_command_line_offers_all(capsys: pytest.CaptureFixture[str]) -> None:
+    for action, offered in (("fit", FITTED), ("eval", METHODS)):
+        with pytest.raises(SystemExit):
+            build_parser().parse_args(["anomaly", action, "--help"])
+        shown = capsys.readouterr().out
+        assert f"{{{','.join(offered)}}}" in re.sub(r"\s", "", shown)
+    assert (*PLAIN, *LOGIT_STATISTICS, *FEATURES) == METHODS
 
 
 @pytest.mark.parametrize(

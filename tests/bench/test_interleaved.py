@@ -1,4 +1,4 @@
-"""Contests at a tiny size: they run, and ratios are what they are said to be. No time is asserted."""
+"""Benchmarks at a tiny size: they run, and ratios are what they are said to be. No time is asserted."""
 
 from __future__ import annotations
 

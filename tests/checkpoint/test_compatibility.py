@@ -4,6 +4,7 @@ import pytest
 
 from segformer_spark.checkpoint.compatibility import check_compatible, configuration_state
 from segformer_spark.config.batch import BatchPlan
+from segformer_spark.config.fields import FIELDS
 from segformer_spark.config.load import load_config
 from segformer_spark.errors import CheckpointError
 
@@ -66,8 +67,37 @@ def test_weights_from_a_manifest_and_cached_images_are_part_of_the_configuration
         check_compatible(state(), load_config().config, BatchPlan(8, 1, 4), present)
 
 
-def test_a_checkpoint_of_another_version() -> None:
+def test_a_checkpoint_of_a_version_without_a_setting() -> None:
+    """The setting counts as its default, or as `absent` says where the default behaves in another way."""
     old = state()
     del old["config"]["training"]["accumulation"]  # type: ignore[index]
-    with pytest.raises(CheckpointError, match="made by another version .* lacks 'accumulation'"):
+    del old["config"]["model"]["custom"]  # type: ignore[index]
+    check_compatible(old, load_config().config, BatchPlan(8, 1, 4), state())
+    mean = load_config(overrides=["training.accumulation=mean"]).config
+    with pytest.raises(CheckpointError, match="training.accumulation was 'exact', now 'mean'"):
+        check_compatible(old, mean, BatchPlan(8, 1, 4), state())
+
+
+def test_a_setting_whose_default_is_new_keeps_the_behaviour_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, field = state(), FIELDS["training.gradient_clip"]
+    del old["config"]["training"]["gradient_clip"]  # type: ignore[index]
+    extra = dict(field.info.json_schema_extra or {})  # type: ignore[arg-type]
+    monkeypatch.setattr(field.info, "json_schema_extra", {**extra, "absent": 5.0})
+    with pytest.raises(CheckpointError, match=r"training.gradient_clip was 5.0, now 1.0"):
         check_compatible(old, load_config().config, BatchPlan(8, 1, 4), state())
+    before = load_config(overrides=["training.gradient_clip=5"]).config
+    check_compatible(old, before, BatchPlan(8, 1, 4), state())
+
+
+def test_a_name_of_before_is_the_name_of_today() -> None:
+    old = state()
+    old["config"]["augmentation"]["crop"]["mode"] = "seed"  # type: ignore[index]
+    crops = load_config(overrides=["augmentation.crop.mode=original"]).config
+    check_compatible(old, crops, BatchPlan(8, 1, 4), state())
+
+
+def test_a_checkpoint_with_a_setting_that_is_not_known() -> None:
+    later = state()
+    later["config"]["training"]["telepathy"] = True  # type: ignore[index]
+    with pytest.raises(CheckpointError, match=r"of another version .* training.telepathy: there is no such key"):
+        check_compatible(later, load_config().config, BatchPlan(8, 1, 4), state())

@@ -7,19 +7,12 @@ from typing import Any
 import pytest
 
 from segformer_spark.cluster import requeue
-from segformer_spark.cluster.requeue import (
-    COMPLETE,
-    GIVEN_UP,
-    REQUEUED,
-    JobId,
-    ask_slurm,
-    decide,
-    decide_resumable,
-    obstacle,
-)
+from segformer_spark.cluster.requeue import JobId, ask_slurm, decide, decide_resumable, obstacle
+from segformer_spark.exit_codes import RequeueVerdict
 from segformer_spark.run.directory import RunDirectory
-from segformer_spark.training.loop import Outcome
+from segformer_spark.run.outcome import Outcome
 
+COMPLETE, GIVEN_UP, REQUEUED = RequeueVerdict.COMPLETE, RequeueVerdict.GIVEN_UP, RequeueVerdict.REQUEUED
 JOB = JobId("7", "7", 0)
 
 

@@ -37,7 +37,7 @@ def test_the_environment_is_not_read_unless_asked(monkeypatch: pytest.MonkeyPatc
     ("text", "message"),
     [
         ("training:\n  batchsize: 8\n", "x.yaml:2: training.batchsize: there is no such key. Did you mean batch_size"),
-        ("training:\n  lr: 1e-4\n", "It stands under training.optimizer.lr"),
+        ("training:\n  lr: 1e-4\n", "Did you mean training.optimizer.lr"),
         ("training:\n  epochs: '3'\n", "x.yaml:2: training.epochs: input should be a valid integer (given: '3')"),
         ("training:\n  epochs: 0\n", "greater than or equal to 1"),
         ("training:\n  epochs: true\n", "x.yaml:2"),

@@ -49,11 +49,14 @@ def test_a_list_of_runs_with_values_of_every_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("grid: {experiment.seed: [1]}\n", "has the keys base"),
+        ("grid: {experiment.seed: [1]}\n", "my sweep.yaml: base: this key is missing"),
         ("base: base.yaml\n", "one of them"),
-        ("base: base.yaml\ngrid: {experiment.seed: 1}\n", "section.key: \\[value"),
-        ("base: base.yaml\ngrid: {experiment.sede: [1]}\n", "experiment.sede: no such key"),
-        ("base: base.yaml\nruns: []\n", "runs is a list"),
+        ("base: base.yaml\ngrid: {experiment.seed: 1}\n", "yaml:2: grid.experiment.seed: input should be a valid list"),
+        (
+            "base: base.yaml\ngrid: {experiment.sede: [1]}\n",
+            "experiment.sede: there is no such key of the configuration. Did you mean experiment.seed",
+        ),
+        ("base: base.yaml\nruns: []\n", "runs: list should have at least 1 item"),
         ("base: none.yaml\nruns: [{experiment.seed: 1}]\n", "no such configuration file"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segformer_spark.errors import EXIT_PEER_LOST
+from segformer_spark.exit_codes import ExitCode
 from tests.ranks import _free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def test_a_rank_that_stands_still_ends_the_others(lost: int) -> None:
         ranks[lost].send_signal(19)
         other = ranks[1 - lost]
         _, stderr = other.communicate(timeout=30)
-        assert other.returncode == EXIT_PEER_LOST
+        assert other.returncode == ExitCode.PEER_LOST
         assert f"no heartbeat from rank {lost} on " in stderr
         assert f"[rank {1 - lost} on " in stderr
     finally:

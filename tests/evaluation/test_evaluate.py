@@ -16,12 +16,15 @@ from segformer_spark.data.readers.spark import SPARK_CLASSES
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 from segformer_spark.evaluation.pictures import draw_categories, draw_confusion
+from segformer_spark.evaluation.session import InferenceSettings
 from tests.conftest import NUM_VAL, SIDE
 from tests.ranks import Group, run_on_ranks
 
 
 def evaluate(group: Group, run: str, output: str, split: str = "val", tta: str = "none") -> dict[str, Any]:
-    options = EvaluateOptions(Path(run) / "best", split, Path(output), num_worst=3, tta=tta, batch_size=2)
+    options = EvaluateOptions(
+        Path(run) / "best", split, Path(output), num_worst=3, inference=InferenceSettings(tta=tta, batch_size=2)
+    )
     return run_evaluation(load_config(Path(run) / "config.yaml"), options, group)
 
 
@@ -105,7 +108,8 @@ def test_pictures() -> None:
 def evaluate_crops(
     group: Group, run: str, output: str, crops: str | None, overrides: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    options = EvaluateOptions(Path(run) / "best", "val", Path(output), num_worst=1, batch_size=2, crops=crops)
+    settings = InferenceSettings(batch_size=2, crops=crops)
+    options = EvaluateOptions(Path(run) / "best", "val", Path(output), num_worst=1, inference=settings)
     return run_evaluation(load_config(Path(run) / "config.yaml", overrides=overrides), options, group)
 
 

@@ -13,13 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from segformer_spark.data.window import square_around
 from segformer_spark.errors import UserError
+from segformer_spark.evaluation.session import InferenceSettings
 from segformer_spark.submission.submit import SubmitOptions, run_submission
 from tests.conftest import NUM_TEST, SIDE
 from tests.ranks import Group, run_on_ranks
 
 
 def submit(group: Group, model: str, images: str, output: str, tta: str = "none", overwrite: bool = False) -> str:
-    options = SubmitOptions(Path(model), Path(images), Path(output), tta=tta, num_workers=0, overwrite=overwrite)
+    settings = InferenceSettings(tta=tta)
+    options = SubmitOptions(Path(model), Path(images), Path(output), inference=settings, overwrite=overwrite)
     try:
         return str(run_submission(options, group))
     except UserError as error:
@@ -134,7 +136,8 @@ def write_boxes(images: Path, table: Path, number: int = NUM_TEST) -> dict[str, 
 
 def submit_crops(group: Group, model: str, images: str, output: str, crops: str, table: str | None) -> str:
     boxes = Path(table) if table is not None else None
-    options = SubmitOptions(Path(model), Path(images), Path(output), num_workers=0, crops=crops, boxes=boxes)
+    settings = InferenceSettings(crops=crops)
+    options = SubmitOptions(Path(model), Path(images), Path(output), inference=settings, boxes=boxes)
     try:
         return str(run_submission(options, group))
     except UserError as error:

@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from segformer_spark.training import stop
-from segformer_spark.training.stop import BestTracker, catch_signals
+from segformer_spark.training.best import BestTracker
+from segformer_spark.training.stop import catch_signals
 
 
 def test_patience_counts_validations_without_improvement() -> None:

@@ -1,0 +1,51 @@
+"""Sessions of models that were never exported, and a group of one process, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segformer_spark.checkpoint.export import ModelCard
+from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.distributed.environment import Launch
+from segformer_spark.distributed.process_group import process_group
+from segformer_spark.evaluation.session import InferenceSettings, Session
+from segformer_spark.models.interface import SegmentationModel
+from tests.ranks import Group
+
+
+def session_of(
+    model: SegmentationModel,
+    dataset: SegmentationDataset,
+    group: Group,
+    *,
+    image_size: int = 64,
+    settings: InferenceSettings | None = None,
+    **inference: Any,
+) -> Session:
+    """A session of a live model; `inference` as its export would say."""
+    classes = dataset.classes
+    card = ModelCard(
+        dataset="test",
+        class_names=classes.names,
+        colors=classes.colors,
+        background=classes.background,
+        image_size=image_size,
+        inference=inference,
+        step=0,
+        epoch=0,
+        metrics={},
+        run="test",
+    )
+    return Session(Path(), None, model.eval(), card, settings or InferenceSettings(), group, dataset)
+
+
+@contextmanager
+def group_of_one() -> Iterator[Group]:
+    """This process alone."""
+    with process_group(Launch("test", 0, 1, 0, 1, None), torch.device("cpu"), timeout_minutes=1) as group:
+        yield group
