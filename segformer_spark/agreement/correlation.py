@@ -8,6 +8,7 @@ Spearman correlation with a binary decision is the Pearson correlation with the 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,9 +89,11 @@ def _interval(
         values = _coefficients(kind, decided[:, items], human[None, items])
         return math.nan if np.isnan(values).all() else float(np.nanmax(values))
 
-    resampled = stats.bootstrap(
-        (np.arange(len(human)),), highest, n_resamples=repeats, method="percentile", vectorized=False, rng=rng
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        resampled = stats.bootstrap(
+            (np.arange(len(human)),), highest, n_resamples=repeats, method="percentile", vectorized=False, rng=rng
+        )
     # Resamples in which one side is constant have no maximum.
     defined = resampled.bootstrap_distribution[~np.isnan(resampled.bootstrap_distribution)]
     if not len(defined):

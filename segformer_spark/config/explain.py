@@ -47,11 +47,10 @@ def check_setting(dotted: str) -> str:
     """
     if dotted in FIELDS:
         return dotted
-    hint = nearest_names(dotted, FIELDS)
-    if not hint:
-        near = difflib.get_close_matches(dotted, list(FIELDS), n=2, cutoff=0.6)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"{dotted}: there is no such key of the configuration.{hint}")
+    same = [name for name in FIELDS if name.split(".")[-1] == dotted.split(".")[-1]]
+    near = same or difflib.get_close_matches(dotted, list(FIELDS), n=2, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"there is no such key of the configuration.{hint}")
 
 
 def _explain(item: Any, known: list[str], sources: Mapping[str, str], source: str) -> str:

@@ -57,7 +57,10 @@ def over_seeds(values: Sequence[float]) -> Interval:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, None, None, len(values))
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=stats.sem(values))
+    scale = float(stats.sem(values))
+    if scale == 0:
+        return Interval(mean, mean, mean, len(values))  # scipy has no interval without spread
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=scale)
     return Interval(mean, float(low), float(high), len(values))
 
 

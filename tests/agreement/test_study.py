@@ -49,7 +49,7 @@ def test_answers_become_shares_and_shares_stay(tmp_path: Path) -> None:
         ("base,share_different\na,x\n", r":2: share_different 'x' is not a number"),
         ("base,share_different\na,1.5\n", r":2: share_different 1.5 is not between"),
         ("base,share_different\na,0.5\na,0.5\n", r":3: 'a' is there twice"),
-        ("base,share_different\nc,0.5\n", "'c' was judged, but .* has no image 'c_init'"),
+        ("base,share_different\nc,0.5\n", "'c' was rated, but .* has no image 'c_init'"),
         ("base,answer\n", "there are no rows"),
         ("answer,base\nsame\n", r":2: the column base is empty"),
     ],
@@ -154,7 +154,7 @@ def test_a_study_file_names_models_and_what_others_found(
         ("models: {a: x}\nreference: {b: {max_pearson: 0.1}}\n", "reference of b: it is none of the models"),
         (
             "models: {a: x}\nreference: {a: {pearson: 0.1}}\n",
-            r"study.yaml:2: reference.a.pearson: there is no such key",
+            r"yaml:2: reference.a.pearson: there is no such key",
         ),
     ],
 )

@@ -43,7 +43,7 @@ def expected(method: str) -> np.ndarray:
     }[method]
 
 
-@pytest.mark.parametrize("method", (*PLAIN, *LOGIT_STATISTICS))
+@pytest.mark.parametrize("method", [*PLAIN, *LOGIT_STATISTICS])
 def test_scores_are_their_formulas(method: str) -> None:
     score = build_score(method, temperature=2.5, statistics=STATISTICS)
     np.testing.assert_allclose(score(LOGITS).numpy(), expected(method), rtol=1e-12, atol=1e-12)

@@ -90,12 +90,12 @@ def test_array_indices_reach_studies_and_sweeps(tmp_path: Path) -> None:
         ("base: base.yaml\nmodels: [a]\n", r"yaml:2: models: input should be a valid dictionary \(given: \['a'\]\)"),
         (
             "base: base.yaml\nmodels: {a: {model.nam: unet}}\n",
-            r"yaml:2: models.a.model.nam: model.nam: there is no such key of the configuration. Did you mean model.name",
+            r"yaml:2: models.a.model.nam: there is no such key of .* mean model.name",
         ),
         ("base: base.yaml\nmodels: {a: {}}\nseeds: 3\n", r"yaml:3: seeds: input should be a valid list"),
         (
             "base: base.yaml\nmodels: {a: {}}\nseeds: [1, 1]\n",
-            "my_study-a-s1-[0-9a-f]{6} are there twice: give other seeds",
+            r"my_study-a-s1-\w{6} are there twice: give other seeds",
         ),
         ("base: base.yaml\nmodels: {a: {training.image_size: 64}}\n", "Did you mean data.image_size"),
         ("base: base.yaml\nmodels: {a: {}}\nseeds: [-1]\n", "seeds are whole numbers from 0 on"),

@@ -127,12 +127,11 @@ def estimated_mib(group: Group) -> float:
 
 def test_the_estimate_is_near_the_highest_memory_of_a_training() -> None:
     """Of a process of its own, as `bench train` measures it; 15 % are promised for 512 pixels (docs/performance.md)."""
-    from segformer_spark.bench.contests import ModelOptions, model_contest
-    from segformer_spark.bench.pairs import Contest, compare
-    from segformer_spark.bench.tasks import OURS
+    from segformer_spark.bench.interleaved import Benchmark, compare
+    from segformer_spark.bench.workload import OURS, ModelSpec
 
-    contest = model_contest("train", ModelOptions("b0", 256, 4, 3, "fp32", "cpu"))
-    (row,) = compare(Contest("", {OURS: contest.tasks[OURS]}, 4), 2)
+    spec = ModelSpec(kind="train", variant="b0", image_size=256, batch=4)
+    (row,) = compare(Benchmark("", {OURS: spec}, 4), 2)
     if row.memory_mib is None:
         pytest.skip("this system does not tell a process's highest memory")
     assert run_on_ranks(1, estimated_mib)[0] == pytest.approx(row.memory_mib, rel=0.2)
