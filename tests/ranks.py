@@ -7,16 +7,67 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from segformer_spark.distributed.environment import Launch
 from segformer_spark.distributed.process_group import Group, process_group
 
-_context = multiprocessing.get_context("forkserver")
+context = multiprocessing.get_context("forkserver")
 # The server imports the heavy packages once; each rank is a fork of it.
-_context.set_forkserver_preload(["tests.preload"])
+context.set_forkserver_preload(["tests.preload"])
+
+
+@dataclass
+class RunningRanks:
+    """Ranks that were started."""
+
+    processes: list[Any]
+    queue: Any
+
+    def kill(self) -> None:
+        """SIGKILL to every rank and the processes that it started."""
+        for process in self.processes:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+        for process in self.processes:
+            process.join(10)
+
+    def results(self, timeout: float = 240) -> list[Any]:
+        """The values in rank order.
+
+        Raises:
+            AssertionError: a rank failed (with its traceback) or did not end in time.
+        """
+        world_size = len(self.processes)
+        values: dict[int, Any] = {}
+        try:
+            while len(values) < world_size:
+                rank, value, error = self.queue.get(timeout=timeout)
+                assert error is None, f"rank {rank} of {world_size}:\n{error}"
+                values[rank] = value
+        finally:
+            for process in self.processes:
+                process.join(timeout=10 if len(values) == world_size else 0.2)
+                if process.is_alive():
+                    process.kill()
+        return [values[rank] for rank in range(world_size)]
+
+
+def start_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> RunningRanks:
+    """Start `function(group, *args)` on every rank."""
+    port = free_port()
+    queue = context.Queue()
+    ranks = [
+        context.Process(target=_run, args=(rank, world_size, port, queue, function, args)) for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    return RunningRanks(ranks, queue)
 
 
 def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
@@ -25,26 +76,7 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, time
     Raises:
         AssertionError: a rank failed (with its traceback) or did not end in time.
     """
-    port = _free_port()
-    queue = _context.Queue()
-    ranks = [
-        _context.Process(target=_run, args=(rank, world_size, port, queue, function, args))
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
-    values: dict[int, Any] = {}
-    try:
-        while len(values) < world_size:
-            rank, value, error = queue.get(timeout=timeout)
-            assert error is None, f"rank {rank} of {world_size}:\n{error}"
-            values[rank] = value
-    finally:
-        for process in ranks:
-            process.join(timeout=10 if len(values) == world_size else 0.2)
-            if process.is_alive():
-                process.kill()
-    return [values[rank] for rank in range(world_size)]
+    return start_on_ranks(world_size, function, *args).results(timeout)
 
 
 def _run(
@@ -67,10 +99,10 @@ def _run(
         queue.join_thread()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-__all__ = ["Group", "run_on_ranks"]
+__all__ = ["Group", "context", "free_port", "run_on_ranks", "start_on_ranks"]

@@ -11,6 +11,8 @@ import pytest
 
 from segformer_spark.cli import build_parser, main
 from segformer_spark.exit_codes import ExitCode
+from tests.tiny import TINY_SETTINGS
+from tests.verbs import run_verb
 
 VERBS = [
     "demo",
@@ -102,7 +104,7 @@ def test_environment_overrides_only_when_asked(
     spark_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BATCH_SIZE", "4")
-    small = [f"data.root={spark_root}", "data.image_size=64", "model.variant=b0", "model.pretrained=none"]
+    small = [f"data.root={spark_root}", "data.image_size=64", *TINY_SETTINGS]
     arguments = ("train", "--dry-run", "--world-size", "1", *(part for item in small for part in ("--set", item)))
     assert "batch: 8 " in leave(capsys, *arguments)[1]
     assert "batch: 4 " in leave(capsys, *arguments, "--from-env")[1]
@@ -136,14 +138,16 @@ def test_mistakes_end_with_status_2_and_one_message(
 def test_evaluate_and_submit_from_the_command_line(trained_run: Path, spark_root: Path, tmp_path: Path) -> None:
     """As the batch scripts call them: everything from the environment, nothing from a terminal."""
     evaluation, submission = tmp_path / "evaluation", tmp_path / "submission"
-    done = run(
+    done = run_verb(
         "evaluate", "--from-env", "--device", "cpu", MODEL_PATH=str(trained_run), OUTPUT=str(evaluation), TTA="hflip"
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((evaluation / "results.json").read_text())["record"]["tta"] == "hflip"
     assert "spark_score" in done.stdout
     images = str(spark_root / "stream-1-test")
-    done = run("submit", "--from-env", MODEL_PATH=str(trained_run / "best"), TEST_IMAGES=images, OUTPUT=str(submission))
+    done = run_verb(
+        "submit", "--from-env", MODEL_PATH=str(trained_run / "best"), TEST_IMAGES=images, OUTPUT=str(submission)
+    )
     assert done.returncode == 0, done.stderr
     assert (submission / "submission.zip").is_file()
     assert "\r" not in done.stdout + done.stderr, "no bars in a batch log"
@@ -261,26 +265,26 @@ def test_learning_rate_scales_when_asked(
 def test_tune_and_doctor_run_as_verbs(spark_root: Path, tmp_path: Path) -> None:
     settings = [
         part
-        for item in (f"data.root={spark_root}", "model.variant=b0", "model.pretrained=none", "data.image_size=64",
+        for item in (f"data.root={spark_root}", *TINY_SETTINGS, "data.image_size=64",
                      "data.num_workers=0", "training.batch_size=2", "training.epochs=3", "hardware.device=cpu",
                      "training.scheduler.warmup_epochs=1.0")
         for part in ("--set", item)
     ]  # fmt: skip
-    done = run("tune", "lr", "--steps", "6", "--output", str(tmp_path), *settings)
+    done = run_verb("tune", "lr", "--steps", "6", "--output", str(tmp_path), *settings)
     assert done.returncode == 0, done.stderr
     assert "steepest fall at" in done.stdout
     assert (tmp_path / "lr_range.png").is_file()
-    done = run("tune", "batch-size", "--largest", "2", "--output", str(tmp_path), *settings)
+    done = run_verb("tune", "batch-size", "--largest", "2", "--output", str(tmp_path), *settings)
     assert done.returncode == 0, done.stderr
     assert "training.batch_size=" in done.stdout
     assert len((tmp_path / "batch_size.csv").read_text().splitlines()) == 3
-    done = run("doctor", "--parity", *settings)
+    done = run_verb("doctor", "--parity", *settings)
     assert done.returncode == 0, done.stderr
     assert "OK: relative to stage 0, 1e-05 passes" in done.stdout
-    done = run("doctor", *settings)
+    done = run_verb("doctor", *settings)
     assert done.returncode == 0, done.stdout
     assert " 0 failed" in done.stdout
-    done = run("doctor", *settings, "--set", "data.root=/no/such")
+    done = run_verb("doctor", *settings, "--set", "data.root=/no/such")
     assert done.returncode == 1
     assert "-> set DATA_ROOT to the folder of the data set" in done.stdout
 

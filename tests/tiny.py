@@ -9,6 +9,9 @@ from segformer_spark.models.segformer import SegFormer, build_segformer
 
 TINY = Variant(depths=(1, 1, 1, 1), hidden_sizes=(8, 8, 8, 8), decoder_size=8, num_heads=(1, 1, 1, 1))
 
+TINY_PARAMETERS = 13_840
+"""Without the classifier, which has 9 for each class."""
+
 TINY_SETTINGS = (
     "model.variant=custom",
     "model.pretrained=none",

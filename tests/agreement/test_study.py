@@ -70,7 +70,7 @@ def test_the_whole_study_on_a_trained_model(trained_run: Path, tmp_path: Path) -
     with group_of_one() as group:
         results = run_agreement(candidates, items, options, group)
     assert results[0].changes == results[1].changes
-    assert results[0].variant == "b0"
+    assert results[0].variant == "custom"
     pairs = list(csv.DictReader((tmp_path / "out/one/pairs.csv").open()))
     assert [row["base"] for row in pairs] == [item.base for item in items]
     thresholds = list(csv.DictReader((tmp_path / "out/correlation_by_threshold.csv").open()))

@@ -9,6 +9,7 @@ from segformer_spark.bench.scaling import ScalingRow, add_row, describe, measure
 from segformer_spark.config.load import load_config
 from segformer_spark.errors import UserError
 from tests.ranks import Group, run_on_ranks
+from tests.tiny import TINY_PARAMETERS
 from tests.training.short_run import SHORT
 
 
@@ -24,7 +25,7 @@ def test_more_steps_than_an_epoch_has(spark_root: Path) -> None:
     assert first.step_ms_min <= first.step_ms <= first.step_ms_max
     assert first.images_per_s == pytest.approx(4000 / first.step_ms, rel=1e-3)
     assert 0 < first.compute_ms < 100 * first.step_ms
-    assert first.trained_parameters > 3_000_000
+    assert first.trained_parameters == TINY_PARAMETERS + 3 * 9
     assert first.interconnect_gb_per_s > 0
     assert first.images_per_s_per_device == pytest.approx(first.images_per_s / 2, abs=1e-3)
 

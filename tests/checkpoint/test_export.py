@@ -20,7 +20,8 @@ from segformer_spark.data.transforms import normalize_images
 from segformer_spark.errors import CheckpointError, ConfigError
 from segformer_spark.models.pretrained import build_model
 from segformer_spark.models.registry import describe_model
-from segformer_spark.models.segformer import SegFormer, build_segformer, portable_names, segformer_config
+from segformer_spark.models.segformer import SegFormer, portable_names, segformer_config
+from tests.tiny import tiny_segformer
 
 CARD = ModelCard(
     dataset="spark",
@@ -38,7 +39,7 @@ CARD = ModelCard(
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[SegFormer, Path]:
-    model = build_segformer("b0", CARD.class_names, seed=2).eval()
+    model = tiny_segformer(CARD.class_names, seed=2).eval()
     with torch.no_grad():
         for buffer in model.network.decode_head.batch_norm.buffers():
             if buffer.is_floating_point():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from segformer_spark.exit_codes import ExitCode
-from tests.ranks import _free_port
+from tests.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,7 @@ def wait_until_joined(ranks: list[subprocess.Popen[str]]) -> None:
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_rank_that_stands_still_ends_the_others(lost: int) -> None:
     """SIGSTOP leaves its connections open, as a cut cable does: no error reaches the other rank."""
-    port = _free_port()
+    port = free_port()
     ranks = [start(rank, port, "wait") for rank in range(2)]
     try:
         wait_until_joined(ranks)
@@ -68,14 +68,14 @@ def test_a_rank_that_stands_still_ends_the_others(lost: int) -> None:
 
 
 def test_a_rank_that_works_for_long_is_not_lost() -> None:
-    port = _free_port()
+    port = free_port()
     ranks = [start(rank, port, "slow") for rank in range(2)]
     assert [rank.communicate(timeout=60)[0] for rank in ranks] == ["joined\nleft\n"] * 2
 
 
 def test_ranks_that_were_suspended_together_go_on() -> None:
     """As under gang scheduling: each sees that it stood still itself."""
-    port = _free_port()
+    port = free_port()
     ranks = [start(rank, port, "wait") for rank in range(2)]
     try:
         wait_until_joined(ranks)

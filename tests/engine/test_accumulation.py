@@ -9,6 +9,7 @@ import pytest
 
 from tests.engine.test_parity import GLOBAL_BATCH, STEPS, make_engine, own_batches, train
 from tests.ranks import Group, run_on_ranks
+from tests.tiny import tiny_segformer
 
 STATISTICS = ("decode_head.batch_norm.running_mean", "decode_head.batch_norm.running_var")
 
@@ -47,10 +48,9 @@ def frozen(group: Group, micro: int) -> dict[str, Any]:
     from segformer_spark.config.load import load_config
     from segformer_spark.engine.engine import Engine
     from segformer_spark.losses.build import build_loss
-    from segformer_spark.models.segformer import build_segformer
 
     config = load_config(overrides=["training.gradient_clip=0.5"]).config
-    model = build_segformer("b0", ["a", "b", "c"], dropout=0.0, drop_path=0.0, freeze_backbone=True, seed=3)
+    model = tiny_segformer(["a", "b", "c"], dropout=0.0, drop_path=0.0, freeze_backbone=True, seed=3)
     loss = build_loss(config.training.loss, 3, 255, group.differentiable_sum)
     engine = Engine(model, loss, config, BatchPlan(micro, GLOBAL_BATCH // micro, 1), group)
     results = [engine.train_step(own_batches(s, engine.plan, 0), s) for s in range(STEPS)]

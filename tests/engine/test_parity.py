@@ -13,8 +13,8 @@ from segformer_spark.config.load import load_config
 from segformer_spark.data.loader import TrainBatch
 from segformer_spark.engine.engine import Engine
 from segformer_spark.losses.build import build_loss
-from segformer_spark.models.segformer import build_segformer
 from tests.ranks import Group, run_on_ranks
+from tests.tiny import tiny_segformer
 
 GLOBAL_BATCH, SIDE, STEPS = 6, 64, 3
 
@@ -23,7 +23,7 @@ def make_engine(group: Group, stage: int, *, micro: int | None = None, overrides
     config = load_config(overrides=[f"deepspeed.zero_stage={stage}", "training.gradient_clip=0.5", *overrides]).config
     micro = micro or GLOBAL_BATCH // group.world_size
     plan = BatchPlan(micro, GLOBAL_BATCH // (micro * group.world_size), group.world_size)
-    model = build_segformer("b0", ["a", "b", "c"], dropout=0.0, drop_path=0.0, seed=3)
+    model = tiny_segformer(["a", "b", "c"], dropout=0.0, drop_path=0.0, seed=3)
     loss = build_loss(config.training.loss, 3, 255, group.differentiable_sum)
     return Engine(model, loss, config, plan, group)
 

@@ -11,6 +11,7 @@ import torch
 from segformer_spark.engine.state import EngineState
 from tests.engine.test_parity import make_engine, own_batches
 from tests.ranks import Group, run_on_ranks
+from tests.tiny import tiny_segformer
 
 
 def plain(state: EngineState) -> dict[str, Any]:
@@ -119,10 +120,9 @@ def frozen(group: Group, stage: int) -> dict[str, Any]:
     from segformer_spark.config.load import load_config
     from segformer_spark.engine.engine import Engine
     from segformer_spark.losses.build import build_loss
-    from segformer_spark.models.segformer import build_segformer
 
     config = load_config(overrides=[f"deepspeed.zero_stage={stage}"]).config
-    model = build_segformer("b0", ["a", "b", "c"], freeze_backbone=True, seed=1)
+    model = tiny_segformer(["a", "b", "c"], freeze_backbone=True, seed=1)
     loss = build_loss(config.training.loss, 3, 255, group.differentiable_sum)
     engine = Engine(model, loss, config, BatchPlan(3, 1, 2), group)
     engine.train_step(own_batches(0, engine.plan, group.rank), 0)

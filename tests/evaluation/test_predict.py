@@ -11,7 +11,7 @@ from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, _eval_item
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, enlarged_ids, main_box
-from segformer_spark.models.segformer import build_segformer
+from tests.tiny import tiny_segformer
 
 
 def torchs(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -48,7 +48,7 @@ def test_native_sizes_within_one_batch() -> None:
 
 def test_logits_are_upsampled_before_argmax() -> None:
     """argmax first and nearest-neighbour upsampling after gives stairs; this gives the bilinear contour."""
-    model = build_segformer("b0", ["a", "b", "c"], seed=0).eval()
+    model = tiny_segformer(["a", "b", "c"], seed=0).eval()
     generator = torch.Generator().manual_seed(0)
     one = EvalItem(0, torch.randint(0, 255, (3, 64, 64), generator=generator, dtype=torch.uint8), (200, 150), None)
     from segformer_spark.data.transforms import normalize_images
@@ -79,7 +79,7 @@ def test_flips_average_what_is_not_equivariant() -> None:
 
 
 def test_training_mode_is_restored() -> None:
-    model = build_segformer("b0", ["a", "b"], seed=0).train()
+    model = tiny_segformer(["a", "b"], seed=0).train()
     predict(model, [item((32, 32))])
     assert model.training
 
@@ -165,7 +165,7 @@ def test_how_a_whole_image_is_shown(resize: str, expected: tuple[int, int]) -> N
 @pytest.mark.parametrize("way", ["predict", "logits", "maps"])
 def test_logits_that_are_no_numbers_are_an_error(way: str) -> None:
     """Enlarging makes zeros of them, which would be scored as any others."""
-    model = build_segformer("b0", ["a", "b", "c"], seed=0)
+    model = tiny_segformer(["a", "b", "c"], seed=0)
     predictor = Predictor(model, torch.device("cpu"), InferenceView(32))
     next(getattr(predictor, way)([[item((32, 32))]]))
     with torch.no_grad():

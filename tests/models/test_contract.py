@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import segmentation
 
 from segformer_spark.config.load import load_config
-from segformer_spark.config.schema import ModelConfig
+from segformer_spark.config.schema import CustomVariantConfig, ModelConfig
 from segformer_spark.data.loader import TrainBatch
 from segformer_spark.errors import ConfigError
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
@@ -20,11 +21,15 @@ from segformer_spark.models.interface import DECODER, SegmentationModel
 from segformer_spark.models.pretrained import build_model, load_whole
 from segformer_spark.models.registry import MODELS, find_architecture
 from tests.ranks import Group, run_on_ranks
+from tests.tiny import TINY
 
 NUM_CLASSES = 5
 NAMES = [f"class {index}" for index in range(NUM_CLASSES)]
 SMALL = {
-    "segformer": {"variant": "b0"},
+    "segformer": {"variant": "custom", "custom": CustomVariantConfig(**asdict(TINY))},
+    "unet": {"encoder": "resnet18"},
+    "deeplabv3plus": {"encoder": "resnet18"},
+    "fpn": {"encoder": "resnet18"},
     "hiera": {"encoder": "hiera_tiny_224"},
     "vit": {"encoder": "vit_tiny_patch16_224"},
 }

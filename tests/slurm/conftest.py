@@ -17,12 +17,21 @@ import yaml
 
 from segformer_spark.config.load import PROJECT_ROOT
 from tests.slurm.cluster import Cluster, missing, wait_for
+from tests.tiny import TINY
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 
 SHORT: dict[str, dict[str, Any]] = {
     "data": {"image_size": 64, "num_workers": 0},
-    "model": {"variant": "b0"},
+    "model": {
+        "variant": "custom",
+        "custom": {
+            "depths": list(TINY.depths),
+            "hidden_sizes": list(TINY.hidden_sizes),
+            "num_heads": list(TINY.num_heads),
+            "decoder_size": TINY.decoder_size,
+        },
+    },
     "training": {
         "optimizer": {"lr": 1e-3},
         "scheduler": {"warmup_epochs": 0.5},

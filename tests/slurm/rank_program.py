@@ -1,8 +1,9 @@
 """Stands in for training, evaluation and inference in jobs: the real command line without torch, so that a launch takes
 a second.
 
-A rank writes down what it sees (PROGRAM_FACTS), and "trains" by sleeping: rank 0 holds the run, commits checkpoints,
-and every rank obeys signals as training does. PROGRAM_CRASH=STEP[:RANK] makes a rank fail at a step.
+A rank writes down what it sees (PROGRAM_FACTS), and "trains" by sleeping: rank 0 has the lease of the run and commits
+checkpoints, and every rank obeys signals as training does. PROGRAM_CRASH=STEP[:RANK] makes a rank fail at a step;
+PROGRAM_UNTIL=FILE keeps it training until the file is there.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from pathlib import Path
 from segformer_spark.checkpoint.names import MANIFEST, newest_step, step_name
 from segformer_spark.config.load import run_path
 from segformer_spark.distributed.environment import detect_launch
-from segformer_spark.errors import EXIT_STOPPED
+from segformer_spark.exit_codes import ExitCode
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.directory import RunDirectory, open_for_training
 from segformer_spark.run.lease import Owner, lease_run, refuse_if_leased
+from segformer_spark.run.outcome import Outcome
 from segformer_spark.training.stop import catch_signals
 from segformer_spark.verbs import inference, launch, train
 
@@ -69,13 +71,14 @@ def fake_train(arguments: argparse.Namespace) -> int:
     )
     step = newest_step(run.checkpoints) if (resume or "").startswith("auto") else 0
     total = config.training.max_steps or 10
+    until = os.environ.get("PROGRAM_UNTIL")
     with catch_signals() as stop, ExitStack() as stack:
         if where.rank == 0:
             refuse_if_leased(run.path, Owner.here(os.environ))
             open_for_training(run.path, resume=resume is not None, overwrite=False)
             lease = stack.enter_context(lease_run(run.path, step, Owner.here(os.environ)))
             run.create(resolved)
-        while step < total:
+        while step < total or (until is not None and not Path(until).exists()):
             time.sleep(float(os.environ.get("PROGRAM_SECONDS", "0.1")))
             step += 1
             if step == int(crash) and where.rank == int(crash_rank or 0):
@@ -87,12 +90,12 @@ def fake_train(arguments: argparse.Namespace) -> int:
                 write_json(run.checkpoints / step_name(step) / MANIFEST, {"restart": Owner.here(os.environ).restart})
             if stop.reason:
                 if where.rank == 0:
-                    lease.outcome = "stopped on request"
+                    lease.outcome = Outcome.STOPPED
                 else:
                     time.sleep(1)  # training's ranks leave together
-                return EXIT_STOPPED
+                return ExitCode.STOPPED
         if where.rank == 0:
-            lease.outcome = "completed"
+            lease.outcome = Outcome.COMPLETED
     return 0
 
 

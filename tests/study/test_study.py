@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import statistics
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ import pytest
 from segformer_spark.cli import main
 from segformer_spark.config.study import read_study
 from segformer_spark.errors import ConfigError, UserError
+from segformer_spark.study import execute
 from segformer_spark.study.ablation import switches
 from segformer_spark.study.execute import plan_runs
 from tests.study.toy import MODELS, RECIPES, write_study
+from tests.tiny import TINY_PARAMETERS
+from tests.verbs import run_verb
 
 Rows = list[dict[str, str]]
+REAL_START = execute._start
 
 
 def leave(*arguments: str) -> int:
@@ -31,6 +36,20 @@ def leave(*arguments: str) -> int:
 def table(path: Path) -> Rows:
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def warmed_trainings() -> Iterator[None]:
+    """Trainings start as forks of a warmed process; `make study-demo`'s test starts them as users do."""
+
+    def start(command: Sequence[str]) -> int:
+        done = run_verb(*command[command.index("segformer_spark") + 1 :])
+        print(done.stdout, done.stderr)
+        return done.returncode
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute, "_start", start)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +69,7 @@ def compared(folder: Path) -> Path:
 
 def test_comparison_has_all_columns_and_true_figures(compared: Path) -> None:
     rows = table(compared / "comparison.csv")
-    assert [row["model"] for row in rows] == ["B0", "FPN"]
+    assert [row["model"] for row in rows] == ["Tiny", "FPN"]
     fpn = rows[1]
     run = compared / "runs" / "toy-FPN-s1"
     results = json.loads((run / "evaluation" / "val" / "results.json").read_text())
@@ -64,7 +83,7 @@ def test_comparison_has_all_columns_and_true_figures(compared: Path) -> None:
         "none",
     )
     assert int(fpn["params_total"]) == int(fpn["params_encoder"]) + int(fpn["params_head"])
-    assert int(rows[0]["params_total"]) == 3_714_144 + 13 * 257
+    assert int(rows[0]["params_total"]) == TINY_PARAMETERS + 13 * 9
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["images_per_s"] for line in lines if line["kind"] == "train"]
     assert float(fpn["images_per_s"]) == pytest.approx(statistics.median(speeds), abs=1e-3)
@@ -78,12 +97,12 @@ def test_comparison_has_all_columns_and_true_figures(compared: Path) -> None:
 def test_pairs_are_made_of_the_same_images(compared: Path) -> None:
     (row,) = table(compared / "paired.csv")
     scores = []
-    for model in ("B0", "FPN"):
+    for model in ("Tiny", "FPN"):
         images = table(compared / "runs" / f"toy-{model}-s1" / "evaluation" / "val" / "per_image.csv")
         own = {i["image"]: [float(v) for k, v in i.items() if k.startswith("iou_") and v] for i in images}
         scores.append({name: statistics.fmean(values) for name, values in own.items()})
     expected = statistics.fmean(scores[0][name] - scores[1][name] for name in scores[0])
-    assert (row["first"], row["second"], row["num_images"]) == ("B0", "FPN", "6")
+    assert (row["first"], row["second"], row["num_images"]) == ("Tiny", "FPN", "6")
     assert float(row["difference"]) == pytest.approx(expected, abs=1e-6)
 
 
@@ -106,9 +125,9 @@ def test_a_second_run_trains_nothing(compared: Path, folder: Path, monkeypatch: 
     monkeypatch.setattr(
         "segformer_spark.study.execute._start", lambda command: pytest.fail("a finished run was started again")
     )
-    before = (compared / "runs" / "toy-B0-s1" / "training_params.json").read_bytes()
+    before = (compared / "runs" / "toy-Tiny-s1" / "training_params.json").read_bytes()
     assert leave("compare", "run", str(folder / "toy.yaml"), "--output", str(folder / "again")) == 0
-    assert (compared / "runs" / "toy-B0-s1" / "training_params.json").read_bytes() == before
+    assert (compared / "runs" / "toy-Tiny-s1" / "training_params.json").read_bytes() == before
     assert table(folder / "again" / "comparison.csv") == table(compared / "comparison.csv")
 
 
@@ -146,7 +165,7 @@ def test_evaluations_of_another_model_are_made_anew(
     compared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    results = compared / "runs" / "toy-B0-s1" / "evaluation" / "val" / "results.json"
+    results = compared / "runs" / "toy-Tiny-s1" / "evaluation" / "val" / "results.json"
     true = json.loads(results.read_text())
     stale = {**true, "miou": 0.999, "record": {**true["record"], "card": {**true["record"]["card"], "step": 1}}}
     results.write_text(json.dumps(stale))
@@ -201,8 +220,6 @@ def test_a_request_to_stop_reaches_the_training(tmp_path: Path) -> None:
     import threading
     import time
 
-    from segformer_spark.study.execute import _start
-
     ready = tmp_path / "ready"
     code = (
         "import pathlib, signal, sys, time\n"
@@ -219,7 +236,7 @@ def test_a_request_to_stop_reaches_the_training(tmp_path: Path) -> None:
 
     threading.Thread(target=ask, daemon=True).start()
     before = signal.getsignal(signal.SIGINT)
-    assert _start([sys.executable, "-c", code]) == 85
+    assert REAL_START([sys.executable, "-c", code]) == 85
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -236,7 +253,7 @@ def test_switches_are_named() -> None:
     ("text", "message"),
     [
         (MODELS, "an ablation has two recipes or more"),
-        (RECIPES.replace("  B0:", "  other: {}\n  B0:"), "2 combinations of model and data"),
+        (RECIPES.replace("  Tiny:", "  other: {}\n  Tiny:"), "2 combinations of model and data"),
     ],
 )
 def test_what_is_no_ablation(tmp_path: Path, text: str, message: str, capsys: Any) -> None:
@@ -257,7 +274,7 @@ def test_a_failing_run_does_not_keep_the_others_from_training(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("segformer_spark.study.execute._start", fake)
     study = read_study(path)
-    with pytest.raises(UserError, match=r"1 of 2 runs failed: some-B0-s1"):
+    with pytest.raises(UserError, match=r"1 of 2 runs failed: some-Tiny-s1"):
         train_missing(study, plan_runs(study), [], 1)
     assert started == ["0", "1"]
     shutil.rmtree(tmp_path / "streets")

@@ -8,7 +8,10 @@ from segformer_spark.data.demo.streets import write_street_set
 
 BASE = """
 data: {dataset: street_hazards, root: ROOT, image_size: 64, num_workers: 0}
-model: {pretrained: none}
+model:
+  pretrained: none
+  variant: custom
+  custom: {depths: [1, 1, 1, 1], hidden_sizes: [8, 8, 8, 8], num_heads: [1, 1, 1, 1], decoder_size: 8}
 training:
   epochs: 2
   batch_size: 4
@@ -25,8 +28,8 @@ hardware: {device: cpu, threads: 1}
 MODELS = """
 base: base.yaml
 models:
-  B0: {model.variant: b0}
-  FPN: {model.name: fpn, model.encoder: mobilenet_v2}
+  Tiny: {}
+  FPN: {model.variant: b2, model.name: fpn, model.encoder: mobilenet_v2}
 seeds: [1]
 splits: [val, train]
 examples: 2
@@ -35,7 +38,7 @@ reference: {FPN: {val_miou: 0.25, note: made up}}
 RECIPES = """
 base: base.yaml
 models:
-  B0: {model.variant: b0, training.epochs: 1}
+  Tiny: {training.epochs: 1}
 recipes:
   none: {augmentation.horizontal_flip: 0.0}
   + flip: {}

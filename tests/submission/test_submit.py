@@ -61,7 +61,7 @@ def test_the_manifest_names_model_and_hardware(finished: Path, trained_run: Path
     assert manifest["model_sha256"] == digest(trained_run / "best" / "model.safetensors")
     assert manifest["tta"] == "hflip"
     assert manifest["hardware"][0]["memory_gib"] > 0
-    assert manifest["training"]["config"]["model"]["variant"] == "b0"
+    assert manifest["training"]["config"]["model"]["variant"] == "custom"
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -12,14 +12,14 @@ from segformer_spark.run.console import setup_logging
 from segformer_spark.training.stop import StopRequest
 from segformer_spark.training.train import TrainOptions, run_training
 from tests.ranks import Group
+from tests.tiny import TINY_SETTINGS
 
 GLOBAL_BATCH = 4
 
 SHORT = (
     "data.image_size=64",
     "data.num_workers=0",
-    "model.variant=b0",
-    "model.pretrained=none",
+    *TINY_SETTINGS,
     "training.epochs=3",
     f"training.global_batch_size={GLOBAL_BATCH}",
     "training.optimizer.lr=1e-3",

@@ -19,7 +19,7 @@ from segformer_spark.models.pretrained import build_model
 from tests.ranks import Group, run_on_ranks
 from tests.training.short_run import short_run
 
-UNET = ("model.name=unet", "model.encoder=mobilenet_v2", "training.optimizer.lr=1e-3")
+UNET = ("model.variant=b2", "model.name=unet", "model.encoder=mobilenet_v2", "training.optimizer.lr=1e-3")
 
 
 def test_a_stopped_run_continues_bit_for_bit(spark_root: Path, tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.ranks import Group, run_on_ranks
+from tests.ranks import Group, run_on_ranks, start_on_ranks
 from tests.training.short_run import SHORT, short_run
 
 STILL = ("model.drop_path=0.0", "model.dropout=0.0")
@@ -125,27 +126,24 @@ def wait_for_step(process: subprocess.Popen[str], step: int) -> str:
 
 
 def test_killed_in_mid_epoch_and_resumed_is_bit_equal(spark_root: Path, tmp_path: Path) -> None:
+    """Two ranks with a loader process each."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(command(spark_root, whole), check=True, capture_output=True)
-    process = start(command(spark_root, cut))
-    wait_for_step(process, 5)
-    os.killpg(process.pid, signal.SIGKILL)
-    _end_group(process, f"output.save_path={cut}")
+    settings = ("output.checkpoint_every_steps=2", "data.num_workers=1")
+    run_on_ranks(2, short_run, str(spark_root), str(whole), settings)
+    ranks = start_on_ranks(2, short_run, str(spark_root), str(cut), (*settings, "training.epochs=3"))
+    wait_for(lambda: (cut / "metrics.jsonl").exists() and len(losses_in(cut)) >= 5, 60)
+    ranks.kill()
     assert (cut / "checkpoints" / "step-00000004" / "manifest.json").is_file()
     assert not (cut / "final").exists()
-    subprocess.run(command(spark_root, cut, "--resume", "auto"), check=True, capture_output=True)
+    run_on_ranks(2, short_run, str(spark_root), str(cut), settings, "auto")
     assert_same_run(cut, whole)
 
 
-def _end_group(process: subprocess.Popen[str], mark: str) -> None:
-    process.wait(timeout=20)
-    for _ in range(50):  # torchrun's workers are in sessions of their own
-        left = subprocess.run(["pgrep", "-f", mark], capture_output=True, text=True, check=False)
-        for pid in left.stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
-        if not left.stdout.strip():
-            return
-        time.sleep(0.1)
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
 
 
 def test_ctrl_c_saves_and_leaves(spark_root: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_metrics_and_history(trained_run: Path) -> None:
 
 def test_the_log_says_what_runs_and_what_comes_next(trained_run: Path) -> None:
     text = (trained_run / "log.txt").read_text()
-    assert "SegFormer-B0 from none, 64 px, fp32, ZeRO-1 on 1 x cpu" in text
+    assert "SegFormer-CUSTOM from none, 64 px, fp32, ZeRO-1 on 1 x cpu" in text
     assert "4 (micro-batch) x 1 (accumulation) x 1 (world) = 4 images per step; 9 steps" in text
     assert "step 9/9  epoch 3" in text
     assert "next: segformer-spark evaluate" in text
@@ -135,7 +135,11 @@ def fails(group: Group, *arguments: Any) -> tuple[str, str]:
         (("training.precision=fp16",), ConfigError, "fp16 needs a GPU"),
         (("training.loss.class_weights=[1.0, 2.0]",), ConfigError, "2 entries"),
         (("training.selection_metric=mIoU",), ConfigError, "no metric 'mIoU'"),
-        (("model.pretrained=ade20k", "model.weights_dir=/no/such"), CheckpointError, "weights fetch"),
+        (
+            ("model.variant=b0", "model.pretrained=ade20k", "model.weights_dir=/no/such"),
+            CheckpointError,
+            "weights fetch",
+        ),
         (("deepspeed.config=/no/such.json",), ConfigError, "cannot be read"),
     ],
 )
@@ -214,7 +218,7 @@ def full_disk(group: Group, root: str, path: str, limit: int) -> tuple[str, str]
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(("limit", "file"), [(2_000_000, "checkpoints"), (90_000, "checkpoints"), (300, "config.yaml")])
+@pytest.mark.parametrize(("limit", "file"), [(80_000, "checkpoints"), (40_000, "checkpoints"), (300, "config.yaml")])
 def test_a_full_disk_ends_all_ranks_with_the_reason(spark_root: Path, tmp_path: Path, limit: int, file: str) -> None:
     path = tmp_path / "run"
     for kind, text in run_on_ranks(2, full_disk, str(spark_root), str(path), limit):
