@@ -173,11 +173,17 @@ def test_evaluations_of_another_model_are_made_anew(
     assert json.loads(results.read_text())["miou"] == true["miou"]
 
 
-def test_ablation_compares_with_the_first_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    path = write_study(folder, "flips", RECIPES)
-    assert leave("ablate", "run", str(path)) == 0
-    rows = table(folder / "studies" / "flips" / "ablation.csv")
+@pytest.fixture(scope="module")
+def ablated(folder: Path) -> Path:
+    """The folder of a finished ablation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert leave("ablate", "run", str(write_study(folder, "flips", RECIPES))) == 0
+    return folder / "studies" / "flips"
+
+
+def test_ablation_compares_with_the_first_recipe(ablated: Path) -> None:
+    rows = table(ablated / "ablation.csv")
     columns = "name switches scale_min scale_max seed best_epoch val_miou delta_vs_none seconds"
     assert list(rows[0]) == columns.split()
     by = {(row["name"], row["seed"]): row for row in rows}
@@ -188,13 +194,13 @@ def test_ablation_compares_with_the_first_recipe(folder: Path, monkeypatch: pyte
         difference = float(flip["val_miou"]) - float(none["val_miou"])
         assert float(flip["delta_vs_none"]) == pytest.approx(difference, abs=2e-6)
         assert (none["switches"], flip["switches"]) == ("none", "flip")
-    found = json.loads((folder / "studies" / "flips" / "results.json").read_text())["recipes"]
+    found = json.loads((ablated / "results.json").read_text())["recipes"]
     deltas = [float(by["+ flip", seed]["delta_vs_none"]) for seed in ("1", "2")]
     assert found[1]["delta_vs_none"] == pytest.approx(statistics.fmean(deltas), abs=1e-6)
     half = 12.706 * statistics.stdev(deltas) / 2**0.5
     assert found[1]["high"] - found[1]["delta_vs_none"] == pytest.approx(half, rel=1e-3, abs=1e-6)
-    assert cv2.imread(str(folder / "studies" / "flips" / "ablation.png")).std() > 5
-    assert "mIoU leaves void pixels out" in (folder / "studies" / "flips" / "report.html").read_text()
+    assert cv2.imread(str(ablated / "ablation.png")).std() > 5
+    assert "mIoU leaves void pixels out" in (ablated / "report.html").read_text()
 
 
 def test_a_study_can_begin_with_some_of_its_seeds(tmp_path: Path) -> None:
@@ -204,7 +210,7 @@ def test_a_study_can_begin_with_some_of_its_seeds(tmp_path: Path) -> None:
         plan_runs(study, seeds=[1, 7])
 
 
-def test_references_stand_beside_an_ablation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_references_stand_beside_an_ablation(ablated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     path = write_study(folder, "flips", RECIPES + "reference: {+ flip: {val_miou: 0.5}}\n")
     assert leave("ablate", "report", str(path), "--output", str(folder / "beside")) == 0
