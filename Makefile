@@ -1,6 +1,7 @@
 # make demo     install, render a small set, train, evaluate and write a submission: about 6 minutes on 2 CPU cores
 # make study-demo   the comparison study at toy size, one report: about 9 minutes on 2 CPU cores
-# make test     install and run the tests
+# make test     install and run the tests: about 6 minutes on 2 CPU cores
+# make fuzz     the tests on random inputs, with many more of them
 # make lint     ruff, mypy, shellcheck
 # make install VENV=/scratch/me/venv   the environment elsewhere (about 6 GB)
 
@@ -28,18 +29,23 @@ ifeq ($(shell test $$(printf %s '$(CACHE)' | wc -c) -lt 60 && echo short),short)
 export TMPDIR := $(CACHE)/tmp
 endif
 
-.PHONY: demo study-demo test test-demo lint mobilenet-weights install install-dev clean
+.PHONY: demo study-demo test fuzz test-demo lint mobilenet-weights install install-dev clean
 
+# DEMO_ARGS='--set training.epochs=8': options of the verb.
 demo: install
-	$(BIN)/python -m segformer_spark demo
+	$(BIN)/python -m segformer_spark demo $(DEMO_ARGS)
 
 study-demo: install
 	$(BIN)/python -m segformer_spark study-demo
 
 test: install-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/slurm
-	@# Daemons that wait for each other on a loaded machine: what failed runs once more, and failing twice counts.
-	$(BIN)/python -m pytest tests/slurm || $(BIN)/python -m pytest tests/slurm --last-failed --last-failed-no-failures none
+	@# Each worker has a cluster of its own; most of a test there is waiting.
+	$(BIN)/python -m pytest -n 4 --dist load --maxschedchunk 1 tests/slurm
+
+# Tests on random inputs with 25 times as many of them.
+fuzz: install-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m hypothesis --hypothesis-profile fuzz --ignore tests/slurm
 
 test-demo: install-dev
 	$(BIN)/python -m pytest -m demo -s

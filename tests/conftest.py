@@ -15,9 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from segformer_spark.data.demo.write import write_demo_set
 
-# A slow machine is no failure.
-settings.register_profile("no_deadline", deadline=None)
-settings.load_profile("no_deadline")
+# A slow machine is no failure. `make fuzz` loads the other profile.
+settings.register_profile("suite", deadline=None, max_examples=200)
+settings.register_profile("fuzz", deadline=None, max_examples=5000)
+settings.load_profile("suite")
 
 NUM_TRAIN, NUM_VAL, NUM_TEST, SIDE = 12, 7, 5, 96
 

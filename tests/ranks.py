@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,9 +19,20 @@ import torch
 from segformer_spark.distributed.environment import Launch
 from segformer_spark.distributed.process_group import Group, process_group
 
+ROOT = Path(__file__).resolve().parents[1]
+
 context = multiprocessing.get_context("forkserver")
 # The server imports the heavy packages once; each rank is a fork of it.
 context.set_forkserver_preload(["tests.preload"])
+
+
+def forked(function: Callable[..., Any], *args: Any) -> Any:
+    """Start `function(*args)` in a process of its own, a fork of the server; returns the process."""
+    with contextlib.chdir(ROOT):  # the server that starts here finds what it is to import
+        forkserver.ensure_running()
+    process = context.Process(target=function, args=args)
+    process.start()
+    return process
 
 
 @dataclass
@@ -62,11 +76,7 @@ def start_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) ->
     """Start `function(group, *args)` on every rank."""
     port = free_port()
     queue = context.Queue()
-    ranks = [
-        context.Process(target=_run, args=(rank, world_size, port, queue, function, args)) for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
+    ranks = [forked(_run, rank, world_size, port, queue, function, args) for rank in range(world_size)]
     return RunningRanks(ranks, queue)
 
 
@@ -105,4 +115,4 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-__all__ = ["Group", "context", "free_port", "run_on_ranks", "start_on_ranks"]
+__all__ = ["Group", "context", "forked", "free_port", "run_on_ranks", "start_on_ranks"]

@@ -1,4 +1,5 @@
-"""`make demo` as a new user runs it, with an empty HOME that must stay empty."""
+"""`make demo` as a new user runs it, with images of half the side and half the epochs, and an empty HOME that must stay
+empty."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ def test_make_demo_learns_and_writes_nothing_outside_the_project(tmp_path: Path)
     home.mkdir()
     kept = ("PATH", "LANG", "VENV", "PYTHON", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
     environment = {name: os.environ[name] for name in kept if name in os.environ} | {"HOME": str(home)}
+    environment["DEMO_ARGS"] = "--set data.image_size=128 --set training.epochs=2"
     environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     subprocess.run(["make", "demo"], cwd=PROJECT_ROOT, env=environment, check=True)
     assert list(home.iterdir()) == []
@@ -28,7 +30,7 @@ def test_make_demo_learns_and_writes_nothing_outside_the_project(tmp_path: Path)
     untrained = next(row for row in rows if row["kind"] == "validation" and row["step"] == 0)
     results = json.loads((run / "evaluation" / "val" / "results.json").read_text())
     assert untrained["spark_score"] < 0.1
-    assert results["spark_score"] > 0.5
+    assert results["spark_score"] > 0.15
     assert results["record"]["training"]["runtime"]["world_size"] == 2
     with zipfile.ZipFile(run / "submission" / "submission.zip") as archive:
         assert len(archive.namelist()) == 20

@@ -7,8 +7,9 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.ranks import context
+from tests.ranks import forked
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,7 @@ def run_verb(*arguments: str, cwd: Path | None = None, timeout: float = 120, **e
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        whole = {**os.environ, **environment}
-        process = context.Process(target=_call, args=(arguments, whole, str(cwd or Path.cwd()), str(out), str(err)))
-        process.start()
+        process = start_verb(*arguments, out=out, err=err, cwd=cwd, **environment)
         process.join(timeout)
         if process.is_alive():
             process.kill()
@@ -39,7 +38,14 @@ def run_verb(*arguments: str, cwd: Path | None = None, timeout: float = 120, **e
         return FinishedVerb(process.exitcode, out.read_text(), err.read_text())
 
 
+def start_verb(*arguments: str, out: Path, err: Path, cwd: Path | None = None, **environment: str) -> Any:
+    """Start it, as leader of a process group of its own; returns the process."""
+    whole = {**os.environ, **environment}
+    return forked(_call, arguments, whole, str(cwd or Path.cwd()), str(out), str(err))
+
+
 def _call(arguments: tuple[str, ...], environment: dict[str, str], cwd: str, out: str, err: str) -> None:
+    os.setsid()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

@@ -15,13 +15,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import SegmentationDataset
-from segformer_spark.data.scan import ItemFacts
 from segformer_spark.errors import DataError
 from segformer_spark.run.atomic import write_json
+
+if TYPE_CHECKING:  # scanning needs torch; reading a manifest, as every rank of a job does, need not
+    from segformer_spark.data.scan import ItemFacts
 
 _FORMAT = 1
 _NUM_PROBED = 200

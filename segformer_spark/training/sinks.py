@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -108,10 +109,17 @@ class ConsoleSink(_IgnoresPictures):
 
 
 class FileSink(_IgnoresPictures):
-    """metrics.jsonl, and history.csv and curves.png made from it at every validation."""
+    """metrics.jsonl, and made from it history.csv at every validation and curves.png.
+
+    The curves are drawn when training ends, and at validations that come SECONDS_BETWEEN_DRAWINGS after the last
+    drawing: it takes rank 0 half a second, for which the other ranks wait.
+    """
+
+    SECONDS_BETWEEN_DRAWINGS = 30.0
 
     def __init__(self, run: RunDirectory) -> None:
         self.run, self.log = run, MetricsLog(run.metrics)
+        self.drawn = time.monotonic()
 
     def start(self, step: int, *, validated: bool) -> None:
         self.log.rewind(step, validated=validated)
@@ -122,15 +130,17 @@ class FileSink(_IgnoresPictures):
     def validation(self, report: ValidationReport) -> None:
         row = {"kind": "validation", "step": report.step, "epoch": report.epoch, **report.scalars}
         self.log.append({**row, "seconds": round(report.seconds, 2)})
-        self._refresh()
+        write_history(self.log.rows(), self.run.history)
+        if time.monotonic() - self.drawn >= self.SECONDS_BETWEEN_DRAWINGS:
+            self._draw()
 
     def close(self) -> None:
-        self._refresh()
+        write_history(self.log.rows(), self.run.history)
+        self._draw()
 
-    def _refresh(self) -> None:
-        rows = self.log.rows()
-        write_history(rows, self.run.history)
-        draw_curves(rows, self.run.curves, self.run.path.name)
+    def _draw(self) -> None:
+        draw_curves(self.log.rows(), self.run.curves, self.run.path.name)
+        self.drawn = time.monotonic()
 
 
 def interval_scalars(report: IntervalReport) -> dict[str, float | None]:

@@ -73,7 +73,7 @@ def train(arguments: argparse.Namespace) -> int:
 def choose_resume(resolved: ResolvedConfig) -> str | None:
     """RESUME, and for a job that was requeued its own checkpoints first.
 
-    A requeued job goes on with the run only if it had begun it: another run of the same name is not its own.
+    A requeued job resumes the run only if it had begun it: another run of the same name is not its own.
     """
     from segformer_spark.config.load import run_path
     from segformer_spark.run.lease import Owner, read_attempts
@@ -87,12 +87,13 @@ def choose_resume(resolved: ResolvedConfig) -> str | None:
 
 def _local_cache(resolved: ResolvedConfig, from_env: bool) -> Path | None:
     """This node's copy of the cache, where STAGE_DATA asked for one and it is there."""
-    from segformer_spark.data.cache import find_cache
     from segformer_spark.data.staging import own_folder, staged_copy, wants_staging
 
     data = resolved.config.data
     if not from_env or not wants_staging(os.environ) or data.cache is None:
         return None
+    from segformer_spark.data.cache import find_cache
+
     return staged_copy(find_cache(Path(data.cache), data), own_folder(os.environ))
 
 

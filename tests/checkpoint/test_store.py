@@ -3,8 +3,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 
 from segformer_spark.checkpoint.store import CheckpointStore, StoredState, read, verify
 from segformer_spark.errors import CheckpointError, UserError
+from tests.ranks import forked
 
 
 def stored(step: int) -> StoredState:
@@ -108,30 +107,24 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
-_WRITER = """
-import sys, torch
-from pathlib import Path
-from segformer_spark.checkpoint.store import CheckpointStore, StoredState
-store = CheckpointStore(Path(sys.argv[1]), keep=2)
-print("ready", flush=True)
-for step in range(1, 10**6):
-    w = {"w": torch.full((200, 500), float(step))}
-    store.save(step, StoredState(w, {"exp_avg": w}, {"step": step}))
-"""
+def write_on_and_on(folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = CheckpointStore(folder, keep=2)
+    for step in range(1, 10**6):
+        w = {"w": torch.full((200, 500), float(step))}
+        store.save(step, StoredState(w, {"exp_avg": w}, {"step": step}))
 
 
 def test_kill_at_any_moment_leaves_an_intact_checkpoint(tmp_path: Path) -> None:
     for attempt in range(8):
         folder = tmp_path / str(attempt)
-        with subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(folder)], stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            while not list(folder.glob("step-*")):
-                time.sleep(0.01)
-            time.sleep(0.013 * attempt)
-            process.send_signal(signal.SIGKILL)
+        process = forked(write_on_and_on, folder)
+        while not list(folder.glob("step-*")):
+            assert process.is_alive()
+            time.sleep(0.01)
+        time.sleep(0.013 * attempt)
+        process.kill()
+        process.join()
         store = CheckpointStore(folder, keep=2)
         for path in store.committed():
             verify(path)

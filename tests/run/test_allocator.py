@@ -12,7 +12,7 @@ from segformer_spark.run.allocator import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
 def step():
-    for size in (30_000_000, 7_000_000, 12_345_678, 25_165_824):
+    for size in (12_000_000, 9_000_000, 12_345_678, 10_165_824):
         values = torch.empty(size).fill_(1)
         kept = values * 2
 for _ in range(8):

@@ -21,6 +21,7 @@ _NETWORK = "10.77.0"
 _DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "unshare", "nsenter", "ip")
 _COMMANDS = ("sbatch", "srun", "salloc", "squeue", "scancel", "scontrol", "sinfo")
 _HOST = Path(__file__).with_name("host.py")
+_ASK = 0.3  # s between questions to SLURM, each of which is three processes
 _SEARCH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 
 _CONF = """ClusterName=test
@@ -53,7 +54,7 @@ JobCompType=jobcomp/none
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 SlurmdTimeout=6
-KillWait=15
+KillWait=30
 MessageTimeout=5
 BatchStartTimeout=10
 UnkillableStepTimeout=30
@@ -109,7 +110,7 @@ class Cluster:
         wait_for(lambda: "is UP" in self.login("scontrol", "ping", check=False).stdout, 20, "slurmctld")
         for name in self.names:
             self._boot(name)
-        wait_for(lambda: self.states().count("idle") == len(self.names), 30, "idle nodes")
+        wait_for(lambda: self.states().count("idle") == len(self.names), 30, "idle nodes", _ASK)
 
     def stop(self) -> None:
         """End every process that was started."""
@@ -157,7 +158,7 @@ class Cluster:
             return found["JobState"] in states and int(found["Restarts"]) >= restarts
 
         try:
-            wait_for(reached, seconds, f"job {number} in {states}")
+            wait_for(reached, seconds, f"job {number} in {states}", _ASK)
         except TimeoutError as error:
             raise TimeoutError(f"{error}; it is {found}") from None
         return found
@@ -175,7 +176,7 @@ class Cluster:
     def boot_node(self, name: str) -> None:
         """Start a killed node again."""
         self._boot(name)
-        wait_for(lambda: self.states().count("idle") >= 1, 30, "the node")
+        wait_for(lambda: self.states().count("idle") >= 1, 30, "the node", _ASK)
 
     def kill_daemon(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal slurmd (or slurmctld on `ctl`) alone; what it started lives on."""
@@ -213,7 +214,7 @@ class Cluster:
                 self.start_daemon(name)
             self.join(name)
         self.login("scontrol", "update", f"nodename=node[1-{len(self.names)}]", "state=resume", check=False)
-        wait_for(lambda: self.states() == ["idle"] * len(self.names), 60, "idle nodes")
+        wait_for(lambda: self.states() == ["idle"] * len(self.names), 60, "idle nodes", _ASK)
 
     # Inside.
 
@@ -321,7 +322,7 @@ class Cluster:
         self.stop()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float, what: str, interval: float = 0.05) -> None:
     """Poll until true.
 
     Raises:
@@ -331,7 +332,7 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds} s for {what}")
-        time.sleep(0.05)
+        time.sleep(interval)
 
 
 def _die_with_parent() -> None:

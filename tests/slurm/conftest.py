@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ SHORT: dict[str, dict[str, Any]] = {
     "output": {"log_every_steps": 1, "tensorboard": False},
     "hardware": {"threads": 1, "device": "cpu", "peer_timeout": 6.0},
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest tests first, so that no worker is left with them at the end; a real training beside a stand-in."""
+    own = [item for item in items if item.path.parent == PROGRAM.parent]
+    rest = [item for item in items if item.path.parent != PROGRAM.parent]
+    real = [item for item in own if item.path.name == "test_training.py"]
+    long = [item for item in own if item.get_closest_marker("long")]
+    short = [item for item in own if item not in real and item not in long]
+    pairs = [item for pair in zip_longest(real, short[: len(real)]) for item in pair if item is not None]
+    items[:] = [*pairs, *long, *short[len(real) :], *rest]
 
 
 @pytest.fixture(scope="session")
@@ -102,16 +114,17 @@ class Project:
         return self.root / "runs" / name
 
 
-def write_config(
-    path: Path, data: Path, world_size: int, global_batch: int, pretrained: str = "none", epochs: int = 2
-) -> Path:
+EPOCHS = 40  # 120 steps: seconds, so that what a test does after the first steps is in time
+
+
+def write_config(path: Path, data: Path, world_size: int, global_batch: int) -> Path:
     """A short training with one micro-batch per step."""
     batch = {"global_batch_size": global_batch, "batch_size": global_batch // world_size}
     tree = {
         **SHORT,
         "data": {**SHORT["data"], "root": str(data)},
-        "model": {**SHORT["model"], "pretrained": pretrained},
-        "training": {**SHORT["training"], **batch, "epochs": epochs, "validation": {"every_epochs": epochs}},
+        "model": {**SHORT["model"], "pretrained": "none"},
+        "training": {**SHORT["training"], **batch, "epochs": EPOCHS, "validation": {"every_epochs": EPOCHS}},
     }
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -126,7 +139,7 @@ def make_project(cluster: Cluster, folder: Path, data: Path, python: str) -> Pro
     binary.parent.mkdir(parents=True)
     binary.write_text(python)
     binary.chmod(0o755)
-    config = write_config(folder / "short.yaml", data, 4, 4)
+    config = write_config(folder / "short.yaml", data, 2, 4)
     environment = {"VENV": str(binary.parents[1]), "CONFIG": str(config), "DS_ACCELERATOR": "cpu", "RUN_NAME": "r"}
     return Project(cluster, root, config, {**environment, "PROGRAM_FACTS": str(folder / "facts")})
 
@@ -139,7 +152,7 @@ def project(cluster: Cluster, tmp_path: Path, spark_root: Path) -> Project:
 
 @pytest.fixture
 def quick_project(cluster: Cluster, tmp_path: Path, spark_root: Path) -> Project:
-    """Jobs whose training, evaluation and inference are the stand-in program's."""
-    own = " | ".join(("train", "evaluate", "submit"))
+    """Jobs whose training, evaluation, inference and benchmark are the stand-in program's."""
+    own = " | ".join(("train", "evaluate", "submit", "bench"))
     python = f'case "$3" in\n{own}) exec "{sys.executable}" "{PROGRAM}" "$@" ;;\nesac\nexec "{sys.executable}" "$@"\n'
     return make_project(cluster, tmp_path, spark_root, f"#!/bin/sh\n{python}")

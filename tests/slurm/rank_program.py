@@ -1,5 +1,5 @@
-"""Stands in for training, evaluation and inference in jobs: the real command line without torch, so that a launch takes
-a second.
+"""Stands in for training, evaluation, inference and the scaling benchmark in jobs: the real command line without torch,
+so that a launch takes a moment.
 
 A rank writes down what it sees (PROGRAM_FACTS), and "trains" by sleeping: rank 0 has the lease of the run and commits
 checkpoints, and every rank obeys signals as training does. PROGRAM_CRASH=STEP[:RANK] makes a rank fail at a step;
@@ -26,7 +26,7 @@ from segformer_spark.run.directory import RunDirectory, open_for_training
 from segformer_spark.run.lease import Owner, lease_run, refuse_if_leased
 from segformer_spark.run.outcome import Outcome
 from segformer_spark.training.stop import catch_signals
-from segformer_spark.verbs import inference, launch, train
+from segformer_spark.verbs import bench, inference, launch, train
 
 CHECKPOINT_EVERY = 2
 
@@ -109,8 +109,15 @@ def fake_inference(verb: str) -> object:
     return act
 
 
+def fake_scaling(arguments: argparse.Namespace) -> int:
+    """Write down that it ran, and where its row would go."""
+    facts("scaling", csv=str(arguments.csv))
+    return 0
+
+
 if __name__ == "__main__":
     train.train = fake_train
+    bench.scaling = fake_scaling
     inference.evaluate = fake_inference("evaluate")  # type: ignore[assignment]
     inference.submit = fake_inference("submit")  # type: ignore[assignment]
     from segformer_spark.cli import main

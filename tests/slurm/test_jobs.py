@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -32,19 +33,20 @@ def test_every_script_can_be_submitted(quick_project: Project, script: str) -> N
     assert "to start at" in done.stderr
 
 
-def test_settings_reach_every_rank_and_survive_a_requeue(quick_project: Project) -> None:
-    """One stop, one restart; complete after the second attempt, and not requeued then."""
-    settings = {"SEGFORMER_VARIANT": "b3", "IMAGE_SIZE": "640", "MAX_STEPS": "25", "PROGRAM_SECONDS": "0.15"}
+@pytest.mark.long
+def test_settings_reach_every_rank_and_survive_requeues(quick_project: Project) -> None:
+    """Stopped once by each of the signals; complete after the last attempt, and not requeued then."""
+    settings = {"SEGFORMER_VARIANT": "b3", "IMAGE_SIZE": "640", "MAX_STEPS": "20", "PROGRAM_UNTIL": "may-end"}
     job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, **settings)
-    for attempt in range(1):
-        wait_for(lambda: len(quick_project.facts(restart=attempt)) == 4, 60, "four ranks")  # noqa: B023
-        quick_project.until(job, f"attempt {attempt + 1},")
-        wait_for(lambda: quick_project.log(job).count("step ") > 3 * (attempt + 1), 30, "some steps")  # noqa: B023
-        quick_project.cluster.login("scancel", "--signal=USR1", str(job))
-        quick_project.cluster.wait(job, "RUNNING", "PENDING", "COMPLETED", restarts=attempt + 1)
+    for restart, name in enumerate(("USR1", "TERM", "USR2")):
+        wait_for(lambda: len(quick_project.facts(restart=restart)) == 4, 60, "four ranks")  # noqa: B023
+        quick_project.until(job, f"step {newest_step(quick_project.run('r') / 'checkpoints') + 2}/")
+        quick_project.cluster.login("scancel", f"--signal={name}", str(job))
+        quick_project.until(job, f"attempt {restart + 2},")
+    (quick_project.root / "may-end").touch()
     found = quick_project.cluster.wait(job, "COMPLETED")
-    assert found["Restarts"] == "1"
-    for attempt in range(2):
+    assert found["Restarts"] == "3"
+    for attempt in range(4):
         ranks = quick_project.facts(restart=attempt)
         assert sorted((r["rank"], r["host"], r["local_rank"]) for r in ranks) == [
             (0, "node1", 0), (1, "node1", 1), (2, "node2", 0), (3, "node2", 1),
@@ -53,9 +55,11 @@ def test_settings_reach_every_rank_and_survive_a_requeue(quick_project: Project)
             ("b3", 640, "1", "auto" if attempt else None)
         }
         assert all(r["deadline"] > 0 for r in ranks), "the time limit is known to the ranks"
+    attempts = [json.loads(path.read_text()) for path in sorted((quick_project.run("r") / "attempts").glob("*.json"))]
+    assert [a["outcome"] for a in attempts] == ["stopped on request"] * 3 + ["completed"]
     log = quick_project.log(job)
-    assert [log.count(f"attempt {n},") for n in range(1, 4)] == [1, 1, 0], "one file, appended"
-    assert log.count("requeueing job") == 1
+    assert [log.count(f"attempt {n},") for n in range(1, 6)] == [1, 1, 1, 1, 0], "one file, appended"
+    assert log.count("requeueing job") == 3
     assert "done: training is complete. Next: MODEL_PATH=runs/r sbatch slurm/segformer_eval.sh" in last_lines(
         quick_project, job, 1
     )
@@ -81,6 +85,7 @@ def test_a_wrong_setting_stops_the_job_before_training(
     assert quick_project.facts() == []
 
 
+@pytest.mark.long
 def test_a_run_that_always_dies_at_the_same_step_is_given_up(quick_project: Project) -> None:
     job = quick_project.submit("segformer_train.sh", *ONE, MAX_STEPS="9", PROGRAM_CRASH="3")
     quick_project.until(job, "not requeued", 120)
@@ -91,7 +96,8 @@ def test_a_run_that_always_dies_at_the_same_step_is_given_up(quick_project: Proj
     assert "RuntimeError: crash at step 3" in quick_project.log(job)
 
 
-def test_a_run_that_dies_now_and_then_goes_on(quick_project: Project) -> None:
+@pytest.mark.long
+def test_a_run_that_dies_now_and_then_completes(quick_project: Project) -> None:
     """Each attempt is given another step to die at, later than its checkpoint."""
     binary = Path(quick_project.environment["VENV"]) / "bin" / "python"
     step = "PROGRAM_CRASH=$((3 + 2 * ${SLURM_RESTART_COUNT:-0})); export PROGRAM_CRASH"
@@ -101,6 +107,7 @@ def test_a_run_that_dies_now_and_then_goes_on(quick_project: Project) -> None:
     assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "3")
 
 
+@pytest.mark.long
 def test_the_time_limit_is_near(quick_project: Project) -> None:
     """The signal comes from SLURM itself: 15 s after the start here, or at one of its looks at limits every 30 s."""
     times = ("--time=4", "--signal=USR1@225")
@@ -114,16 +121,18 @@ def test_the_time_limit_is_near(quick_project: Project) -> None:
     quick_project.cluster.login("scancel", str(job))
 
 
+@pytest.mark.long
 def test_a_cancelled_job_saves_and_does_not_come_back(quick_project: Project) -> None:
     """Unless it was asked for."""
     for name, settings in (("a", {}), ("b", {"REQUEUE_ON_CANCEL": "1"})):
-        job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, RUN_NAME=name, MAX_STEPS="25", **settings)
+        settings |= {"MAX_STEPS": "4", "PROGRAM_UNTIL": "may-end"}
+        job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, RUN_NAME=name, **settings)
         quick_project.until(job, "step 3/")
         quick_project.cluster.login("scancel", str(job))
         quick_project.until(job, "resumes from step", 30)
         saved = newest_step(quick_project.run(name) / "checkpoints")
         assert saved >= 3
-        if not settings:
+        if name == "a":
             assert quick_project.cluster.wait(job, "CANCELLED")["Restarts"] == "0"
             log = quick_project.log(job)
             assert (
@@ -131,39 +140,44 @@ def test_a_cancelled_job_saves_and_does_not_come_back(quick_project: Project) ->
             )
             assert "If you cancelled it, submit it again with the same settings and RESUME=auto" in log
         else:
+            (quick_project.root / "may-end").touch()
             assert quick_project.cluster.wait(job, "COMPLETED")["Restarts"] == "1"
 
 
 def test_the_controller_restarts_in_mid_job(quick_project: Project) -> None:
     cluster = quick_project.cluster
-    job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, MAX_STEPS="40")
+    job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, MAX_STEPS="4", PROGRAM_UNTIL="may-end")
     quick_project.until(job, "step 3/")
     cluster.kill_daemon("ctl", signal.SIGTERM)
     quick_project.until(job, "step 12/")
     cluster.start_daemon("ctl")
     wait_for(lambda: "is UP" in cluster.login("scontrol", "ping", check=False).stdout, 20, "the controller")
+    (quick_project.root / "may-end").touch()
     assert cluster.wait(job, "COMPLETED")["Restarts"] == "0"
     assert len(quick_project.facts()) == 4
 
 
 def test_two_jobs_on_one_node_do_not_meet(quick_project: Project) -> None:
     options = (*TWO_BY_TWO[1:], "--nodes=1", "--nodelist=node1")
-    jobs = [quick_project.submit("segformer_train.sh", *options, RUN_NAME=name, MAX_STEPS="25") for name in ("a", "b")]
+    settings = {"MAX_STEPS": "4", "PROGRAM_UNTIL": "may-end"}
+    jobs = [quick_project.submit("segformer_train.sh", *options, RUN_NAME=name, **settings) for name in ("a", "b")]
+    for job in jobs:
+        quick_project.until(job, "step 4/")
+    (quick_project.root / "may-end").touch()
     for job in jobs:
         quick_project.cluster.wait(job, "COMPLETED")
     ports = {fact["port"] for fact in quick_project.facts(host="node1")}
     assert len(ports) == 2
-    logs = [quick_project.log(job) for job in jobs]
-    assert all("step 25/25" in log for log in logs)
 
 
 def test_the_same_run_twice_at_once(quick_project: Project) -> None:
     """The second is refused, by name of the job that has it; the first is not disturbed."""
-    slow = {"MAX_STEPS": "80", "PROGRAM_SECONDS": "0.5"}  # it must last until the second has started
-    first = quick_project.submit("segformer_train.sh", *ONE, "--nodelist=node1", **slow)
+    settings = {"MAX_STEPS": "4", "PROGRAM_UNTIL": "may-end"}
+    first = quick_project.submit("segformer_train.sh", *ONE, "--nodelist=node1", **settings)
     quick_project.until(first, "step 2/")
-    second = quick_project.submit("segformer_train.sh", *ONE, "--nodelist=node2", MAX_STEPS="80", RESUME="auto")
+    second = quick_project.submit("segformer_train.sh", *ONE, "--nodelist=node2", RESUME="auto", **settings)
     quick_project.cluster.wait(second, "FAILED")
+    (quick_project.root / "may-end").touch()
     assert f"is being trained at this moment by job {first} on node1" in last_lines(quick_project, second)
     assert quick_project.cluster.wait(first, "COMPLETED")["Restarts"] == "0"
 
@@ -196,12 +210,23 @@ def test_gpus(quick_project: Project) -> None:
     ]  # fmt: skip
 
 
+def test_scaling_over_one_two_and_four_nodes(quick_project: Project, tmp_path: Path) -> None:
+    options = ("--nodes=4", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1")
+    job = quick_project.submit("benchmark_scaling.sh", *options, OUTPUT=str(tmp_path / "scaling.csv"))
+    assert quick_project.cluster.wait(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", quick_project.log(job)
+    seen = quick_project.facts(verb="scaling")
+    assert {fact["csv"] for fact in seen} == {str(tmp_path / "scaling.csv")}
+    assert [fact["world"] for fact in seen] == [2] * 2 + [4] * 4 + [8] * 8
+    assert [len({fact["host"] for fact in seen if fact["world"] == world}) for world in (2, 4, 8)] == [1, 2, 4]
+
+
+@pytest.mark.long
 def test_a_sweep_as_an_array(quick_project: Project) -> None:
     """A stop of one task leaves the others alone: the last one has the array's own id, by which SLURM means all."""
     sweep = quick_project.config.with_name("sweep.yaml")
     grid = {"training.optimizer.lr": [1e-3, 2e-3], "experiment.seed": [1, 2]}
     sweep.write_text(yaml.safe_dump({"base": quick_project.config.name, "grid": grid}, sort_keys=False))
-    settings = {"MAX_STEPS": "60", "PROGRAM_SECONDS": "0.2"}
+    settings = {"MAX_STEPS": "6", "PROGRAM_UNTIL": "may-end"}
     job = quick_project.submit("segformer_sweep.sh", "--array=0-3%4", *ONE, arguments=(str(sweep),), **settings)
     for index in range(4):
         quick_project.until(f"{job}_{index}", "step 5/")
@@ -209,6 +234,7 @@ def test_a_sweep_as_an_array(quick_project: Project) -> None:
     index = int(last["name"].split("-")[1])
     quick_project.cluster.login("scancel", "--signal=USR1", f"{job}_{index}")
     quick_project.until(f"{job}_{index}", f"requeueing job {job}_{index}: stopped with its state saved")
+    (quick_project.root / "may-end").touch()
     for task in range(4):
         found = quick_project.cluster.wait(f"{job}_{task}", "COMPLETED")
         assert found["Restarts"] == ("1" if task == index else "0")

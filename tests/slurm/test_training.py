@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from segformer_spark.checkpoint.names import newest_step
 from segformer_spark.config.load import load_config
 from segformer_spark.training.stop import StopRequest
 from segformer_spark.training.train import TrainOptions, run_training
 from tests.ranks import Group, run_on_ranks
 from tests.slurm.cluster import wait_for
 from tests.slurm.conftest import Project, write_config
+
+NUM_IMAGES = 500  # the tiny model must not be done before the node is killed
 
 Reference = Callable[..., dict[str, torch.Tensor]]
 
@@ -32,10 +32,10 @@ def undisturbed(spark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     """The final weights of a run without SLURM, by world size and images per step."""
     known: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
 
-    def get(world_size: int, global_batch: int, **more: Any) -> dict[str, torch.Tensor]:
+    def get(world_size: int, global_batch: int) -> dict[str, torch.Tensor]:
         if (world_size, global_batch) not in known:
             folder = tmp_path_factory.mktemp("reference")
-            config = write_config(folder / "short.yaml", spark_root, world_size, global_batch, **more)
+            config = write_config(folder / "short.yaml", spark_root, world_size, global_batch)
             run_on_ranks(world_size, train_here, str(config), str(folder / "run"))
             known[world_size, global_batch] = load_file(folder / "run" / "final" / "model.safetensors")
         return known[world_size, global_batch]
@@ -63,9 +63,9 @@ def options(nodes: int, tasks: int) -> tuple[str, ...]:
 
 
 def test_cancelled_on_one_node_and_continued_on_two(project: Project, undisturbed: Reference) -> None:
-    """4 tasks on 1 node, then 2 x 2; a changed setting is refused on the way. What ran where stands in the record."""
+    """2 tasks on 1 node, then 2 x 1; a changed setting is refused on the way. What ran where stands in the record."""
     settings = {"LEARNING_RATE": "1e-3", "NUM_WORKERS": "1"}
-    job = project.submit("segformer_train.sh", *options(1, 4), **settings)
+    job = project.submit("segformer_train.sh", *options(1, 2), **settings)
     project.until(job, "step 4/")
     project.cluster.login("scancel", str(job))
     project.until(job, "If you cancelled it, submit it again with the same settings and RESUME=auto", 60)
@@ -78,51 +78,19 @@ def test_cancelled_on_one_node_and_continued_on_two(project: Project, undisturbe
     assert "training.optimizer.lr was 0.001, now 0.002" in project.log(refused)
     assert project.log(refused).splitlines()[-1].startswith("not requeued: ")
 
-    gpus = ("--nodes=2", "--gpus-per-node=2", "--cpus-per-task=1")  # the cluster's are none, and device is cpu
+    gpus = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1")  # the cluster's are none, and device is cpu
     again = project.submit("segformer_train.sh", *gpus, **settings, RESUME="auto")
-    record = check(project, again, undisturbed(4, 4), restarts=0)
-    assert [(h["rank"], h["host"], h["local_rank"]) for h in record["hardware"]] == [
-        (0, "node1", 0), (1, "node1", 1), (2, "node2", 0), (3, "node2", 1),
-    ]  # fmt: skip
-    assert {h["visible_devices"] for h in record["hardware"]} == {"0,1"}
+    record = check(project, again, undisturbed(2, 4), restarts=0)
+    assert [(h["rank"], h["host"], h["local_rank"]) for h in record["hardware"]] == [(0, "node1", 0), (1, "node2", 0)]
+    assert {h["visible_devices"] for h in record["hardware"]} == {"0"}
     assert record["provenance"]["training.optimizer.lr"] == "environment LEARNING_RATE"
     assert record["runtime"]["slurm"]["SLURM_JOB_ID"] == str(again)
     assert [a["status"] for a in record["attempts"]] == ["stopped on request", "completed"]
     assert record["attempts"][1]["from_step"] == record["attempts"][0]["to_step"]
 
 
-def test_stopped_three_times(project: Project, spark_root: Path, undisturbed: Reference) -> None:
-    """By each of the signals, 2 ranks on 2 nodes."""
-    write_config(project.config, spark_root, 2, 4)
-    job = project.submit("segformer_train.sh", *options(2, 1))
-    for restart, name in enumerate(("USR1", "TERM", "USR2")):
-        project.until(job, f"attempt {restart + 1},")
-        step = newest_step(project.run("r") / "checkpoints") + 1
-        project.until(job, f"step {step}/")
-        project.cluster.login("scancel", f"--signal={name}", str(job))
-        project.until(job, f"stop requested (SIG{name})", 30)
-        project.until(job, f"attempt {restart + 2},")
-    record = check(project, job, undisturbed(2, 4), restarts=3)
-    assert record["runtime"]["slurm"]["SLURM_RESTART_COUNT"] == "3"
-    steps = [(a["from_step"], a["to_step"]) for a in record["attempts"]]
-    assert all(before[1] == after[0] for before, after in itertools.pairwise(steps))
-
-
-def test_a_killed_node(project: Project, spark_root: Path, undisturbed: Reference) -> None:
-    """3 x 1 ranks; one node dies in mid-epoch, a spare takes its place."""
-    write_config(project.config, spark_root, 3, 6)
-    job = project.submit("segformer_train.sh", *options(3, 1))
-    project.until(job, "step 3/")
-    project.cluster.kill_node("node3")
-    # As SLURM finds out after SlurmdTimeout; the test of the cut network leaves that to it.
-    project.cluster.login("scontrol", "update", "nodename=node3", "state=down", "reason=test")
-    record = check(project, job, undisturbed(3, 6), restarts=1)
-    assert [h["host"] for h in record["hardware"]] == ["node1", "node2", "node4"]
-
-
-def test_a_node_cut_off_from_the_network(project: Project, spark_root: Path, undisturbed: Reference) -> None:
+def test_a_node_cut_off_from_the_network(project: Project, undisturbed: Reference) -> None:
     """No connection closes: the ranks end by themselves, and on the node that was cut off none lives on."""
-    write_config(project.config, spark_root, 2, 4)
     job = project.submit("segformer_train.sh", *options(2, 1))
     project.until(job, "step 4/")
     project.cluster.cut("node2")
@@ -131,24 +99,6 @@ def test_a_node_cut_off_from_the_network(project: Project, spark_root: Path, und
     assert "node2" not in {h["host"] for h in record["hardware"]}
     left = project.cluster.on("node2", "pgrep", "-f", "segformer_spark train", check=False)
     assert left == "", "the rank there noticed, too"
-
-
-def test_slurmd_dies_and_its_rank_lives_on(
-    project: Project, spark_root: Path, trained_run: Path, undisturbed: Reference
-) -> None:
-    """One rank alone, which nothing hinders from training on beside the requeued job; from fetched weights."""
-    more = {"pretrained": str(trained_run / "best"), "epochs": 30}  # long enough for both to train at once
-    write_config(project.config, spark_root, 1, 4, **more)
-    job = project.submit("segformer_train.sh", *options(1, 1))
-    project.until(job, "step 4/")
-    project.cluster.kill_daemon("node1")
-    project.cluster.login("scontrol", "update", "nodename=node1", "state=down", "reason=test")
-    record = check(project, job, undisturbed(1, 4, **more), restarts=1)
-    assert [h["host"] for h in record["hardware"]] == ["node2"]
-    stray = project.run("r") / "attempts" / "0001.json"
-    wait_for(lambda: "ended" in json.loads(stray.read_text()), 30, "the stray rank to end")
-    assert json.loads(stray.read_text())["outcome"] is None, "it was fenced off and did not finish"
-    assert [a.get("to_step") for a in record["attempts"]][1:] == [90], "its record was not touched by the stray"
 
 
 def test_inference_over_two_nodes_killed_and_continued(
@@ -162,8 +112,8 @@ def test_inference_over_two_nodes_killed_and_continued(
     images = tmp_path / "many"
     images.mkdir()
     sources = sorted((spark_root / "stream-1-test").iterdir())
-    for number in range(60):
-        (images / f"image_{number:05d}_img.jpg").write_bytes(sources[number % len(sources)].read_bytes())
+    for number in range(NUM_IMAGES):
+        (images / f"image_{number:05d}_img.jpg").hardlink_to(sources[number % len(sources)])
     settings = {
         "MODEL_PATH": str(trained_run / "best"),
         "TEST_IMAGES": str(images),
@@ -173,8 +123,7 @@ def test_inference_over_two_nodes_killed_and_continued(
         "PEER_TIMEOUT": "6",
     }
     job = project.submit("segformer_inference.sh", *options(2, 1), **settings)
-    project.until(job, "60 test images")
-    wait_for_predictions(tmp_path / "out", 4)
+    wait_for(lambda: len(list((tmp_path / "out").glob("*.npz"))) >= 4, 60, "predictions")
     project.cluster.kill_node("node2")
     found = project.cluster.wait(job, "COMPLETED", "FAILED", seconds=150)
     assert found["JobState"] == "COMPLETED", project.log(job)
@@ -184,15 +133,11 @@ def test_inference_over_two_nodes_killed_and_continued(
 
     with zipfile.ZipFile(tmp_path / "out" / "submission.zip") as archive:
         names = archive.namelist()
-        assert len(names) == len(set(names)) == 60
+        assert len(names) == len(set(names)) == NUM_IMAGES
         with archive.open(names[0]) as stream:
             assert np.load(stream).files
     assert "predicted already" in project.log(job)
     assert project.log(job).splitlines()[-1].startswith("done: inference")
-
-
-def wait_for_predictions(folder: Path, num: int) -> None:
-    wait_for(lambda: len(list(folder.glob("*.npz"))) >= num, 60, "predictions")
 
 
 def test_doctor_on_every_rank(project: Project) -> None:
@@ -205,21 +150,3 @@ def test_doctor_on_every_rank(project: Project) -> None:
     assert "SIGUSR1, sent by scancel to the step, reaches every rank" in log
     assert "(and 1 more node(s) alike)" in log
     assert " 0 failed" in log
-
-
-def test_scaling_over_one_and_two_nodes(project: Project, tmp_path: Path) -> None:
-    import csv
-
-    job = project.submit("benchmark_scaling.sh", *options(2, 1), OUTPUT=str(tmp_path / "scaling.csv"))
-    assert project.cluster.wait(job, "COMPLETED", "FAILED", seconds=120)["JobState"] == "COMPLETED", project.log(job)
-    with (tmp_path / "scaling.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert [(row["nodes"], row["world_size"], row["global_batch"]) for row in rows] == [
-        ("1", "1", "1"),
-        ("2", "2", "2"),
-    ]
-    assert float(rows[0]["efficiency"]) == 1
-    for row in rows:
-        assert float(row["images_per_s"]) == pytest.approx(
-            int(row["global_batch"]) / float(row["step_ms"]) * 1e3, rel=0.01
-        )

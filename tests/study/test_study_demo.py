@@ -1,23 +1,47 @@
-"""`study-demo` from rendering to the report, smaller than `make study-demo` still."""
+"""`study-demo` from rendering to the report, smaller than `make study-demo` still, without starting processes anew."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from segformer_spark.cli import main
+from segformer_spark.errors import UserError
+from segformer_spark.run import verb_process
+from segformer_spark.study import demo, execute
+from tests.verbs import run_verb
 
-@pytest.mark.demo
-def test_the_whole_study_ends_in_one_report(tmp_path: Path) -> None:
+
+def leave(arguments: Sequence[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert not ended.value.code
+
+
+def start_forked(command: Sequence[str]) -> int:
+    done = run_verb(*command[command.index("segformer_spark") + 1 :])
+    print(done.stdout, done.stderr)
+    return done.returncode
+
+
+def test_the_whole_study_ends_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = []
+
+    def run_here(title: str, arguments: Sequence[str], processes: int = 1) -> None:
+        titles.append(title)
+        leave(arguments)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "run_verb", run_here)
+    monkeypatch.setattr(execute, "_start", start_forked)
     small = ["--num-train", "8", "--num-val", "6", "--num-test", "4", "--pairs", "6", "--set", "training.epochs=1"]
     small += ["--set", "training.scheduler.warmup_epochs=0", "--seeds", "1"]
-    command = [sys.executable, "-m", "segformer_spark", "study-demo", "--output", "studies/demo", *small]
-    subprocess.run(command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path / "home")}, check=True)
+    leave(["study-demo", "--output", "studies/demo", *small])
+    assert len(titles) == 7
     folder = tmp_path / "studies" / "demo"
     page = (folder / "report.html").read_text()
     parts = ("params", "models", "ablation", "anomaly", "agreement")
@@ -33,3 +57,11 @@ def test_the_whole_study_ends_in_one_report(tmp_path: Path) -> None:
     assert len(json.loads((folder / "ablation" / "results.json").read_text())["runs"]) == 3
     with (folder / "agreement" / "correlation_results.csv").open(newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 3
+
+
+def test_its_steps_are_processes_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
+    assert demo.run_verb is verb_process.run_verb
+    demo.run_verb("sizes", ["params", "--help"])
+    assert "usage: segformer-spark params" in capfd.readouterr().out
+    with pytest.raises(UserError, match="sizes failed with status 2; see the messages above"):
+        demo.run_verb("sizes", ["params", "--no-such-option"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -32,7 +32,6 @@ def test_encoding(ids: np.ndarray) -> None:
     np.testing.assert_array_equal(data[..., 2], ids == 2)
 
 
-@settings(deadline=None, max_examples=10)
 @given(hnp.arrays(np.uint8, (4, 5), elements=st.integers(0, 2)))
 def test_a_written_prediction_is_valid_and_reads_back(
     tmp_path_factory: pytest.TempPathFactory, ids: np.ndarray

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from tests.ranks import Group, run_on_ranks, start_on_ranks
 from tests.training.short_run import SHORT, short_run
+from tests.verbs import start_verb
 
 STILL = ("model.drop_path=0.0", "model.dropout=0.0")
 
@@ -147,14 +148,14 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def test_ctrl_c_saves_and_leaves(spark_root: Path, tmp_path: Path) -> None:
-    path = tmp_path / "run"
+    path, log = tmp_path / "run", tmp_path / "log"
     arguments = command(spark_root, path, "--set", "training.epochs=200")
-    alone = [sys.executable, "-m", "segformer_spark", *arguments[arguments.index("train") :]]
-    process = start(alone)
-    wait_for_step(process, 3)
+    process = start_verb(*arguments[arguments.index("train") :], out=log, err=tmp_path / "err")
+    wait_for(lambda: log.exists() and "step 3/" in log.read_text(), 60)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: loader workers get it too
-    rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 85, rest
+    process.join(60)
+    rest = log.read_text() + (tmp_path / "err").read_text()
+    assert process.exitcode == 85, rest
     assert "stop requested (SIGINT): saving a checkpoint, then leaving" in rest
     assert "--resume auto" in rest
     newest = sorted((path / "checkpoints").iterdir())[-1]

@@ -17,6 +17,7 @@ from segformer_spark.training.tune import (
     recommend,
 )
 from tests.ranks import Group, run_on_ranks
+from tests.tiny import TINY_SETTINGS
 from tests.training.short_run import SHORT
 
 
@@ -72,7 +73,7 @@ def test_rates_that_do_not_rise() -> None:
 
 
 def trials(group: Group, limit: float) -> list[BatchTrial]:
-    config = load_config(overrides=["data.image_size=256", "model.variant=b0"]).config
+    config = load_config(overrides=[*TINY_SETTINGS, "data.image_size=512"]).config
     return find_batch_size(config, ["a", "b"], group, limit_gib=limit, largest=4)
 
 
