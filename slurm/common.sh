@@ -20,7 +20,7 @@ load_modules() {
         PATH="$path:$PATH"
     fi
     if [[ $(type -t module) != function ]]; then
-        echo "SITE=$SITE: there is no module command on $HOSTNAME; going on without $*"
+        echo "SITE=$SITE: there is no module command on $HOSTNAME; continuing without $*"
         return
     fi
     module load "$@" || fail "SITE=$SITE: no modules $*; name others in slurm/sites/$SITE.sh (module avail Python)"
@@ -85,7 +85,7 @@ in_step() {
     step=$!
     wait "$step"
     status=$?
-    # A trap ends a wait, too; the step goes on then.
+    # A trap ends a wait, too; the step continues then.
     while kill -0 "$step" 2>/dev/null; do
         wait "$step"
         status=$?

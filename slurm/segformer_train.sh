@@ -3,7 +3,7 @@
 #   SEGFORMER_VARIANT=b3 IMAGE_SIZE=640 sbatch --account=PROJECT slurm/segformer_train.sh
 #   sbatch --nodes=4 slurm/segformer_train.sh
 # Settings come from the environment (docs/configuration.md); account, partition, qos and time from sbatch's own
-# options or SBATCH_* variables. Before the time limit the run saves, requeues itself and goes on.
+# options or SBATCH_* variables. Before the time limit the run saves, requeues itself and resumes.
 #SBATCH --job-name=segformer-train
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4

@@ -102,7 +102,7 @@ class CheckpointStore:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def discard_after(self, step: int) -> None:
-        """Remove checkpoints of later steps: a run that goes on from `step` will make them anew."""
+        """Remove checkpoints of later steps: a run that resumes from `step` will write them again."""
         for path in self.committed():
             if step_of(path) > step:
                 logger.warning("%s lies after the step that is resumed from and is removed", path)

@@ -10,7 +10,7 @@ from segformer_spark.errors import ConfigError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one optimizer step is made up of forward passes."""
+    """How one optimizer step is composed of forward passes."""
 
     micro_batch: int
     accumulation_steps: int

@@ -84,7 +84,6 @@ class ModelConfig(Section):
     variant: VariantName = field(
         "b2", "SegFormer size; custom takes the sizes of model.custom.", env="SEGFORMER_VARIANT"
     )
-    custom: CustomVariantConfig = CustomVariantConfig()
     encoder: str | None = field(
         None, "Encoder of the other models, such as resnet50; null takes the model's first.", env="ENCODER"
     )
@@ -101,6 +100,7 @@ class ModelConfig(Section):
     freeze_backbone: bool = field(False, "Train the decode head only.", env="FREEZE_BACKBONE")
     dropout: float = field(0.1, "Dropout before segformer's classifier.", ge=0, lt=1)
     drop_path: float = field(0.1, "Stochastic depth at segformer's last block, from 0 at the first.", ge=0, lt=1)
+    custom: CustomVariantConfig = CustomVariantConfig()
 
     @property
     def sizes(self) -> Variant:

@@ -14,7 +14,7 @@ from segformer_spark.config.yaml12 import parse
 from segformer_spark.errors import ConfigError
 
 MAX_BYTES = 2**20
-"""No file that people write by hand is larger."""
+"""No file written by hand is larger."""
 
 T = TypeVar("T", bound=Section)
 

@@ -6,8 +6,8 @@ Modes (`augmentation.crop.mode`), S the input size and s drawn from `scale`:
 - random: S x S pixels of the native image.
 - fixed: the image times s, then S x S of it, padded at the right and bottom (DeepLab, mmsegmentation).
 - variable: s S x s S of the native image, no larger than it, resized to S x S.
-- seed: the image times s, then s S x s S of that, resized to S x S: both factors cancel, so the part of the scene does
-  not vary. Kept to repeat an earlier study.
+- original: the image times s, then s S x s S of that, resized to S x S: both factors cancel, so the part of the scene
+  does not vary. Kept to repeat an earlier study.
 - box: a square around the object, with margin and jitter.
 """
 

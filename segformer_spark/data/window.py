@@ -38,7 +38,7 @@ def square_around(
     """A square window around a box.
 
     Args:
-        margin: room on each side, relative to the box's longer side.
+        margin: on each side, relative to the box's longer side.
         image_size: (height, width). The square is no larger than the image's longer side, and moved inside where it
             fits.
         shift: (down, right), relative to the square's side.

@@ -1,4 +1,4 @@
-"""Logits of a large image from overlapping windows, as the Cityscapes figures of the SegFormer paper were made."""
+"""Logits of a large image from overlapping windows, as the Cityscapes results of the SegFormer paper were obtained."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def encoder_of(config: ModelConfig) -> str:
 
 
 def model_title(config: ModelConfig) -> str:
-    """For people: SegFormer-B2, or unet with resnet50."""
+    """For messages: SegFormer-B2, or unet with resnet50."""
     if config.name == "segformer":
         return f"SegFormer-{config.variant.upper()}"
     return f"{config.name} with {encoder_of(config)}"

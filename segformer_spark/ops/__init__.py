@@ -1,1 +1,1 @@
-"""Operations that several rooms share, on tensors alone."""
+"""Operations on tensors that several packages share."""

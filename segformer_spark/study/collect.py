@@ -124,7 +124,7 @@ def _result(study: Study, one: PlannedRun, group: Group) -> RunResult:
 
 
 def _evaluated(one: PlannedRun, model: Path, step: int, split: str, group: Group) -> dict[str, Any]:
-    """The figures of the run's model on a split, from its evaluation folder if they are of this model."""
+    """The metrics of the run's model on a split, from its evaluation folder if they are of this model."""
     folder = one.directory.evaluation / split
     if (folder / "results.json").is_file():
         results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))

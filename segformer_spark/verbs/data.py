@@ -114,7 +114,10 @@ def _add_make_demo(actions: Subparsers) -> None:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=None, help="YAML file that names the data set")
     parser.add_argument(
-        "--dataset", default=None, help="spark, camvid, ade20k, cityscapes or folder (default: the configuration's)"
+        "--dataset",
+        default=None,
+        help="spark, camvid, ade20k, cityscapes, voc, pets, pets_without_border, street_hazards or folder "
+        "(default: the configuration's)",
     )
     parser.add_argument("--root", default=None, help="folder of the data set (default: the configuration's)")
     parser.add_argument("--num-workers", type=not_negative, default=None, help="reading processes")

@@ -53,7 +53,7 @@ def add(subparsers: Subparsers) -> None:
         "--num-val", type=positive, default=20, help="rendered validation images (default: %(default)s)"
     )
     parser.add_argument("--num-test", type=positive, default=20, help="rendered test images (default: %(default)s)")
-    parser.add_argument("--pairs", type=positive, default=24, help="made-up pairs (default: %(default)s)")
+    parser.add_argument("--pairs", type=positive, default=24, help="synthetic image pairs (default: %(default)s)")
     _add_seeds(parser)
     add_set(parser)
 

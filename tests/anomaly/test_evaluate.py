@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from segformer_spark.anomaly.evaluate import MethodResult, evaluate_scores, writ
 from segformer_spark.anomaly.fit import fit_features
 from segformer_spark.anomaly.methods import FITTED
 from segformer_spark.anomaly.scores import build_score
+from segformer_spark.checkpoint.export import load_model
 from segformer_spark.cli import main
 from segformer_spark.config.schema import DataConfig, InferenceConfig
 from segformer_spark.data.dataset import Subset
@@ -26,6 +28,7 @@ from segformer_spark.errors import DataError
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.evaluation.session import InferenceSettings
 from segformer_spark.metrics.ranking import rank
+from segformer_spark.models.interface import SegmentationModel
 from tests.ranks import Group, run_on_ranks
 from tests.sessions import session_of
 from tests.tiny import tiny_segformer
@@ -44,16 +47,22 @@ def evaluated(group: Group, root: str, output: str, split: str = "test") -> list
     return group.on_main(lambda: write_results(results, "model", Path(output), {"split": split}))
 
 
-def reference(root: Path) -> dict[str, list[float]]:
-    """MSP by the plain way: full-size logits, softmax, scikit-learn; per image, and all pixels in float16."""
+def msp(logits: torch.Tensor) -> torch.Tensor:
+    return 1 - logits.softmax(0).amax(0)
+
+
+def reference(
+    root: Path, model: SegmentationModel | None = None, score_of: Callable[[torch.Tensor], torch.Tensor] = msp
+) -> dict[str, list[float]]:
+    """A score by the plain way: full-size logits, its formula, scikit-learn; per image, and all pixels in float16."""
     dataset = open_dataset(DataConfig(dataset="street_hazards", root=str(root)), "test")
-    predictor = Predictor(tiny_segformer(dataset.classes.names), torch.device("cpu"), VIEW)
+    predictor = Predictor(model or tiny_segformer(dataset.classes.names), torch.device("cpu"), VIEW)
     from segformer_spark.data.loader import eval_loader
 
     found, scores, truths = [], [], []
     for item, logits in predictor.logits(eval_loader(dataset, range(4), EvalLoading(VIEW, 1, 0))):
         full = torch.nn.functional.interpolate(logits[None], size=item.size, mode="bilinear")[0]
-        score = (1 - full.softmax(0).amax(0)).numpy().ravel()
+        score = score_of(full).numpy().ravel()
         truth = (cv2.imread(str(dataset.files(item.index)[1]), cv2.IMREAD_GRAYSCALE) == 14).ravel()
         scores.append(score)
         truths.append(truth)
@@ -179,4 +188,6 @@ def test_fit_and_eval_of_a_run(tmp_path: Path, spark_root: Path, capsys: pytest.
     assert record["inference"]["resize"] == "native"
     assert record["hardware"]["device"] == "cpu"
     assert {row["method"] for row in rows} == {"max_logit", *METHODS}
-    assert all(0 <= float(row["auroc"]) <= 1 for row in rows)
+    expected = reference(tmp_path / "set", load_model(run / "best")[0], lambda logits: -logits.amax(0))
+    (single,) = (row for row in rows if (row["method"], row["protocol"]) == ("max_logit", "per_image"))
+    assert float(single["auroc"]) == pytest.approx(expected["per_image"][0], abs=2e-4)

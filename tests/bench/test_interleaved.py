@@ -37,8 +37,6 @@ def in_forks(parts: list[Assignment]) -> list[tuple[bool, float | None]]:
     """What a worker does with its assignment, each in a fork of a warmed process: prepare, two calls, close."""
     queue = context.Queue()
     workers = [forked(_work, part, queue) for part in parts]
-    for worker in workers:
-        worker.start()
     answers = [queue.get(timeout=120) for _ in workers]
     for worker in workers:
         worker.join(20)

@@ -168,7 +168,7 @@ def test_wrong_folder_environment_and_site(project: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("site", ["meluxina", "iris"])
 def test_sites_load_their_modules(project: Path, site: str) -> None:
-    """Where there is a module command; elsewhere they say that there is none, and go on."""
+    """Where there is a module command; elsewhere they say that there is none, and continue."""
     done, calls = submit(project, "segformer_train.sh", SITE=site)
     assert done.returncode == 0, done.stderr
     assert len(calls) == 4

@@ -1,4 +1,4 @@
-"""A run that was cut off goes on as if it had not been."""
+"""A run that was cut off resumes as if it had not been."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def assert_same_run(left: Path, right: Path) -> None:
         np.testing.assert_array_equal(value, weights(right)[name], err_msg=name)
 
 
-def test_a_job_whose_time_is_over_soon_saves_and_goes_on_later(
+def test_a_job_whose_time_is_over_soon_saves_and_resumes_later(
     spark_root: Path, trained_run: Path, tmp_path: Path
 ) -> None:
     """One rank sees the end first; both stop."""
@@ -63,7 +63,7 @@ def ends_for_rank_1(group: Group, root: str, path: str) -> list[float]:
 def test_stopped_on_request_and_resumed_is_bit_equal(
     spark_root: Path, trained_run: Path, tmp_path: Path, stop_at: int
 ) -> None:
-    """Dropout, stochastic depth and augmentation are on. Step 3 ends an epoch: its validation is made up for."""
+    """Dropout, stochastic depth and augmentation are on. Step 3 ends an epoch; the resumed run validates it."""
     path = tmp_path / "run"
     run_on_ranks(1, short_run, str(spark_root), str(path), (), None, stop_at)
     assert not (path / "final").exists()

@@ -17,7 +17,7 @@ from tests.training.short_run import short_run
 
 @pytest.fixture(scope="module")
 def events(spark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
-    path = tmp_path_factory.mktemp("board") / "run"
+    path = tmp_path_factory.mktemp("tensorboard") / "run"
     settings = ("output.tensorboard=true", "output.tensorboard_images=2", "training.optimizer.head_lr_multiplier=10.0")
     run_on_ranks(2, short_run, str(spark_root), str(path), settings)
     found = EventAccumulator(str(path / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
