@@ -12,6 +12,8 @@ from hypothesis import settings
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Two test workers on two cores: more threads only contend.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where a test asks for two threads all the same, they sleep while they wait and leave the core to the other worker.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from segformer_spark.data.demo.write import write_demo_set
 

@@ -267,7 +267,7 @@ def test_tune_and_doctor_run_as_verbs(spark_root: Path, tmp_path: Path) -> None:
         part
         for item in (f"data.root={spark_root}", *TINY_SETTINGS, "data.image_size=64",
                      "data.num_workers=0", "training.batch_size=2", "training.epochs=3", "hardware.device=cpu",
-                     "training.scheduler.warmup_epochs=1.0")
+                     "hardware.threads=1", "training.scheduler.warmup_epochs=1.0")
         for part in ("--set", item)
     ]  # fmt: skip
     done = run_verb("tune", "lr", "--steps", "6", "--output", str(tmp_path), *settings)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 from segformer_spark.config.section import Section
 from segformer_spark.config.typed_file import MAX_BYTES, read_text, read_typed
@@ -11,7 +12,7 @@ from segformer_spark.errors import ConfigError
 
 
 class Inner(Section):
-    seeds: tuple[int, ...] = (1,)
+    seeds: list[int] = Field(default_factory=lambda: [1])
 
 
 class Outer(Section):
@@ -33,7 +34,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_types_are_those_of_the_model(tmp_path: Path) -> None:
     assert read_typed(write(tmp_path, "name: on\ninner: {seeds: [1, 2]}\n"), "sweep file", Outer) == Outer(
-        name="on", inner=Inner(seeds=(1, 2))
+        name="on", inner=Inner(seeds=[1, 2])
     )
 
 

@@ -114,7 +114,7 @@ class Project:
         return self.root / "runs" / name
 
 
-EPOCHS = 40  # 120 steps: seconds, so that what a test does after the first steps is in time
+EPOCHS = 16  # 48 steps: seconds, so that what a test does after the first steps is in time
 
 
 def write_config(path: Path, data: Path, world_size: int, global_batch: int) -> Path:

@@ -18,7 +18,7 @@ from tests.ranks import Group, run_on_ranks
 from tests.slurm.cluster import wait_for
 from tests.slurm.conftest import Project, write_config
 
-NUM_IMAGES = 500  # the tiny model must not be done before the node is killed
+NUM_IMAGES = 400  # the tiny model must not be done before the node is killed
 
 Reference = Callable[..., dict[str, torch.Tensor]]
 

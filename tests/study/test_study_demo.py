@@ -40,6 +40,7 @@ def test_the_whole_study_ends_in_one_report(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(execute, "_start", start_forked)
     small = ["--num-train", "8", "--num-val", "6", "--num-test", "4", "--pairs", "6", "--set", "training.epochs=1"]
     small += ["--set", "training.scheduler.warmup_epochs=0", "--seeds", "1"]
+    small += ["--set", "hardware.threads=1"]
     leave(["study-demo", "--output", "studies/demo", *small])
     assert len(titles) == 7
     folder = tmp_path / "studies" / "demo"

@@ -130,7 +130,7 @@ def test_the_estimate_is_near_the_highest_memory_of_a_training() -> None:
     from segformer_spark.bench.interleaved import Benchmark, compare
     from segformer_spark.bench.workload import OURS, ModelSpec
 
-    spec = ModelSpec(kind="train", variant="b0", image_size=256, batch=4)
+    spec = ModelSpec(kind="train", variant="b0", image_size=256, batch=4, threads=1)
     (row,) = compare(Benchmark("", {OURS: spec}, 4), 2)
     if row.memory_mib is None:
         pytest.skip("this system does not tell a process's highest memory")
