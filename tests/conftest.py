@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -23,6 +24,16 @@ settings.register_profile("fuzz", deadline=None, max_examples=5000)
 settings.load_profile("suite")
 
 NUM_TRAIN, NUM_VAL, NUM_TEST, SIDE = 12, 7, 5, 96
+
+
+def pytest_collection_finish() -> None:
+    """Collections pass over what was imported, half a second each."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries that count their objects at the end are content."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

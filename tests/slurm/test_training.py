@@ -63,7 +63,7 @@ def options(nodes: int, tasks: int) -> tuple[str, ...]:
 
 
 def test_cancelled_on_one_node_and_continued_on_two(project: Project, undisturbed: Reference) -> None:
-    """2 tasks on 1 node, then 2 x 1; a changed setting is refused on the way. What ran where stands in the record."""
+    """2 tasks on 1 node, then 2 x 1. What ran where stands in the record."""
     settings = {"LEARNING_RATE": "1e-3", "NUM_WORKERS": "1"}
     job = project.submit("segformer_train.sh", *options(1, 2), **settings)
     project.until(job, "step 4/")
@@ -71,12 +71,6 @@ def test_cancelled_on_one_node_and_continued_on_two(project: Project, undisturbe
     project.until(job, "If you cancelled it, submit it again with the same settings and RESUME=auto", 60)
     project.cluster.wait(job, "CANCELLED")
     assert "stop requested (SIGTERM): saving a checkpoint, then leaving" in project.log(job)
-
-    changed = {"RESUME": "auto", "LEARNING_RATE": "2e-3", "BATCH_SIZE": "4"}
-    refused = project.submit("segformer_train.sh", *options(1, 1), **changed)
-    assert project.cluster.wait(refused, "FAILED", "COMPLETED")["JobState"] == "FAILED"
-    assert "training.optimizer.lr was 0.001, now 0.002" in project.log(refused)
-    assert project.log(refused).splitlines()[-1].startswith("not requeued: ")
 
     gpus = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1")  # the cluster's are none, and device is cpu
     again = project.submit("segformer_train.sh", *gpus, **settings, RESUME="auto")
