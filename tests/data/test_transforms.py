@@ -239,3 +239,19 @@ def test_mosaic_and_crops_that_lost_all_labels_are_drawn_anew() -> None:
     assert (one([void], 0, 0).mask == IGNORE_INDEX).all()
     for index in range(40):
         assert (joined([sparse(15), void, void, void], 0, index).mask == 1).any()
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_colour_factors_lie_on_both_sides_of_one(name: str) -> None:
+    """Brightness moves the mean, contrast the deviation, saturation the distance between channels."""
+    measures = {
+        "brightness": lambda image: image.mean(),
+        "contrast": lambda image: image.std(),
+        "saturation": lambda image: np.ptp(image.astype(int), axis=2).mean(),
+    }
+    measure = measures[name]
+    changes = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, name: 0.3}
+    before = measure(sample().image)
+    after = [measure(apply(seed, color=1.0, **changes).image) for seed in range(20)]
+    assert min(after) < 0.95 * before
+    assert max(after) > 1.05 * before
