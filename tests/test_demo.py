@@ -1,4 +1,4 @@
-"""`make demo` as a new user runs it, with images of half the side and half the epochs, and an empty HOME that must stay
+"""`make demo` as a new user runs it, with images of half the side and half the steps, and an empty HOME that must stay
 empty."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def test_make_demo_learns_and_writes_nothing_outside_the_project(tmp_path: Path)
     untrained = next(row for row in rows if row["kind"] == "validation" and row["step"] == 0)
     results = json.loads((run / "evaluation" / "val" / "results.json").read_text())
     assert untrained["spark_score"] < 0.1
-    assert results["spark_score"] > 0.15
+    assert results["spark_score"] > 0.25
     assert results["record"]["training"]["runtime"]["world_size"] == 2
     with zipfile.ZipFile(run / "submission" / "submission.zip") as archive:
         assert len(archive.namelist()) == 20
