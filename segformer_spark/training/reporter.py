@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.data.dataset import Image
 from segformer_spark.engine.engine import StepResult
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_error
-from segformer_spark.training.sinks import Sink, ValidationReport
+from segformer_spark.training.sinks import PicturesReport, Sink, ValidationReport
 from segformer_spark.training.throughput import Throughput
 
 
@@ -50,33 +48,19 @@ class Reporter:
         self.throughput.count(result)
         if step % self.every == 0 or step == self.throughput.total_steps:
             report = self.throughput.finish_interval(step, epoch, lr, lrs)
-            for sink in self.sinks:
-                with self._holding_failures():
-                    sink.interval(report)
+            self._tell(lambda sink: sink.interval(report))
 
     def validation(self, report: ValidationReport) -> None:
         """Report a validation."""
-        for sink in self.sinks:
-            with self._holding_failures():
-                sink.validation(report)
+        self._tell(lambda sink: sink.validation(report))
 
-    def pictures(
-        self,
-        step: int,
-        panels: Sequence[tuple[str, Image]],
-        confusion: Sequence[Sequence[int]],
-        class_names: Sequence[str],
-    ) -> None:
+    def pictures(self, report: PicturesReport) -> None:
         """Show the fixed images' predictions and the confusion matrix."""
-        for sink in self.sinks:
-            with self._holding_failures():
-                sink.pictures(step, panels, confusion, class_names)
+        self._tell(lambda sink: sink.pictures(report))
 
     def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
         """Put the settings beside the best score."""
-        for sink in self.sinks:
-            with self._holding_failures():
-                sink.hparams(values, metric, best)
+        self._tell(lambda sink: sink.hparams(values, metric, best))
 
     def exclude(self, seconds: float) -> None:
         """Leave time spent on validation or saving out of the throughput."""
@@ -87,11 +71,12 @@ class Reporter:
         for sink in self.sinks:
             sink.close()
 
-    @contextmanager
-    def _holding_failures(self) -> Iterator[None]:
-        try:
-            yield
-        except UserError as error:
-            self.failure = self.failure or error
-        except OSError as error:  # TensorBoard's own
-            self.failure = self.failure or write_error(self.folder, error)
+    def _tell(self, report: Callable[[Sink], None]) -> None:
+        """Report to every sink; one that fails does not stop the others."""
+        for sink in self.sinks:
+            try:
+                report(sink)
+            except UserError as error:
+                self.failure = self.failure or error
+            except OSError as error:  # TensorBoard's own
+                self.failure = self.failure or write_error(self.folder, error)

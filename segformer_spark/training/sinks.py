@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from segformer_spark.data.dataset import Image
 from segformer_spark.run.console import duration, logger
@@ -32,8 +32,26 @@ class ValidationReport:
     metric: str
 
 
-class Sink(Protocol):
-    """Receives reports of rank 0. What it cannot write it raises as UserError or OSError."""
+@dataclass(frozen=True)
+class PicturesReport:
+    """A validation in pictures.
+
+    Attributes:
+        panels: name and picture (Input, Truth, Prediction) of each of the fixed images.
+        confusion: pixels, rows truth, columns prediction.
+    """
+
+    step: int
+    panels: Sequence[tuple[str, Image]]
+    confusion: Sequence[Sequence[int]]
+    class_names: Sequence[str]
+
+
+class Sink:
+    """Receives reports of rank 0; what a sink has no use for it leaves out.
+
+    What it cannot write it raises as UserError or OSError.
+    """
 
     def start(self, step: int, *, validated: bool) -> None:
         """Continue from `step`, forgetting later reports; `validated`: the validation at `step` itself is done."""
@@ -44,13 +62,7 @@ class Sink(Protocol):
     def validation(self, report: ValidationReport) -> None:
         """A validation."""
 
-    def pictures(
-        self,
-        step: int,
-        panels: Sequence[tuple[str, Image]],
-        confusion: Sequence[Sequence[int]],
-        class_names: Sequence[str],
-    ) -> None:
+    def pictures(self, report: PicturesReport) -> None:
         """Predictions of the fixed images, and the confusion matrix."""
 
     def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
@@ -60,27 +72,7 @@ class Sink(Protocol):
         """Flush everything."""
 
 
-class _IgnoresPictures:
-    def start(self, step: int, *, validated: bool) -> None:
-        """Nothing to forget."""
-
-    def pictures(
-        self,
-        step: int,
-        panels: Sequence[tuple[str, Image]],
-        confusion: Sequence[Sequence[int]],
-        class_names: Sequence[str],
-    ) -> None:
-        """Not shown here."""
-
-    def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
-        """Not shown here."""
-
-    def close(self) -> None:
-        """Nothing to flush."""
-
-
-class ConsoleSink(_IgnoresPictures):
+class ConsoleSink(Sink):
     """Log lines."""
 
     def interval(self, report: IntervalReport) -> None:
@@ -108,7 +100,7 @@ class ConsoleSink(_IgnoresPictures):
         logger.info("validation at step %d  %s  %s%s", report.step, text, duration(report.seconds), best)
 
 
-class FileSink(_IgnoresPictures):
+class FileSink(Sink):
     """metrics.jsonl, and made from it history.csv at every validation and curves.png.
 
     The curves are drawn when training ends, and at validations that come SECONDS_BETWEEN_DRAWINGS after the last
@@ -130,17 +122,17 @@ class FileSink(_IgnoresPictures):
     def validation(self, report: ValidationReport) -> None:
         row = {"kind": "validation", "step": report.step, "epoch": report.epoch, **report.scalars}
         self.log.append({**row, "seconds": round(report.seconds, 2)})
-        write_history(self.log.rows(), self.run.history)
-        if time.monotonic() - self.drawn >= self.SECONDS_BETWEEN_DRAWINGS:
-            self._draw()
+        self._refresh(draw=time.monotonic() - self.drawn >= self.SECONDS_BETWEEN_DRAWINGS)
 
     def close(self) -> None:
-        write_history(self.log.rows(), self.run.history)
-        self._draw()
+        self._refresh(draw=True)
 
-    def _draw(self) -> None:
-        draw_curves(self.log.rows(), self.run.curves, self.run.path.name)
-        self.drawn = time.monotonic()
+    def _refresh(self, *, draw: bool) -> None:
+        rows = self.log.rows()
+        write_history(rows, self.run.history)
+        if draw:
+            draw_curves(rows, self.run.curves, self.run.path.name)
+            self.drawn = time.monotonic()
 
 
 def interval_scalars(report: IntervalReport) -> dict[str, float | None]:

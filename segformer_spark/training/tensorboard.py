@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segformer_spark.data.dataset import Image
 from segformer_spark.evaluation.pictures import confusion_figure
-from segformer_spark.training.sinks import ValidationReport, interval_scalars
+from segformer_spark.training.sinks import PicturesReport, Sink, ValidationReport, interval_scalars
 from segformer_spark.training.throughput import IntervalReport
 
 
-class TensorBoardSink:
+class TensorBoardSink(Sink):
     """Event files of a run."""
 
     def __init__(self, folder: Path) -> None:
@@ -33,20 +32,14 @@ class TensorBoardSink:
     def validation(self, report: ValidationReport) -> None:
         self._scalars({_tag(key): value for key, value in report.scalars.items()}, report.step)
 
-    def pictures(
-        self,
-        step: int,
-        panels: Sequence[tuple[str, Image]],
-        confusion: Sequence[Sequence[int]],
-        class_names: Sequence[str],
-    ) -> None:
+    def pictures(self, report: PicturesReport) -> None:
         """Input, Truth, Prediction of each image, and the confusion matrix in percent of each true class."""
-        for name, panel in panels:
-            self._writer.add_image(f"predictions/{name}", panel, step, dataformats="HWC")
-        figure = confusion_figure(np.asarray(confusion), class_names)
+        for name, panel in report.panels:
+            self._writer.add_image(f"predictions/{name}", panel, report.step, dataformats="HWC")
+        figure = confusion_figure(np.asarray(report.confusion), report.class_names)
         figure.canvas.draw()
         pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-        self._writer.add_image("validation/confusion", pixels, step, dataformats="HWC")
+        self._writer.add_image("validation/confusion", pixels, report.step, dataformats="HWC")
 
     def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
         plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}

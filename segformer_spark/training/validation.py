@@ -20,7 +20,7 @@ from segformer_spark.training.best import BestTracker
 from segformer_spark.training.model_export import ModelExport
 from segformer_spark.training.progress import Progress
 from segformer_spark.training.reporter import Reporter
-from segformer_spark.training.sinks import ValidationReport
+from segformer_spark.training.sinks import PicturesReport, ValidationReport
 
 
 class Validation:
@@ -106,7 +106,7 @@ class Validation:
 
         def on_main() -> None:
             panels = self._panels() if self.fixed_images else []
-            self.reporter.pictures(step, panels, metrics["confusion"], self.dataset.classes.names)
+            self.reporter.pictures(PicturesReport(step, panels, metrics["confusion"], self.dataset.classes.names))
 
         if self.draws:
             self.group.on_main(on_main)
