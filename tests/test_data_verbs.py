@@ -11,12 +11,7 @@ import pytest
 
 from segformer_spark.cli import main
 from segformer_spark.data.readers.spark import SparkDataset
-
-
-def leave(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    return int(exit_.value.code or 0)
+from tests.verbs import leave
 
 
 def test_check_writes_the_manifest_and_ends_with_0(own_spark_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

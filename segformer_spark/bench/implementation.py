@@ -64,19 +64,22 @@ def build(assignment: Assignment) -> Workload:
     if spec.implementation == OURS or spec.keep_memory:
         keep_freed_memory()
     if spec.implementation == OURS:
-        return _OURS[spec.kind](assignment)
+        if isinstance(spec, ModelSpec) and spec.kind == "train":
+            return _Train(spec, assignment.rank, assignment.port)
+        return _OURS[spec.kind](spec)
     baseline = BASELINES.get((spec.kind, spec.implementation))
     if baseline is None:
         raise UserError(f"no workload {spec.kind} of {spec.implementation}")
     return baseline(spec)
 
 
+@dataclass
 class _Train(Workload):
     """An optimizer step of the engine, from uint8 images to updated weights."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        assert isinstance(assignment.spec, ModelSpec)
-        self.spec, self.rank, self.port = assignment.spec, assignment.rank, assignment.port
+    spec: ModelSpec
+    rank: int
+    port: int
 
     def load(self) -> None:
         load_deepspeed(choose_device(self.spec.device, 0))
@@ -121,12 +124,11 @@ class _Train(Workload):
         self._stack.close()
 
 
+@dataclass
 class _Infer(Workload):
     """uint8 images -> class ids at their size, as `evaluate` and `submit` do it."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        assert isinstance(assignment.spec, ModelSpec)
-        self.spec = assignment.spec
+    spec: ModelSpec
 
     def prepare(self) -> None:
         spec, side = self.spec, self.spec.image_size
@@ -142,12 +144,11 @@ class _Infer(Workload):
             ids.cpu()
 
 
+@dataclass
 class _Loss(Workload):
     """CE + Dice of quarter-size logits, and their gradient."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        assert isinstance(assignment.spec, LossSpec)
-        self.spec = assignment.spec
+    spec: LossSpec
 
     def prepare(self) -> None:
         spec = self.spec
@@ -160,12 +161,11 @@ class _Loss(Workload):
         self._loss.of_coarse(self._logits, self._labels).backward()  # type: ignore[no-untyped-call]
 
 
+@dataclass
 class _Loader(Workload):
     """Training samples, one after the other, in one process."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        assert isinstance(assignment.spec, LoaderSpec)
-        self.spec = assignment.spec
+    spec: LoaderSpec
 
     def prepare(self) -> None:
         spec = self.spec
@@ -185,12 +185,11 @@ def _keys(length: int) -> Iterator[tuple[int, int]]:
     return ((epoch, index) for epoch in itertools.count() for index in range(length))
 
 
+@dataclass
 class _Metric(Workload):
     """Counts of predicted ids against labels."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        assert isinstance(assignment.spec, MetricSpec)
-        self.spec = assignment.spec
+    spec: MetricSpec
 
     def prepare(self) -> None:
         self._predicted, self._truth = label_maps(self.spec.images, self.spec.image_size, self.spec.classes)
@@ -214,12 +213,11 @@ class _Product:
             torch.cuda.synchronize()
 
 
+@dataclass
 class _MatrixProducts(Workload):
     """The fastest of several matrix products, repeated: what the machine's arithmetic can do."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        assert isinstance(assignment.spec, ModelSpec)
-        self.spec = assignment.spec
+    spec: ModelSpec
 
     def prepare(self) -> None:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.spec.precision]
@@ -245,8 +243,7 @@ def _product(sides: tuple[int, int, int], dtype: torch.dtype, device: Any, repea
     return _Product(left.to(dtype), right.to(dtype), repeats)
 
 
-_OURS: dict[str, Callable[[Assignment], Workload]] = {
-    "train": _Train,
+_OURS: dict[str, Callable[[Any], Workload]] = {
     "infer": _Infer,
     "loss": _Loss,
     "loader": _Loader,

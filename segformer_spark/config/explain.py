@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -29,13 +29,13 @@ def nearest_names(dotted: str, known: Iterable[str]) -> str:
     """A hint about a key that does not exist: the same name in another section first, then similar names beside it."""
     *section, leaf = dotted.split(".")
     names = list(known)
-    elsewhere = [name for name in names if name.split(".")[-1] == leaf]
+    elsewhere = _with_leaf(leaf, names)
     if elsewhere:
-        return f" Did you mean {' or '.join(elsewhere)}?"
+        return _did_you_mean(elsewhere)
     beside = {name.split(".")[len(section)] for name in names if name.split(".")[: len(section)] == section}
     near = difflib.get_close_matches(leaf, sorted(beside), n=2, cutoff=0.6)
     if near:
-        return f" Did you mean {' or '.join(near)}?"
+        return _did_you_mean(near)
     return f" Known here: {', '.join(sorted(beside))}." if beside else ""
 
 
@@ -47,10 +47,18 @@ def check_setting(dotted: str) -> str:
     """
     if dotted in FIELDS:
         return dotted
-    same = [name for name in FIELDS if name.split(".")[-1] == dotted.split(".")[-1]]
+    same = _with_leaf(dotted.split(".")[-1], FIELDS)
     near = same or difflib.get_close_matches(dotted, list(FIELDS), n=2, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"there is no such key of the configuration.{hint}")
+    raise ValueError(f"there is no such key of the configuration.{_did_you_mean(near)}")
+
+
+def _with_leaf(leaf: str, known: Iterable[str]) -> list[str]:
+    """The names that end in `leaf`, whatever their section."""
+    return [name for name in known if name.split(".")[-1] == leaf]
+
+
+def _did_you_mean(names: Sequence[str]) -> str:
+    return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
 def _explain(item: Any, known: list[str], sources: Mapping[str, str], source: str) -> str:

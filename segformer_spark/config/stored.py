@@ -6,6 +6,7 @@ field, else its default. Names that have changed are read under their former one
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from segformer_spark.config.schema import Config
 
 def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A stored tree with a value for every field of the schema."""
-    full = _copied(tree)
+    full: dict[str, Any] = copy.deepcopy(dict(tree))
     for dotted, field in FIELDS.items():
         *sections, leaf = dotted.split(".")
         node = full
@@ -47,7 +48,3 @@ def load_stored_config(
 ) -> ResolvedConfig:
     """A run's config.yaml, completed, with overrides on top (`load_config`)."""
     return load_config(path, overrides=overrides, environment=environment, complete=complete)
-
-
-def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

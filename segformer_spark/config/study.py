@@ -36,9 +36,6 @@ from segformer_spark.config.typed_file import read_text, read_typed
 from segformer_spark.config.yaml12 import parse
 from segformer_spark.errors import ConfigError
 
-REFERENCE_METRICS = ("val_miou", "train_miou")
-"""What `reference` may say of a model or recipe, beside a note."""
-
 Axis = dict[str, Settings | None]
 
 
@@ -48,6 +45,10 @@ class Reference(Section):
     val_miou: float | None = None
     train_miou: float | None = None
     note: str | None = None
+
+
+REFERENCE_METRICS = tuple(name for name in Reference.model_fields if name != "note")
+"""What `reference` may say of a model or recipe, beside a note."""
 
 
 class StudyFile(Section):

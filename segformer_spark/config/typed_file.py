@@ -1,4 +1,4 @@
-"""The strict reader of the YAML files that users write beside configurations: sweeps, studies."""
+"""The strict reader of files that users write: the text of every YAML file, and sweeps and studies with their types."""
 
 from __future__ import annotations
 

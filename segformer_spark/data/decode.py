@@ -45,9 +45,7 @@ def read_image(path: Path, needed_side: int | None = None, read: ReadFile = read
     Raises:
         DataError: missing, truncated or not an image.
     """
-    content = read(path)
-    check_whole(content, path)
-    return decode_image(content, path, needed_side)
+    return decode_image(_read_whole(path, read), path, needed_side)
 
 
 def decode_image(content: bytes, path: Path, needed_side: int | None = None) -> Image:
@@ -87,8 +85,9 @@ def _reduced_flag(content: bytes, needed_side: int) -> int:
     return next(fitting, cv2.IMREAD_COLOR)
 
 
-def check_whole(content: bytes, path: Path) -> None:
-    """Raise DataError when the content of an image file is empty or cut."""
+def _read_whole(path: Path, read: ReadFile) -> bytes:
+    """The content of an image file; raises DataError when it is missing, empty or cut."""
+    content = read(path)
     if not content:
         raise DataError(f"{path}: the file is empty")
     tail = content.rstrip(b"\0")[-64:]
@@ -96,6 +95,7 @@ def check_whole(content: bytes, path: Path) -> None:
         content.startswith(_PNG_START) and _PNG_END not in tail
     ):
         raise DataError(f"{path}: the file is truncated ({len(content)} bytes, no end marker); copy it again")
+    return content
 
 
 def read_index_mask(path: Path, table: Mapping[int, int], read: ReadFile = read_file) -> Mask:
@@ -109,8 +109,7 @@ def read_index_mask(path: Path, table: Mapping[int, int], read: ReadFile = read_
     Raises:
         DataError: as `read_image`, a mask with colour channels, or a label that `table` lacks (it is named).
     """
-    content = read(path)
-    check_whole(content, path)
+    content = _read_whole(path, read)
     try:
         with PIL.Image.open(io.BytesIO(content)) as picture:
             mode, labels = picture.mode, np.asarray(picture)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -40,6 +41,8 @@ _BAND_VALUES, _MIN_ROWS = 4_000_000, 16
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+T = TypeVar("T")
+
 _Passes = list[tuple[tuple[int, ...], Tensor]]
 """Per pass the flipped axes and the logits (B, C, h, w)."""
 
@@ -72,22 +75,14 @@ class Predictor:
 
         Logits are upsampled to the native size before argmax. With TTA the softmax is averaged over the passes.
         """
-        with self._evaluating():
-            for batch in items:
-                with torch.inference_mode():
-                    predictions = self._in_passes(batch, self._class_ids)
-                yield from zip(batch, predictions, strict=True)
+        return self._by_batch(items, self._class_ids)
 
     def probabilities(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
         """Yield each item with its class probabilities, fp32 (C, H, W) at native size; their argmax is `predict`'s.
 
         With TTA they are the mean over the passes. With crops, what lies outside of the crop is background.
         """
-        with self._evaluating():
-            for batch in items:
-                with torch.inference_mode():
-                    maps = self._in_passes(batch, self._class_probabilities)
-                yield from zip(batch, maps, strict=True)
+        return self._by_batch(items, self._class_probabilities)
 
     def features(
         self, items: Iterable[list[EvalItem]], names: Sequence[str]
@@ -97,24 +92,21 @@ class Predictor:
         Raises:
             ConfigError: the model is shown windows, of which features are not joined, or there is no such map.
         """
+
+        def named(images: Tensor) -> dict[str, Tensor]:
+            with autocast(self.device, self.precision):
+                maps = self.model.named_features(images)
+            unknown = [name for name in names if name not in maps]
+            if unknown:
+                raise ConfigError(f"no features {', '.join(unknown)} of this model; there are {', '.join(maps)}")
+            return {name: maps[name][0].float() for name in names}
+
         self.refuse_windows()
-        with self._evaluating():
-            for item in (item for batch in items for item in batch):
-                with torch.inference_mode(), autocast(self.device, self.precision):
-                    maps = self.model.named_features(normalize_images(item.pixels[None].to(self.device)))
-                unknown = [name for name in names if name not in maps]
-                if unknown:
-                    raise ConfigError(f"no features {', '.join(unknown)} of this model; there are {', '.join(maps)}")
-                yield item, {name: maps[name][0].float() for name in names}
+        yield from self._by_item(items, named)
 
     def logits(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
         """Yield each item with the logits (C, h, w) of its whole image in fp32, as the model gives them."""
-        with self._evaluating():
-            for item in (item for batch in items for item in batch):
-                with torch.inference_mode():
-                    images = normalize_images(item.pixels[None].to(self.device))
-                    logits = self._logits(images, ())[0].float()
-                yield item, logits
+        return self._by_item(items, lambda images: self._logits(images, ())[0].float())
 
     def maps(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor, Tensor]]:
         """Yield each item with the logits (C, h, w) of its whole image and what the classifier saw, (D, h', w').
@@ -122,14 +114,16 @@ class Predictor:
         Raises:
             ConfigError: the model is shown windows, of which features are not joined.
         """
+
+        def both(images: Tensor) -> tuple[Tensor, Tensor]:
+            with autocast(self.device, self.precision):
+                logits, maps = self.model.logits_and_maps(images)
+            self._refuse_nan(logits)
+            return logits[0].float(), maps[0].float()
+
         self.refuse_windows()
-        with self._evaluating():
-            for item in (item for batch in items for item in batch):
-                with torch.inference_mode(), autocast(self.device, self.precision):
-                    images = normalize_images(item.pixels[None].to(self.device))
-                    logits, maps = self.model.logits_and_maps(images)
-                self._refuse_nan(logits)
-                yield item, logits[0].float(), maps[0].float()
+        for item, (logits, maps) in self._by_item(items, both):
+            yield item, logits, maps
 
     def refuse_windows(self) -> None:
         """Raise ConfigError when features cannot be had: those of windows are not joined."""
@@ -144,6 +138,22 @@ class Predictor:
             yield
         finally:
             self.model.train(was_training)
+
+    def _by_batch(self, items: Iterable[list[EvalItem]], finish: _Finish) -> Iterator[tuple[EvalItem, Tensor]]:
+        """Each item with what `finish` makes of its passes."""
+        with self._evaluating():
+            for batch in items:
+                with torch.inference_mode():
+                    results = self._in_passes(batch, finish)
+                yield from zip(batch, results, strict=True)
+
+    def _by_item(self, items: Iterable[list[EvalItem]], forward: Callable[[Tensor], T]) -> Iterator[tuple[EvalItem, T]]:
+        """Each item with what `forward` makes of its whole, normalized image (1, 3, H, W)."""
+        with self._evaluating():
+            for item in (item for batch in items for item in batch):
+                with torch.inference_mode():
+                    found = forward(normalize_images(item.pixels[None].to(self.device)))
+                yield item, found
 
     def _in_passes(self, batch: list[EvalItem], finish: _Finish) -> list[Tensor]:
         """What `finish` makes of every item's logits; with two_pass crops those of the second pass."""

@@ -14,10 +14,6 @@ class Outcome(StrEnum):
     STOPPED = "stopped on request"
     FAILED = "failed"
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether there is nothing left to train."""
-        return self in (Outcome.COMPLETED, Outcome.EARLY_STOPPED)
 
-
-FINISHED: tuple[str, ...] = tuple(outcome.value for outcome in Outcome if outcome.is_finished)
+FINISHED = (Outcome.COMPLETED, Outcome.EARLY_STOPPED)
+"""Nothing is left to train."""

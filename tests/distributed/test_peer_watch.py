@@ -15,7 +15,7 @@ from segformer_spark.distributed.environment import Launch
 from segformer_spark.distributed.process_group import process_group
 from segformer_spark.exit_codes import ExitCode
 from tests.ranks import forked, free_port
-from tests.slurm.cluster import wait_for
+from tests.waiting import wait_for
 
 PEER_TIMEOUT = 2
 

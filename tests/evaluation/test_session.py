@@ -8,18 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from segformer_spark.cli import main
 from segformer_spark.config.stored import load_stored_config
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from tests.sessions import group_of_one
-from tests.verbs import run_verb
-
-
-def leave(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(ended.value.code or 0)
+from tests.verbs import leave, run_verb
 
 
 @pytest.mark.parametrize("part", ["", "best"])

@@ -12,10 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from tests.waiting import wait_for
 
 _NETWORK = "10.77.0"
 _DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "unshare", "nsenter", "ip")
@@ -320,19 +320,6 @@ class Cluster:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, what: str, interval: float = 0.05) -> None:
-    """Poll until true.
-
-    Raises:
-        TimeoutError: it did not come true in time.
-    """
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds} s for {what}")
-        time.sleep(interval)
 
 
 def _die_with_parent() -> None:

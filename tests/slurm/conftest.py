@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from segformer_spark.config.load import PROJECT_ROOT
-from tests.slurm.cluster import Cluster, missing, wait_for
+from tests.slurm.cluster import Cluster, missing
 from tests.tiny import TINY
+from tests.waiting import wait_for
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 

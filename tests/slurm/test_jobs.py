@@ -12,8 +12,9 @@ import yaml
 
 from segformer_spark.checkpoint.names import newest_step
 from segformer_spark.config.load import PROJECT_ROOT
-from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Project
+from tests.waiting import wait_for
 
 SCRIPTS = sorted(path.name for path in (PROJECT_ROOT / "slurm").glob("*.sh") if "#SBATCH" in path.read_text())
 TWO_BY_TWO = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from segformer_spark.checkpoint.names import newest_step
-from tests.slurm.cluster import wait_for
 from tests.slurm.conftest import Project
+from tests.waiting import wait_for
 
 TWO_BY_TWO = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1")
 ONE = ("--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")

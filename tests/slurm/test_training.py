@@ -15,8 +15,8 @@ from segformer_spark.config.load import load_config
 from segformer_spark.training.stop import StopRequest
 from segformer_spark.training.train import TrainOptions, run_training
 from tests.ranks import Group, run_on_ranks
-from tests.slurm.cluster import wait_for
 from tests.slurm.conftest import Project, write_config
+from tests.waiting import wait_for
 
 NUM_IMAGES = 400  # the tiny model must not be done before the node is killed
 

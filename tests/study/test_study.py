@@ -6,14 +6,13 @@ import csv
 import json
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import pytest
 
-from segformer_spark.cli import main
 from segformer_spark.config.study import read_study
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.study import execute
@@ -21,16 +20,10 @@ from segformer_spark.study.ablation import switches
 from segformer_spark.study.execute import plan_runs
 from tests.study.toy import MODELS, RECIPES, write_study
 from tests.tiny import TINY_PARAMETERS
-from tests.verbs import run_verb
+from tests.verbs import leave, start_forked
 
 Rows = list[dict[str, str]]
 REAL_START = execute._start
-
-
-def leave(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(ended.value.code or 0)
 
 
 def table(path: Path) -> Rows:
@@ -42,13 +35,8 @@ def table(path: Path) -> Rows:
 def warmed_trainings() -> Iterator[None]:
     """Trainings start as forks of a warmed process; `make study-demo`'s test starts them as users do."""
 
-    def start(command: Sequence[str]) -> int:
-        done = run_verb(*command[command.index("segformer_spark") + 1 :])
-        print(done.stdout, done.stderr)
-        return done.returncode
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute, "_start", start)
+        patch.setattr(execute, "_start", start_forked)
         yield
 
 

@@ -9,23 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from segformer_spark.cli import main
 from segformer_spark.errors import UserError
 from segformer_spark.run import verb_process
 from segformer_spark.study import demo, execute
-from tests.verbs import run_verb
-
-
-def leave(arguments: Sequence[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert not ended.value.code
-
-
-def start_forked(command: Sequence[str]) -> int:
-    done = run_verb(*command[command.index("segformer_spark") + 1 :])
-    print(done.stdout, done.stderr)
-    return done.returncode
+from tests.verbs import leave, start_forked
 
 
 def test_the_whole_study_ends_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +20,7 @@ def test_the_whole_study_ends_in_one_report(tmp_path: Path, monkeypatch: pytest.
 
     def run_here(title: str, arguments: Sequence[str], processes: int = 1) -> None:
         titles.append(title)
-        leave(arguments)
+        assert leave(*arguments) == 0
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "run_verb", run_here)
@@ -41,7 +28,7 @@ def test_the_whole_study_ends_in_one_report(tmp_path: Path, monkeypatch: pytest.
     small = ["--num-train", "8", "--num-val", "6", "--num-test", "4", "--pairs", "6", "--set", "training.epochs=1"]
     small += ["--set", "training.scheduler.warmup_epochs=0", "--seeds", "1"]
     small += ["--set", "hardware.threads=1"]
-    leave(["study-demo", "--output", "studies/demo", *small])
+    assert leave("study-demo", "--output", "studies/demo", *small) == 0
     assert len(titles) == 7
     folder = tmp_path / "studies" / "demo"
     page = (folder / "report.html").read_text()

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from safetensors.numpy import load_file
 from tests.ranks import Group, run_on_ranks, start_on_ranks
 from tests.training.short_run import SHORT, short_run
 from tests.verbs import start_verb
+from tests.waiting import wait_for
 
 STILL = ("model.drop_path=0.0", "model.dropout=0.0")
 
@@ -132,7 +132,7 @@ def test_killed_in_mid_epoch_and_resumed_is_bit_equal(spark_root: Path, tmp_path
     settings = ("output.checkpoint_every_steps=2", "data.num_workers=1")
     run_on_ranks(2, short_run, str(spark_root), str(whole), settings)
     ranks = start_on_ranks(2, short_run, str(spark_root), str(cut), (*settings, "training.epochs=3"))
-    wait_for(lambda: (cut / "metrics.jsonl").exists() and len(losses_in(cut)) >= 5, 60)
+    wait_for(lambda: (cut / "metrics.jsonl").exists() and len(losses_in(cut)) >= 5, 60, "five steps")
     ranks.kill()
     assert (cut / "checkpoints" / "step-00000004" / "manifest.json").is_file()
     assert not (cut / "final").exists()
@@ -140,18 +140,11 @@ def test_killed_in_mid_epoch_and_resumed_is_bit_equal(spark_root: Path, tmp_path
     assert_same_run(cut, whole)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
-
-
 def test_ctrl_c_saves_and_leaves(spark_root: Path, tmp_path: Path) -> None:
     path, log = tmp_path / "run", tmp_path / "log"
     arguments = command(spark_root, path, "--set", "training.epochs=200")
     process = start_verb(*arguments[arguments.index("train") :], out=log, err=tmp_path / "err")
-    wait_for(lambda: log.exists() and "step 3/" in log.read_text(), 60)
+    wait_for(lambda: log.exists() and "step 3/" in log.read_text(), 60, "three steps")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: loader workers get it too
     process.join(60)
     rest = log.read_text() + (tmp_path / "err").read_text()
