@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import psutil
 import torch
 
 from segformer_spark.distributed.environment import Launch
+from segformer_spark.distributed.ports import unused_port
 from segformer_spark.distributed.process_group import Group, process_group
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ class RunningRanks:
 
 def start_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> RunningRanks:
     """Start `function(group, *args)` on every rank."""
-    port = free_port()
+    port = unused_port()
     queue = context.Queue()
     ranks = [forked(_run, rank, world_size, port, queue, function, args) for rank in range(world_size)]
     return RunningRanks(ranks, queue)
@@ -109,10 +109,4 @@ def _run(
         queue.join_thread()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-__all__ = ["Group", "context", "forked", "free_port", "run_on_ranks", "start_on_ranks"]
+__all__ = ["Group", "context", "forked", "run_on_ranks", "start_on_ranks"]

@@ -7,7 +7,6 @@ to quote is the median of the ratios of all rounds, with their range.
 from __future__ import annotations
 
 import selectors
-import socket
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from segformer_spark.bench.workload import Answer, Assignment, Spec
+from segformer_spark.distributed.ports import unused_port
 from segformer_spark.errors import UserError
 
 
@@ -134,17 +134,11 @@ def _answers(team: Sequence[_Worker]) -> list[Answer]:
 def _team(name: str, spec: Spec) -> Iterator[list[_Worker]]:
     with ExitStack() as stack:
         team = [stack.enter_context(_worker(name)) for _ in range(Assignment(spec=spec).num_ranks)]
-        port = _free_port()
+        port = unused_port()
         for rank, worker in enumerate(team):
             worker.tell(Assignment(spec=spec, rank=rank, port=port).model_dump_json())
         _answers(team)
         yield team
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

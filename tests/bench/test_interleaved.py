@@ -26,8 +26,9 @@ from segformer_spark.bench.interleaved import Benchmark, Row, compare, table
 from segformer_spark.bench.report import run_benchmark
 from segformer_spark.bench.workload import OURS, Assignment, ModelSpec, Spec
 from segformer_spark.config.load import PROJECT_ROOT
+from segformer_spark.distributed.ports import unused_port
 from segformer_spark.errors import UserError
-from tests.ranks import context, forked, free_port
+from tests.ranks import context, forked
 from tests.verbs import run_verb
 
 TINY = ModelSpec(kind="train", variant="b0", image_size=64, batch=1)
@@ -59,7 +60,7 @@ def _work(part: Assignment, queue: Any) -> None:
 
 def works(spec: Spec) -> float | None:
     """The workload's FLOPs, once it has run."""
-    port = free_port()
+    port = unused_port()
     ranks = spec.ranks if isinstance(spec, ModelSpec) else 1
     answers = in_forks([Assignment(spec=spec, rank=rank, port=port) for rank in range(ranks)])
     assert all(ran for ran, _ in answers), answers
@@ -128,7 +129,7 @@ def test_a_failure_of_one_rank_is_heard_while_the_other_waits_for_it() -> None:
     spec = TINY.model_copy(update={"ranks": 2})
     with ExitStack() as stack:
         team = [stack.enter_context(interleaved._worker("team")) for _ in range(2)]
-        port = interleaved._free_port()
+        port = unused_port()
         team[0].tell(Assignment(spec=spec, rank=0, port=port).model_dump_json())
         broken = spec.model_copy(update={"variant": "b9"})
         team[1].tell(Assignment(spec=broken, rank=1, port=port).model_dump_json())

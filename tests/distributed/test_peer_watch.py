@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from segformer_spark.distributed.environment import Launch
+from segformer_spark.distributed.ports import unused_port
 from segformer_spark.distributed.process_group import process_group
 from segformer_spark.exit_codes import ExitCode
-from tests.ranks import forked, free_port
+from tests.ranks import forked
 from tests.waiting import wait_for
 
 PEER_TIMEOUT = 2
@@ -47,7 +48,7 @@ class Pair:
 
 @pytest.fixture
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    port = free_port()
+    port = unused_port()
     ranks = [forked(act, rank, port, request.param, tmp_path) for rank in range(2)]
     try:
         wait_for(lambda: len(list(tmp_path.glob("*.joined"))) == 2, 60, "both ranks")
