@@ -21,6 +21,8 @@ export TRITON_HOME := $(CACHE)
 export TRITON_CACHE_DIR := $(CACHE)/triton
 export MPLCONFIGDIR := $(CACHE)/matplotlib
 export NO_ALBUMENTATIONS_UPDATE := 1
+# Where compiled modules may not be kept, every process compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_NO_CACHE_DIR ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Unix sockets in it are limited to 108 characters, so a long path keeps the system's folder.

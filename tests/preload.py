@@ -5,10 +5,8 @@ import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import deepspeed
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  compiles at its import, which imports torch's inductor
 import matplotlib.figure  # noqa: F401
-import torch  # noqa: F401
+import torch
 import transformers  # noqa: F401
 
 import segformer_spark.anomaly.evaluate
@@ -19,6 +17,8 @@ import segformer_spark.submission.submit
 import segformer_spark.training.parity
 import segformer_spark.training.train
 import segformer_spark.training.tune  # noqa: F401
+from segformer_spark.engine.engine import load_deepspeed
 
+load_deepspeed(torch.device("cpu"))
 # DeepSpeed collects garbage when an engine is closed; that would touch, and so copy, every page that a fork shares.
 gc.freeze()

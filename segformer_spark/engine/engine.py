@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -254,6 +255,7 @@ def load_deepspeed(device: torch.device) -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     _skip_shared_memory_op(deepspeed)
+    _import_muon_uncompiled()
     return deepspeed
 
 
@@ -262,6 +264,18 @@ def _skip_shared_memory_op(deepspeed: Any) -> None:
     compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
     if isinstance(compatible, dict):
         compatible["deepspeed_shm_comm"] = False
+
+
+def _import_muon_uncompiled() -> None:
+    """DeepSpeed imports its Muon optimizer for every ZeRO engine. Compiling its functions loads Inductor: a second per
+    rank at start-up, for an optimizer that is not used here."""
+    from deepspeed.runtime import compiler
+
+    torch_compile, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = torch_compile
 
 
 def graph_breaks() -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,15 @@ def local_rank_seen(group: Group) -> str:
 
 def test_deepspeed_is_told_the_device_and_not_the_local_rank() -> None:
     assert run_on_ranks(2, local_rank_seen) == ["0", "0"]
+
+
+def loads_inductor(group: Group) -> bool:
+    make_engine(group, 1)
+    return "torch._inductor.compile_fx" in sys.modules
+
+
+def test_an_engine_that_compiles_nothing_does_not_load_inductor() -> None:
+    assert run_on_ranks(1, loads_inductor) == [False]
 
 
 def dropout_losses(group: Group) -> list[float]:
