@@ -50,7 +50,7 @@ fuzz: install-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m hypothesis --hypothesis-profile fuzz --ignore tests/slurm
 
 test-demo: install-dev
-	$(BIN)/python -m pytest -m demo -s
+	$(BIN)/python -m pytest -m demo -s tests/test_demo.py
 
 lint: install-dev
 	$(BIN)/ruff check

@@ -6,6 +6,10 @@ import os
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 import matplotlib.figure  # noqa: F401
+import pytest  # noqa: F401
+import segmentation_models_pytorch  # noqa: F401
+import sklearn.metrics  # noqa: F401
+import timm  # noqa: F401
 import torch
 import transformers  # noqa: F401
 

@@ -20,7 +20,7 @@ def test_make_demo_learns_and_writes_nothing_outside_the_project(tmp_path: Path)
     home.mkdir()
     kept = ("PATH", "LANG", "VENV", "PYTHON", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
     environment = {name: os.environ[name] for name in kept if name in os.environ} | {"HOME": str(home)}
-    environment["DEMO_ARGS"] = "--num-train 400 --set data.image_size=128 --set training.epochs=3"
+    environment["DEMO_ARGS"] = "--num-train 300 --set data.image_size=128 --set training.epochs=3"
     environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     subprocess.run(["make", "demo"], cwd=PROJECT_ROOT, env=environment, check=True)
     assert list(home.iterdir()) == []
