@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+TINY = torch.finfo(torch.float32).tiny
+"""A divisor whose inverse is finite in the arithmetic of the gradient."""
+
 Reduce = Callable[[Tensor], Tensor]
 
 
@@ -20,8 +23,16 @@ def no_reduce(value: Tensor) -> Tensor:
     return value
 
 
+def pixel_sum(values: Tensor) -> Tensor:
+    """The sum of (..., H, W) in fp64: each row in its own arithmetic, then all rows.
+
+    An fp32 sum of probabilities stops growing at 2^24 and depends on how a batch is divided long before.
+    """
+    return values.sum(-1).sum(dtype=torch.float64)
+
+
 class GlobalBatchLoss(nn.Module):
-    """Base of the losses.
+    """Base of the losses. Sums over pixels, and with them the loss, are fp64; `build.WeightedSum` rounds.
 
     Args:
         class_weights: float (C,), or None for equal weights.
@@ -49,9 +60,9 @@ class GlobalBatchLoss(nn.Module):
         return value if self.class_weights is None else value * self.class_weights.to(value.dtype)[target]
 
     def divide(self, total: Tensor, weight: Tensor) -> Tensor:
-        """The quotient of two sums over all ranks; 0 where there is nothing to divide by."""
+        """The quotient of two sums (`pixel_sum`) over all ranks; 0 where there is nothing to divide by."""
         sums = self.reduce(torch.stack([total, weight]))
-        return sums[0] / sums[1].detach().clamp_min(torch.finfo(sums.dtype).tiny)
+        return sums[0] / sums[1].detach().clamp_min(TINY)
 
 
 class SumLoss(GlobalBatchLoss):

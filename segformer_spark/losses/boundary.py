@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.losses.base import GlobalBatchLoss
+from segformer_spark.losses.base import GlobalBatchLoss, pixel_sum
 
 
 class BoundaryCrossEntropyLoss(GlobalBatchLoss):
@@ -30,7 +30,7 @@ class BoundaryCrossEntropyLoss(GlobalBatchLoss):
         valid, target, log_p = self.true_class(logits, labels)
         weight = (1 + self.weight * near_boundary(labels, self.radius, self.ignore_index)) * valid
         weight = self.weighted(weight.to(log_p.dtype), target)
-        return self.divide(-(weight * log_p).sum(), weight.sum())
+        return self.divide(-pixel_sum(weight * log_p), pixel_sum(weight))
 
 
 def near_boundary(labels: Tensor, radius: int, ignore_index: int) -> Tensor:

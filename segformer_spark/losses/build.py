@@ -33,7 +33,7 @@ class WeightedSum(nn.Module):
         """Logits (B, C, H, W) and labels (B, H, W) of any integer type -> scalar fp32 (fp64 for fp64 logits)."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         labels = labels.long()
-        return self._sum({name: part(logits, labels) for name, part in self.parts.items()})
+        return self._sum({name: part(logits, labels) for name, part in self.parts.items()}).to(logits.dtype)
 
     def of_coarse(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The same loss of logits (B, C, h, w) that are upsampled to the labels' size (B, H, W).
@@ -55,12 +55,11 @@ class WeightedSum(nn.Module):
 
         streamed = streamed_sums(logits, labels, sums)
         total = torch.split(streamed, [shape.numel() for shape in shapes])
-        return self._sum(
-            {
-                name: part.value(own.view(shape))
-                for (name, part), own, shape in zip(parts.items(), total, shapes, strict=True)
-            }
-        )
+        values = {
+            name: part.value(own.view(shape))
+            for (name, part), own, shape in zip(parts.items(), total, shapes, strict=True)
+        }
+        return self._sum(values).to(logits.dtype)
 
     def of_outputs(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
         """The loss of a model's logits, plus that of its auxiliary logits times their weight."""

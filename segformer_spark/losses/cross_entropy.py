@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.losses.base import SumLoss
+from segformer_spark.losses.base import SumLoss, pixel_sum
 
 
 class CrossEntropyLoss(SumLoss):
@@ -24,15 +24,15 @@ class CrossEntropyLoss(SumLoss):
 
     def sums(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C, H, W) float and labels (B, H, W) int64 -> (2,): weighted losses, and weights."""
-        total = functional.cross_entropy(
+        losses = functional.cross_entropy(
             logits,
             labels,
             weight=self.class_weights,
             ignore_index=self.ignore_index,
-            reduction="none",  # "sum" has no deterministic version on GPUs
+            reduction="none",
             label_smoothing=self.label_smoothing,
-        ).sum()
-        return torch.stack([total, pixel_weight(labels, self.class_weights, self.ignore_index, logits)])
+        )
+        return torch.stack([pixel_sum(losses), pixel_weight(labels, self.class_weights, self.ignore_index)])
 
     def value(self, sums: Tensor) -> Tensor:
         return self.divide(*sums)
@@ -53,16 +53,16 @@ class FocalLoss(SumLoss):
         # The gradient of 0^gamma is infinite for gamma < 1.
         modulation = miss.clamp_min(torch.finfo(miss.dtype).tiny) ** self.gamma if self.gamma else torch.ones_like(miss)
         value = self.weighted(-modulation * log_p, target)
-        total = (value * valid).sum()
-        return torch.stack([total, pixel_weight(labels, self.class_weights, self.ignore_index, logits)])
+        total = pixel_sum(value * valid)
+        return torch.stack([total, pixel_weight(labels, self.class_weights, self.ignore_index)])
 
     def value(self, sums: Tensor) -> Tensor:
         return self.divide(*sums)
 
 
-def pixel_weight(labels: Tensor, class_weights: Tensor | None, ignore_index: int, like: Tensor) -> Tensor:
-    """Summed class weight of the valid pixels, a scalar of `like`'s dtype."""
+def pixel_weight(labels: Tensor, class_weights: Tensor | None, ignore_index: int) -> Tensor:
+    """Summed class weight of the valid pixels of labels (B, H, W), a scalar fp64."""
     valid = labels != ignore_index
     if class_weights is None:
-        return valid.sum().to(like.dtype)
-    return class_weights.to(like.dtype)[labels[valid]].sum()
+        return valid.sum().double()
+    return pixel_sum(class_weights[labels.where(valid, 0)] * valid)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segformer_spark.losses.base import SumLoss
+from segformer_spark.losses.base import TINY, SumLoss
 
 
 class DiceLoss(SumLoss):
@@ -22,16 +22,16 @@ class DiceLoss(SumLoss):
         self.smooth = smooth
 
     def sums(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, C, H, W) float and labels (B, H, W) int64 -> (3, C): overlap, predicted and true pixels."""
+        """Logits (B, C, H, W) float and labels (B, H, W) int64 -> (3, C) fp64: overlap, predicted and true pixels."""
         num_classes = logits.shape[1]
         valid = labels != self.ignore_index
         # One class per bin; ignored pixels fall into a bin of their own and drop out of every sum.
         bins = labels.where(valid, num_classes).flatten()
-        probabilities = torch.softmax(logits, dim=1).movedim(1, -1).flatten(0, -2)
-        truth = torch.bincount(bins, minlength=num_classes + 1)[:num_classes].to(logits.dtype)
-        own = probabilities.gather(1, bins.clamp_max(num_classes - 1)[:, None]).squeeze(1)
+        probabilities = torch.softmax(logits, dim=1)
+        truth = torch.bincount(bins, minlength=num_classes + 1)[:num_classes].double()
+        own = probabilities.gather(1, labels.where(valid, 0)[:, None]).flatten().double()
         overlap = own.new_zeros(num_classes + 1).index_add(0, bins, own)[:num_classes]
-        predicted = (probabilities * valid.flatten()[:, None]).sum(0)
+        predicted = (probabilities * valid[:, None]).sum(-1).sum((0, 2), dtype=torch.float64)  # rows, then all
         return torch.stack([overlap, predicted, truth])
 
     def value(self, sums: Tensor) -> Tensor:
@@ -40,4 +40,4 @@ class DiceLoss(SumLoss):
         weights = (truth > 0).to(sums.dtype).detach()
         if self.class_weights is not None:
             weights = weights * self.class_weights.to(sums.dtype)
-        return (weights * (1 - dice)).sum() / weights.sum().clamp_min(torch.finfo(sums.dtype).tiny)
+        return (weights * (1 - dice)).sum() / weights.sum().clamp_min(TINY)

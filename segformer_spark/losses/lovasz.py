@@ -23,16 +23,14 @@ class LovaszSoftmaxLoss(GlobalBatchLoss):
             valid = truth != self.ignore_index
             values.append(self._image_loss(image[:, valid], truth[valid]))
             counted.append(valid.any())
-        return self.divide(torch.stack(values).sum(), torch.stack(counted).sum().to(logits.dtype))
+        return self.divide(torch.stack(values).sum(), torch.stack(counted).sum().double())
 
     def _image_loss(self, probabilities: Tensor, truth: Tensor) -> Tensor:
         """Probabilities (C, P) and labels (P,) -> scalar."""
         present = torch.unique(truth)
         if len(present) == 0:
-            return probabilities.sum() * 0
-        losses = torch.stack(
-            [self._class_loss(probabilities[c], (truth == c).to(probabilities.dtype)) for c in present]
-        )
+            return probabilities.sum(dtype=torch.float64) * 0
+        losses = torch.stack([self._class_loss(probabilities[c], truth == c) for c in present])
         if self.class_weights is None:
             return losses.mean()
         weights = self.class_weights.to(losses.dtype)[present]
@@ -40,14 +38,17 @@ class LovaszSoftmaxLoss(GlobalBatchLoss):
 
     @staticmethod
     def _class_loss(probability: Tensor, truth: Tensor) -> Tensor:
-        errors, order = torch.sort((truth - probability).abs(), descending=True)
-        return errors @ jaccard_gradient(truth[order])
+        errors, order = torch.sort((truth.to(probability.dtype) - probability).abs(), descending=True)
+        return errors.double() @ jaccard_gradient(truth[order])
 
 
 def jaccard_gradient(truth: Tensor) -> Tensor:
-    """Gradient of the Lovász extension of the Jaccard loss for sorted errors (algorithm 1): 0/1 (P,) -> (P,)."""
+    """Gradient of the Lovász extension of the Jaccard loss for sorted errors: bool (P,), one true -> fp64 (P,).
+
+    Algorithm 1 of the paper subtracts neighbouring values of 1 - I/U, which cancel among many pixels. A pixel of the
+    class lowers I by 1, which adds 1/U; any other raises U by 1, which adds I/(U - 1) - I/U = I/(U (U - 1)).
+    """
     total = truth.sum()
-    intersection = total - truth.cumsum(0)
-    union = total + (1 - truth).cumsum(0)
-    jaccard = 1 - intersection / union
-    return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+    intersection = (total - truth.cumsum(0)).double()
+    union = (total + (~truth).cumsum(0)).double()
+    return torch.where(truth, 1 / union, intersection / (union * (union - 1)).clamp_min(1))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from segformer_spark.losses.base import GlobalBatchLoss
+from segformer_spark.losses.base import GlobalBatchLoss, pixel_sum
 
 
 class OhemLoss(GlobalBatchLoss):
@@ -26,7 +26,7 @@ class OhemLoss(GlobalBatchLoss):
         valid, target, log_p = self.true_class(logits, labels)
         kept = self._hard_pixels(log_p.detach(), valid)
         weight = self.weighted(kept.to(log_p.dtype), target)
-        return self.divide(-(weight * log_p).sum(), weight.sum())
+        return self.divide(-pixel_sum(weight * log_p), pixel_sum(weight))
 
     def _hard_pixels(self, log_p: Tensor, valid: Tensor) -> Tensor:
         """Which pixels (B, H, W) count."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from segformer_spark.ops.interpolation import bands, enlarge_rows, source_rows
 
 Sums = Callable[[Tensor, Tensor], Tensor]
-"""Logits (B, C, H, W) and labels (B, H, W) int64 -> sums over all pixels, of any one shape."""
+"""Logits (B, C, H, W) and labels (B, H, W) int64 -> fp64 sums over all pixels, of any one shape."""
 
 _CACHED_VALUES = 1_500_000
 """Logits of a band on a CPU: 6 MB in fp32 stay in its last cache. A GPU wants more work at a time."""
@@ -51,7 +51,7 @@ def streamed_sums(coarse: Tensor, labels: Tensor, sums: Sums) -> Tensor:
     """sums(bilinear(coarse), labels), differentiable with respect to `coarse`.
 
     Args:
-        coarse: logits (B, C, h, w) in the arithmetic of the loss.
+        coarse: logits (B, C, h, w) in the arithmetic of the loss; the sums are fp64.
         labels: (B, H, W) of any integer type.
     """
     result: Tensor = _StreamedSums.apply(coarse, labels, sums)

@@ -64,6 +64,6 @@ def test_for_certain_predictions_it_is_the_jaccard_loss() -> None:
 
 
 def test_weights_of_sorted_errors_sum_to_the_loss_of_all_wrong() -> None:
-    gradient = jaccard_gradient(torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64))
+    gradient = jaccard_gradient(torch.tensor([False, True, True, False, True]))
     assert float(gradient.sum()) == pytest.approx(1.0)
     assert (gradient > 0).all()
