@@ -32,25 +32,41 @@ def _joint_counts(prediction: Tensor, truth: Tensor, num_classes: int, ignore_in
     """Counts (C + 1, C) int64 in one pass; the last row is what was predicted where the truth is `ignore_index`."""
     bytes_here = prediction.dtype == truth.dtype == torch.uint8 and prediction.device.type == "cpu"
     if bytes_here and num_classes < ignore_index and truth.numel() <= _EXACT_IN_FP32:
-        dtype = np.uint8 if (num_classes + 1) * num_classes <= 2**8 else np.uint16
-        fused = np.minimum(truth.numpy(), num_classes).astype(dtype) * dtype(num_classes) + prediction.numpy()
-        size = (num_classes + 1) * num_classes
-        counts = cv2.calcHist([fused.reshape(1, -1)], [0], None, [size], [0, size])
-        joint = torch.from_numpy(counts.astype(np.int64)).view(num_classes + 1, num_classes)
-        _check(int(joint[-1].sum()) == np.count_nonzero(truth.numpy() == ignore_index), num_classes)
-        return joint
-    rows = truth.flatten().long()
-    rows = torch.where(rows == ignore_index, num_classes, rows)
-    counted = torch.bincount(
-        rows * num_classes + prediction.flatten().long(), minlength=(num_classes + 1) * num_classes
-    )
-    _check(len(counted) == (num_classes + 1) * num_classes, num_classes)
-    return counted.view(num_classes + 1, num_classes)
+        joint = _joint_counts_of_bytes(prediction, truth, num_classes)
+        known = int(joint[num_classes].sum()) == np.count_nonzero(truth.numpy() == ignore_index)
+    else:
+        # A row and a column more than are wanted: what is neither a class nor ignored is counted there.
+        rows, columns = truth.flatten().long(), prediction.flatten().long()
+        foreign = (rows < 0) | (rows >= num_classes)
+        rows = torch.where(foreign, torch.where(rows == ignore_index, num_classes, num_classes + 1), rows)
+        columns = torch.where((columns < 0) | (columns >= num_classes), num_classes, columns)
+        size = (num_classes + 2) * (num_classes + 1)
+        joint = torch.bincount(rows * (num_classes + 1) + columns, minlength=size).view(num_classes + 2, -1)
+        known = not bool(joint[-1].any())
+        joint = joint[:-1]
+    if not known or bool(joint[:, -1].any()):
+        raise ValueError(_foreign(prediction, truth, num_classes, ignore_index))
+    return joint[:, :-1]
 
 
-def _check(known: bool, num_classes: int) -> None:
-    if not known:
-        raise ValueError(f"labels that are no class: there are {num_classes} classes")
+def _joint_counts_of_bytes(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """(C + 1, C + 1) int64 from uint8 on the CPU; ids from C on are counted in the last row or column."""
+    side = num_classes + 1
+    dtype = np.uint8 if side * side <= 2**8 else np.uint16
+    fused = np.minimum(truth.numpy(), num_classes).astype(dtype) * dtype(side)
+    fused += np.minimum(prediction.numpy(), num_classes)
+    counts = cv2.calcHist([fused.reshape(1, -1)], [0], None, [side * side], [0, side * side])
+    return torch.from_numpy(counts.astype(np.int64)).view(side, side)
+
+
+def _foreign(prediction: Tensor, truth: Tensor, num_classes: int, ignore_index: int) -> str:
+    ids = {"label": truth[truth != ignore_index], "predicted id": prediction}
+    found = [
+        f"{name} {int(other[0])}"
+        for name, values in ids.items()
+        if len(other := values[(values < 0) | (values >= num_classes)])
+    ]
+    return f"{' and '.join(found)} is no class: there are {num_classes} classes"
 
 
 @dataclass

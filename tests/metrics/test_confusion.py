@@ -78,9 +78,34 @@ def test_an_image_counted_twice_or_never_is_our_mistake(seen: list[int]) -> None
         counts.reduce(lambda value: value)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-@pytest.mark.parametrize("classes", [3, 150])
-def test_a_label_that_is_no_class_is_refused(dtype: torch.dtype, classes: int) -> None:
-    truth = torch.tensor([0, 1, classes + 4], dtype=dtype)
-    with pytest.raises(ValueError, match=f"there are {classes} classes"):
-        confusion_matrix(torch.zeros(3, dtype=dtype), truth, classes, IGNORE)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize("classes", [3, 15, 16, 150])
+@pytest.mark.parametrize("foreign", [0, 1, 4])
+def test_a_label_that_is_no_class_is_refused(dtype: torch.dtype, classes: int, foreign: int) -> None:
+    truth = torch.tensor([0, 1, IGNORE, classes + foreign]).to(dtype)
+    with pytest.raises(ValueError, match=f"^label {classes + foreign} is no class: there are {classes} classes"):
+        confusion_matrix(torch.zeros(4, dtype=dtype), truth, classes, IGNORE)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize("classes", [3, 15, 16, 150])
+@pytest.mark.parametrize("truth", [0, 2, IGNORE])
+def test_a_prediction_that_is_no_class_is_refused(dtype: torch.dtype, classes: int, truth: int) -> None:
+    for foreign in (classes, 255):
+        prediction = torch.tensor([0, foreign, 1]).to(dtype)
+        with pytest.raises(ValueError, match=f"^predicted id {foreign} is no class"):
+            confusion_matrix(prediction, torch.full((3,), truth).to(dtype), classes, IGNORE)
+
+
+def test_negative_ids_are_refused() -> None:
+    ids, blank = torch.tensor([0, -1]), torch.zeros(2, dtype=torch.int64)
+    for prediction, truth in ((ids, blank), (blank, ids)):
+        with pytest.raises(ValueError, match="-1 is no class"):
+            confusion_matrix(prediction, truth, 3, IGNORE)
+
+
+@given(ids, labels, st.sampled_from([torch.int16, torch.int64]))
+def test_bytes_and_other_integers_count_alike(prediction: np.ndarray, truth: np.ndarray, dtype: torch.dtype) -> None:
+    tensors = torch.from_numpy(prediction), torch.from_numpy(truth)
+    wide = (tensor.to(dtype) for tensor in tensors)
+    assert torch.equal(confusion_matrix(*tensors, 4, IGNORE), confusion_matrix(*wide, 4, IGNORE))
