@@ -72,7 +72,7 @@ class CheckpointStore:
             files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
             write_json(temporary / MANIFEST, {"format": _FORMAT, "step": step, "files": files})
         others = [old for old in self.committed() if old != path]
-        for old in others[: len(others) - (self.keep - 1)]:
+        for old in others[: max(0, len(others) - (self.keep - 1))]:
             _remove(old)
         return path
 

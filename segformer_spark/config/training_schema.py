@@ -89,7 +89,12 @@ class EarlyStoppingConfig(Section):
     patience: int | None = field(
         30, "Stop after N validations without a better score; null never stops.", ge=1, resume_safe=True
     )
-    min_delta: float = field(0.0, "A score counts as better when it rises by more than this.", ge=0, resume_safe=True)
+    min_delta: float = field(
+        0.0,
+        "Patience begins anew when the score rises by more than this; any rise makes a new best model.",
+        ge=0,
+        resume_safe=True,
+    )
 
 
 class EmaConfig(Section):

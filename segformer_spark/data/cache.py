@@ -32,7 +32,9 @@ from segformer_spark.errors import DataError
 from segformer_spark.run.console import logger
 
 JPEG_QUALITY = 95
-FORMAT = 1
+FORMAT = 2
+"""Format 1 resized images wrongly where one side shrank and the other grew."""
+
 META = "cache.json"
 
 
@@ -134,7 +136,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: this is not a finished cache: {error}") from error
-    if meta.get("format") != FORMAT:
+    if meta.get("format") not in (1, FORMAT):
         raise DataError(f"{folder}: cache format {meta.get('format')}, this version reads {FORMAT}; build it again")
     return meta
 
@@ -163,6 +165,8 @@ def find_cache(folder: Path, config: DataConfig) -> Path:
 def _refusal(meta: dict[str, Any], config: DataConfig, digest: str | None) -> str | None:
     if (meta["dataset"], meta["split"]) != (config.dataset, config.train_split):
         return f"it is of {meta['dataset']}, split {meta['split']}"
+    if meta["format"] == 1 and meta["size"] is not None:
+        return "its images were resized by version 0.1, wrongly where one side shrank and the other grew"
     if meta["decoding"] != decoding(config):
         return "data.folder was another when it was built"
     if digest is not None and meta["digest"] != digest:

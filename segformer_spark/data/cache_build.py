@@ -45,8 +45,9 @@ class CacheOptions:
 
 
 def cache_folder(parent: Path, config: DataConfig, split: str, options: CacheOptions, digest: str) -> Path:
-    """Where this cache lies; the name is its key: of the manifest's files and of how masks are decoded."""
-    key = hashlib.sha256(f"{digest} {json.dumps(decoding(config))}".encode()).hexdigest()
+    """Where this cache lies; the name is its key: of the manifest's files, how masks are decoded and images resized."""
+    resizing = "" if options.size is None else f" format {FORMAT}"
+    key = hashlib.sha256(f"{digest} {json.dumps(decoding(config))}{resizing}".encode()).hexdigest()
     return parent / f"{config.dataset}-{split}-{options.label}-{key[:12]}"
 
 

@@ -11,6 +11,7 @@ from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import ClassInfo, Image, Sample, SegmentationDataset
 from segformer_spark.data.loader import fed_sample
 from segformer_spark.data.overlay import ignored_color, overlay, write_png
+from segformer_spark.data.resize import resize_image
 from segformer_spark.data.sampler import epoch_order
 from segformer_spark.data.transforms import TrainTransform
 
@@ -38,7 +39,7 @@ def write_sheet(dataset: SegmentationDataset, config: Config, path: Path, *, num
 
 def _cell(sample: Sample, classes: ClassInfo, name: str) -> Image:
     tiles = [sample.image, overlay(sample.image, sample.mask, classes)]
-    small = [cv2.resize(tile, (_TILE, _TILE), interpolation=cv2.INTER_AREA) for tile in tiles]
+    small = [resize_image(tile, (_TILE, _TILE)) for tile in tiles]
     cell = np.full((_TILE + _CAPTION + _GAP, 2 * _TILE + 2 * _GAP, 3), 255, np.uint8)
     cell[_CAPTION : _CAPTION + _TILE, :_TILE] = small[0]
     cell[_CAPTION : _CAPTION + _TILE, _TILE + 2 : 2 * _TILE + 2] = small[1]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import cv2
+from typing import Any, TypeVar
 
-from segformer_spark.data.dataset import Image, Mask
+import cv2
+from numpy.typing import NDArray
+
+from segformer_spark.data.dataset import Mask
+
+Pixels = TypeVar("Pixels", bound=NDArray[Any])
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -12,14 +17,17 @@ MEAN_COLOR: tuple[int, int, int] = (124, 116, 104)
 """The ImageNet mean in RGB: 0 after normalisation."""
 
 
-def resize_image(image: Image, size: tuple[int, int]) -> Image:
-    """Resize to (height, width): area-averaged when shrinking, bilinear when growing."""
-    if image.shape[:2] == size:
-        return image
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized: Image = cv2.resize(image, size[::-1], interpolation=method)
-    return resized
+def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resize (H, W) or (H, W, channels) to (height, width), each axis by itself: averaged over areas where it shrinks,
+    interpolated linearly where it grows.
+
+    OpenCV's INTER_AREA averages only if no axis grows, and skips pixels otherwise.
+    """
+    smaller = min(size[0], image.shape[0]), min(size[1], image.shape[1])
+    for step, method in ((smaller, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
+        if image.shape[:2] != step:
+            image = cv2.resize(image, step[::-1], interpolation=method)
+    return image
 
 
 def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:

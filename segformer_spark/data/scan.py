@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Mask, Sample, SegmentationDataset
 from segformer_spark.data.files import RememberingReader
 from segformer_spark.data.loader import check_labels
+from segformer_spark.data.resize import resize_image
 from segformer_spark.data.window import object_box
 from segformer_spark.data.workers import iterate, worker_options
 from segformer_spark.errors import DataError
@@ -148,10 +148,7 @@ def _measure(facts: ItemFacts, sample: Sample, dataset: SegmentationDataset, occ
 
 
 def _cells(mask: Mask, index: int) -> NDArray[np.float32]:
-    shares: NDArray[np.float32] = cv2.resize(
-        (mask == index).astype(np.float32), (OCCUPANCY_SIDE, OCCUPANCY_SIDE), interpolation=cv2.INTER_AREA
-    )
-    return shares
+    return resize_image((mask == index).astype(np.float32), (OCCUPANCY_SIDE, OCCUPANCY_SIDE))
 
 
 def find_duplicates(facts: dict[str, list[ItemFacts]]) -> list[str]:

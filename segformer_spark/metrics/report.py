@@ -116,9 +116,9 @@ def check_metric(metric: str, class_names: Sequence[str]) -> None:
         )
 
 
-def selection_value(metrics: dict[str, Any], metric: str) -> float:
-    """The value that the best checkpoint is chosen by; an undefined one (no image counts) is 0."""
-    return scalar_metrics(metrics).get(metric, 0.0)
+def selection_value(metrics: dict[str, Any], metric: str) -> float | None:
+    """The value that the best checkpoint is chosen by; None where it is undefined, as without a labelled pixel."""
+    return scalar_metrics(metrics).get(metric)
 
 
 def _is_spark(class_names: Sequence[str]) -> bool:

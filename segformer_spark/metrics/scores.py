@@ -42,19 +42,26 @@ def summarize(
 ) -> dict[str, Any]:
     """All metrics of one confusion matrix, JSON-ready: undefined values are None.
 
+    A mean over classes is undefined where fewer than two have a pixel in truth or prediction: masks that say nothing
+    but one class, or nothing at all, would score 1.
+
     Unlabelled pixels do not count. Where there are some, "miou_void_as_error" is the mIoU when what was predicted on
     them (`ignored`, int64 (C,)) counts as false positives; published results on CamVid differ in this rule.
     """
     scores = class_scores(confusion)
+    comparable = np.count_nonzero(~np.isnan(scores["iou"])) >= 2
     foreground = [index for index in range(len(class_names)) if index != background]
     total = confusion.sum()
     has_void = ignored is not None and bool(ignored.sum())
     void = {"miou_void_as_error": _mean(class_scores(confusion, ignored)["iou"])} if has_void else {}
-    return {
+    means = {
         "miou": _mean(scores["iou"]),
         **void,
         "miou_without_background": _mean(scores["iou"][foreground]),
         "mean_dice": _mean(scores["dice"]),
+    }
+    return {
+        **(means if comparable else dict.fromkeys(means)),
         "pixel_accuracy": None if total == 0 else float(np.diagonal(confusion).sum() / total),
         "num_pixels": int(total),
         "per_class": {

@@ -10,13 +10,17 @@ from segformer_spark.run.metrics_log import Row
 _SCORES = {"spark_score": "SPARK score", "miou": "mIoU", "miou_without_background": "mIoU without background"}
 
 
+_FEW_POINTS = 20
+
+
 def draw_curves(rows: list[Row], path: Path, title: str) -> None:
     """Draw loss, scores and learning rate against the step."""
     train = [row for row in rows if row["kind"] == "train"]
     validation = [row for row in rows if row["kind"] == "validation"]
     figure = new_figure(11, 3.4)
     loss_axis, score_axis, rate_axis = figure.subplots(1, 3)
-    loss_axis.plot([row["step"] for row in train], [row["loss"] for row in train], linewidth=1)
+    marker = "." if len(train) <= _FEW_POINTS else None  # one point is no line
+    loss_axis.plot([row["step"] for row in train], [row["loss"] for row in train], marker=marker, linewidth=1)
     loss_axis.set(title="training loss", xlabel="optimizer step", ylim=(0, None))
     for key, label in _SCORES.items():
         points = [(row["step"], row[key]) for row in validation if row.get(key) is not None]
@@ -25,7 +29,7 @@ def draw_curves(rows: list[Row], path: Path, title: str) -> None:
     score_axis.set(title="validation", xlabel="optimizer step", ylim=(0, 1))
     if score_axis.lines:
         score_axis.legend(fontsize="small")
-    rate_axis.plot([row["step"] for row in train], [row["lr"] for row in train], linewidth=1)
+    rate_axis.plot([row["step"] for row in train], [row["lr"] for row in train], marker=marker, linewidth=1)
     rate_axis.set(title="learning rate", xlabel="optimizer step", ylim=(0, None))
     for axis in (loss_axis, score_axis, rate_axis):
         axis.grid(alpha=0.3)

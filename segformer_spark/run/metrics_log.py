@@ -53,17 +53,24 @@ class MetricsLog:
 
 
 def write_history(rows: list[Row], path: Path) -> None:
-    """One CSV row per validation: its metrics, and the mean training loss since the one before."""
+    """One CSV row per validation: its metrics, and the mean training loss of the optimizer steps since the one before.
+
+    A training row stands for `num_steps` steps; version 0.1 did not write their number: all since the row before.
+    """
     table: list[Row] = []
-    losses: list[float] = []
+    total, num_steps, last_step = 0.0, 0, 0
     for row in rows:
-        if row["kind"] == "train" and row["loss"] is not None:
-            losses.append(row["loss"])
+        if row["kind"] == "train":
+            if row["loss"] is not None:
+                own_steps = row.get("num_steps", row["step"] - last_step)
+                total += row["loss"] * own_steps
+                num_steps += own_steps
+            last_step = row["step"]
         elif row["kind"] == "validation":
-            mean_loss = sum(losses) / len(losses) if losses else None
+            mean_loss = total / num_steps if num_steps else None
             flat = {key: value for key, value in row.items() if key != "kind"}
             table.append({"epoch": flat.pop("epoch"), "step": flat.pop("step"), "train_loss": mean_loss, **flat})
-            losses = []
+            total, num_steps = 0.0, 0
     columns = list(dict.fromkeys(key for row in table for key in row))
     write_csv(path, columns, table)
 

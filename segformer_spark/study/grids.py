@@ -13,6 +13,7 @@ from segformer_spark.data.dataset import Image, SegmentationDataset, Subset
 from segformer_spark.data.loader import eval_loader
 from segformer_spark.data.overlay import overlay, write_png
 from segformer_spark.data.registry import open_dataset
+from segformer_spark.data.resize import resize_image
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.study.collect import RunResult
@@ -68,7 +69,7 @@ def join_grid(columns: Mapping[str, Sequence[Image]], row_names: Sequence[str]) 
         height = max(1, round(pictures[0].shape[0] * _TILE / pictures[0].shape[1]))
         row = np.full((height + _GAP, len(columns) * (_TILE + _GAP), 3), 255, np.uint8)
         for position, picture in enumerate(pictures):
-            small = cv2.resize(picture, (_TILE, height), interpolation=cv2.INTER_AREA)
+            small = resize_image(picture, (height, _TILE))
             row[:height, position * (_TILE + _GAP) : position * (_TILE + _GAP) + _TILE] = small
         _write(row, name[:_NAME_LENGTH], (5, height - 6), (255, 255, 255))
         rows.append(row)

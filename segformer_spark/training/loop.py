@@ -54,7 +54,8 @@ class Loop:
         A checkpoint is saved before the validation at the same step, which may take longer than a job's grace time;
         a run that is cut off in between validates when it is resumed.
         """
-        if (self.progress.step == 0 and self.config.validation.at_start) or self.validation.is_due(self.progress):
+        at_start = self.progress.step == 0 and self.config.validation.at_start and self.progress.validated_step is None
+        if at_start or self.validation.is_due(self.progress):
             self.validation.run(self.progress)
         while self.progress.step < self.schedule.total_steps and not self.validation.best.exhausted:
             if self._run_epoch():
@@ -95,14 +96,17 @@ class Loop:
             if self.progress.position.epoch > epoch:
                 self.progress.epoch_seconds.append(round(self.progress.unfinished_seconds, 2))
                 self.progress.unfinished_seconds = 0.0
+            validates = self.validation.is_due(self.progress)
+            if validates:
+                self.reporter.end_interval()
             if self.checkpointer.is_due(self.progress):
                 self._save_checkpoint()
-            if self.validation.is_due(self.progress):
+            if validates:
                 self.validation.run(self.progress)
             best = self.validation.best
             if best.exhausted:
                 metric = self.config.selection_metric
-                logger.info("no better %s for %d validations: stopping early", metric, best.since_best)
+                logger.info("no rise of %s for %d validations: stopping early", metric, best.since_rise)
                 break
         return False
 

@@ -12,6 +12,30 @@ from segformer_spark.training.best import BestTracker
 
 
 @dataclass
+class IntervalSums:
+    """Sums over the optimizer steps since the last log line.
+
+    Attributes:
+        loss: over num_steps steps; grad_norm: over the num_norms steps that had one; skipped: steps without an update.
+    """
+
+    loss: float = 0.0
+    num_steps: int = 0
+    grad_norm: float = 0.0
+    num_norms: int = 0
+    skipped: int = 0
+
+    def add(self, loss: float, grad_norm: float | None, *, applied: bool) -> None:
+        """Count one step."""
+        self.loss += loss
+        self.num_steps += 1
+        if grad_norm is not None:
+            self.grad_norm += grad_norm
+            self.num_norms += 1
+        self.skipped += not applied
+
+
+@dataclass
 class Progress:
     """Counters of a run.
 
@@ -20,6 +44,7 @@ class Progress:
         step: optimizer steps done in all.
         validated_step: step of the last validation.
         epoch_seconds: time per finished epoch; unfinished is the time of the one under way.
+        interval: the steps that no log line has reported yet.
     """
 
     position: Position = field(default_factory=Position)
@@ -27,6 +52,7 @@ class Progress:
     validated_step: int | None = None
     epoch_seconds: list[float] = field(default_factory=list)
     unfinished_seconds: float = 0.0
+    interval: IntervalSums = field(default_factory=IntervalSums)
 
     def advance(self, steps_per_epoch: int) -> None:
         """Count one optimizer step."""
@@ -40,7 +66,12 @@ def to_stored(engine: EngineState, progress: Progress, best: BestTracker, config
     """Put everything that a run needs to resume into plain tensors and JSON."""
     state = {
         "progress": asdict(progress),
-        "best": {"score": best.score, "step": best.step, "since_best": best.since_best},
+        "best": {
+            "score": best.score,
+            "step": best.step,
+            "patience_score": best.patience_score,
+            "since_rise": best.since_rise,
+        },
         "optimizer_step": engine.optimizer_step,
         "loss_scaler": engine.loss_scaler,
         "parameter_names": sorted(engine.parameters),
@@ -63,12 +94,15 @@ def engine_state(stored: StoredState) -> EngineState:
 
 
 def progress_of(stored: StoredState) -> Progress:
-    """The counters of a checkpoint."""
+    """The counters of a checkpoint; before 0.2 it had no interval."""
     raw = dict(stored.state["progress"])
-    return Progress(**{**raw, "position": Position(**raw["position"])})
+    own = {"position": Position(**raw["position"]), "interval": IntervalSums(**raw.get("interval", {}))}
+    return Progress(**{**raw, **own})
 
 
 def restore_best(stored: StoredState, best: BestTracker) -> None:
-    """Set score, step and counter; patience and min_delta stay as configured now."""
+    """Set scores, step and counter; patience and min_delta stay as configured now. Before 0.2 there was one score."""
     raw = stored.state["best"]
-    best.score, best.step, best.since_best = raw["score"], raw["step"], raw["since_best"]
+    best.score, best.step = raw["score"], raw["step"]
+    best.patience_score = raw.get("patience_score", raw["score"])
+    best.since_rise = raw["since_rise"] if "since_rise" in raw else raw["since_best"]

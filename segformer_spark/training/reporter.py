@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from segformer_spark.engine.engine import StepResult
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_error
 from segformer_spark.training.sinks import PicturesReport, Sink, ValidationReport
-from segformer_spark.training.throughput import Throughput
+from segformer_spark.training.throughput import IntervalReport, Throughput
 
 
 class Reporter:
@@ -28,6 +29,7 @@ class Reporter:
 
     def __init__(self, sinks: Sequence[Sink], throughput: Throughput, *, every: int, folder: Path) -> None:
         self.sinks, self.throughput, self.every, self.folder = sinks, throughput, every, folder
+        self._unreported: Callable[[], IntervalReport] | None = None
 
     def start(self, step: int, *, validated: bool) -> None:
         """Begin, or continue from `step`, forgetting what was reported after it.
@@ -40,14 +42,21 @@ class Reporter:
         self.throughput.start()
 
     def step(self, step: int, epoch: int, lr: float, lrs: Mapping[str, float], result: StepResult) -> None:
-        """Count one optimizer step; every N-th, and the last, is reported.
+        """Count one optimizer step; every N-th, the last, and those before a validation are reported.
 
         Args:
             lr: before the groups' multipliers; `lrs` after them, by group.
         """
         self.throughput.count(result)
+        self._unreported = partial(self.throughput.finish_interval, step, epoch, lr, lrs)
         if step % self.every == 0 or step == self.throughput.total_steps:
-            report = self.throughput.finish_interval(step, epoch, lr, lrs)
+            self.end_interval()
+
+    def end_interval(self) -> None:
+        """Report the steps that are not reported yet, so that what follows a validation does not mix with them."""
+        if self._unreported is not None:
+            report = self._unreported()
+            self._unreported = None
             self._tell(lambda sink: sink.interval(report))
 
     def validation(self, report: ValidationReport) -> None:

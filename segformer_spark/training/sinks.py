@@ -117,7 +117,8 @@ class FileSink(Sink):
         self.log.rewind(step, validated=validated)
 
     def interval(self, report: IntervalReport) -> None:
-        self.log.append({"kind": "train", "step": report.step, "epoch": report.epoch, **interval_scalars(report)})
+        row = {"kind": "train", "step": report.step, "epoch": report.epoch, **interval_scalars(report)}
+        self.log.append({**row, "num_steps": report.num_steps, "lrs": dict(report.lrs)})
 
     def validation(self, report: ValidationReport) -> None:
         row = {"kind": "validation", "step": report.step, "epoch": report.epoch, **report.scalars}
@@ -135,14 +136,17 @@ class FileSink(Sink):
             self.drawn = time.monotonic()
 
 
+INTERVAL_SCALARS = (
+    "loss",
+    "lr",
+    "grad_norm",
+    "images_per_s",
+    "images_per_s_per_device",
+    "memory_gib",
+    "skipped_steps",
+)
+
+
 def interval_scalars(report: IntervalReport) -> dict[str, float | None]:
     """The numbers of an interval that are kept, by name."""
-    return {
-        "loss": report.loss,
-        "lr": report.lr,
-        "grad_norm": report.grad_norm,
-        "images_per_s": report.images_per_s,
-        "images_per_s_per_device": report.images_per_s_per_device,
-        "memory_gib": report.memory_gib,
-        "skipped_steps": report.skipped_steps,
-    }
+    return {name: getattr(report, name) for name in INTERVAL_SCALARS}

@@ -9,25 +9,33 @@ from typing import Any
 import numpy as np
 
 from segformer_spark.evaluation.pictures import confusion_figure
-from segformer_spark.training.sinks import PicturesReport, Sink, ValidationReport, interval_scalars
+from segformer_spark.run.metrics_log import MetricsLog
+from segformer_spark.training.sinks import INTERVAL_SCALARS, PicturesReport, Sink, ValidationReport, interval_scalars
 from segformer_spark.training.throughput import IntervalReport
 
 
 class TensorBoardSink(Sink):
-    """Event files of a run."""
+    """Event files of a run.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        log: has the last interval once more, when a resumed run forgets a validation at the same step.
+    """
+
+    def __init__(self, folder: Path, log: MetricsLog) -> None:
+        self.folder, self.log = folder, log
         self._writer: Any = None
 
     def start(self, step: int, *, validated: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        # Purging forgets all curves from a step on: what stays valid at `step` is written again.
+        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if validated else step)
+        for row in self.log.rows():
+            if row["kind"] == "train" and row["step"] == step and not validated:
+                self._interval({key: row.get(key) for key in INTERVAL_SCALARS}, row.get("lrs", {}), step)
 
     def interval(self, report: IntervalReport) -> None:
-        self._scalars({f"train/{key}": value for key, value in interval_scalars(report).items()}, report.step)
-        self._scalars({f"lr/{name}": value for name, value in report.lrs.items()}, report.step)
+        self._interval(interval_scalars(report), report.lrs, report.step)
 
     def validation(self, report: ValidationReport) -> None:
         self._scalars({_tag(key): value for key, value in report.scalars.items()}, report.step)
@@ -48,6 +56,10 @@ class TensorBoardSink(Sink):
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+    def _interval(self, scalars: Mapping[str, float | None], lrs: Mapping[str, float], step: int) -> None:
+        self._scalars({f"train/{key}": value for key, value in scalars.items()}, step)
+        self._scalars({f"lr/{name}": value for name, value in lrs.items()}, step)
 
     def _scalars(self, values: Mapping[str, float | None], step: int) -> None:
         """Curves, one per name; undefined values are left out."""

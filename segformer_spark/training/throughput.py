@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
 from segformer_spark.engine.engine import StepResult
+from segformer_spark.training.progress import IntervalSums
 
 _RECENT_SHARE = 0.3
 
@@ -19,7 +20,7 @@ class IntervalReport:
     """The optimizer steps since the last log line.
 
     Attributes:
-        step: the last of them, from 1 on; `epoch` from 1 on too.
+        step: the last of them, from 1 on; `epoch` from 1 on too; num_steps: how many.
         loss, grad_norm: means; the norm is None when no step had one.
         lr: before the groups' multipliers; `lrs` after them, by group.
         memory_gib: the GPU's highest allocation so far, on a CPU the process's resident memory.
@@ -29,6 +30,7 @@ class IntervalReport:
     step: int
     epoch: int
     total_steps: int
+    num_steps: int
     loss: float
     lr: float
     lrs: Mapping[str, float]
@@ -40,45 +42,41 @@ class IntervalReport:
     eta_seconds: float
 
 
-@dataclass
-class _Interval:
-    started: float = field(default_factory=time.monotonic)
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    skipped: int = 0
-    excluded: float = 0.0
-
-
 class Throughput:
-    """Counts optimizer steps and the time that they take."""
+    """Counts optimizer steps and the time that they take.
 
-    def __init__(self, *, global_batch: int, world_size: int, total_steps: int, device: torch.device) -> None:
+    Args:
+        sums: those of the interval under way, which a checkpoint may have begun; counted in place.
+    """
+
+    def __init__(
+        self, *, global_batch: int, world_size: int, total_steps: int, device: torch.device, sums: IntervalSums
+    ) -> None:
         self.global_batch, self.world_size, self.total_steps = global_batch, world_size, total_steps
-        self.device = device
-        self._interval = _Interval()
+        self.device, self.sums = device, sums
         self._seconds_per_step: float | None = None
+        self.start()
 
     def start(self) -> None:
-        """Begin an interval."""
-        self._interval = _Interval()
+        """Begin to take the time. Steps that a checkpoint brought were timed by another process."""
+        self._started, self._excluded, self._timed_steps = time.monotonic(), 0.0, 0
 
     def count(self, result: StepResult) -> None:
         """Take in one optimizer step."""
-        self._interval.losses.append(result.loss)
-        if result.grad_norm is not None:
-            self._interval.norms.append(result.grad_norm)
-        self._interval.skipped += not result.applied
+        self.sums.add(result.loss, result.grad_norm, applied=result.applied)
+        self._timed_steps += 1
 
     def exclude(self, seconds: float) -> None:
         """Leave time spent on validation or saving out."""
-        self._interval.excluded += seconds
+        self._excluded += seconds
 
     def finish_interval(self, step: int, epoch: int, lr: float, lrs: Mapping[str, float]) -> IntervalReport:
-        """Report the steps since the interval began, and begin another."""
-        interval, self._interval = self._interval, _Interval()
-        num_steps = len(interval.losses)
-        seconds = max(time.monotonic() - interval.started - interval.excluded, 1e-9)
-        recent = seconds / num_steps
+        """Report the steps since the interval began, at least one of them timed, and begin another."""
+        interval = replace(self.sums)
+        vars(self.sums).update(vars(IntervalSums()))
+        seconds = max(time.monotonic() - self._started - self._excluded, 1e-9)
+        recent = seconds / self._timed_steps
+        self.start()
         # Smoothed, so that one slow interval does not swing the estimate.
         smoothed = recent if self._seconds_per_step is None else self._seconds_per_step
         self._seconds_per_step = (1 - _RECENT_SHARE) * smoothed + _RECENT_SHARE * recent
@@ -86,10 +84,11 @@ class Throughput:
             step=step,
             epoch=epoch,
             total_steps=self.total_steps,
-            loss=sum(interval.losses) / num_steps,
+            num_steps=interval.num_steps,
+            loss=interval.loss / interval.num_steps,
             lr=lr,
             lrs=lrs,
-            grad_norm=sum(interval.norms) / len(interval.norms) if interval.norms else None,
+            grad_norm=interval.grad_norm / interval.num_norms if interval.num_norms else None,
             images_per_s=self.global_batch / recent,
             images_per_s_per_device=self.global_batch / recent / self.world_size,
             memory_gib=self._memory_gib(),

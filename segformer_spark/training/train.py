@@ -20,6 +20,7 @@ from segformer_spark.errors import CheckpointError, RunTakenOver, UserError
 from segformer_spark.run.console import duration, log_file, logger
 from segformer_spark.run.directory import RunDirectory, open_for_training
 from segformer_spark.run.lease import Lease, Owner, lease_run, refuse_if_leased
+from segformer_spark.run.metrics_log import MetricsLog
 from segformer_spark.run.outcome import Outcome
 from segformer_spark.training.best import BestTracker
 from segformer_spark.training.checkpointer import Checkpointer
@@ -85,7 +86,7 @@ def run_training(
         warning = lr_warning(resolved.config, setup.plan)
         if warning is not None and group.is_main:
             logger.warning("%s", warning)
-        reporter = _reporter(run, resolved.config, setup, group)
+        reporter = _reporter(run, resolved.config, setup, group, progress)
         try:
             outcome = _train(resolved.config, setup, start, reporter, group, stop, lease)
             if lease is not None:
@@ -158,15 +159,16 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
     return _Start(run, store, source, stored, progress_of(stored), best)
 
 
-def _reporter(run: RunDirectory, config: Config, setup: Setup, group: Group) -> Reporter:
+def _reporter(run: RunDirectory, config: Config, setup: Setup, group: Group, progress: Progress) -> Reporter:
     sinks: list[Sink] = [FileSink(run), ConsoleSink()] if group.is_main else []
     if group.is_main and config.output.tensorboard:
-        sinks.append(TensorBoardSink(run.tensorboard))
+        sinks.append(TensorBoardSink(run.tensorboard, MetricsLog(run.metrics)))
     throughput = Throughput(
         global_batch=setup.plan.global_batch,
         world_size=group.world_size,
         total_steps=setup.schedule.total_steps,
         device=group.device,
+        sums=progress.interval,
     )
     return Reporter(sinks, throughput, every=config.output.log_every_steps, folder=run.path)
 

@@ -16,6 +16,7 @@ from segformer_spark.engine.engine import Engine
 from segformer_spark.evaluation.evaluate import predicted_panels
 from segformer_spark.evaluation.predict import Predictor, check_view, count
 from segformer_spark.metrics.report import report, scalar_metrics, selection_value
+from segformer_spark.run.console import logger
 from segformer_spark.training.best import BestTracker
 from segformer_spark.training.model_export import ModelExport
 from segformer_spark.training.progress import Progress
@@ -52,7 +53,7 @@ class Validation:
             engine.model, self.group.device, view, config.training.precision, background=dataset.classes.background
         )
         self._category_of_image = [dataset.category(index) for index in range(len(dataset))]
-        self.draws = config.output.tensorboard
+        self.draws, self._said_undefined = config.output.tensorboard, False
         number = min(config.output.tensorboard_images, len(dataset))
         self.fixed_images = [int(i) for i in np.linspace(0, len(dataset) - 1, number).round()] if number else []
 
@@ -71,7 +72,12 @@ class Validation:
         metrics = self.evaluate()
         scalars = scalar_metrics(metrics)
         progress.validated_step = progress.step
-        is_best = progress.step > 0 and self.best.update(selection_value(metrics, self.metric), progress.step)
+        value = selection_value(metrics, self.metric)
+        if value is None and not self._said_undefined:
+            self._said_undefined = True
+            reason = "no labelled pixel" if metrics["num_pixels"] == 0 else f"too few classes for {self.metric}"
+            logger.warning("validation: nothing could be measured (%s), so no best model is chosen by it", reason)
+        is_best = progress.step > 0 and self.best.update(value, progress.step)
         if is_best:
             self.export.write(self.best_folder, progress, scalars)
         position = progress.position

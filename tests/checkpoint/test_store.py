@@ -41,6 +41,14 @@ def test_the_newest_are_kept_and_saving_twice_replaces(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
 
 
+@pytest.mark.parametrize("keep", range(1, 8))
+def test_as_many_are_kept_as_asked_for(tmp_path: Path, keep: int) -> None:
+    store = CheckpointStore(tmp_path, keep=keep)
+    for step in range(1, 10):
+        store.save(step, stored(step))
+        assert [int(p.name[-8:]) for p in store.committed()] == list(range(max(1, step - keep + 1), step + 1))
+
+
 def test_the_one_just_written_is_never_removed(tmp_path: Path) -> None:
     """After falling back past a damaged checkpoint, steps count up from below its number."""
     store = CheckpointStore(tmp_path, keep=1)

@@ -74,6 +74,19 @@ def test_training_sees_the_same_bytes_as_from_the_files(
     assert fed(from_cache) == fed(config)
 
 
+@pytest.mark.parametrize("size", [48, None])
+def test_images_that_version_0_1_resized_are_not_used(own_spark_root: Path, tmp_path: Path, size: int | None) -> None:
+    config = configuration(own_spark_root)
+    folder = build(config, tmp_path, size, "raw")
+    meta = json.loads((folder / "cache.json").read_text())
+    (folder / "cache.json").write_text(json.dumps({**meta, "format": 1}))
+    if size is None:
+        CachedDataset(tmp_path, config.data).verify()
+        return
+    with pytest.raises(DataError, match=r"resized by version 0\.1.*Build one with"):
+        CachedDataset(tmp_path, config.data)
+
+
 def test_everything_else_is_kept(own_spark_root: Path, tmp_path: Path) -> None:
     config = configuration(own_spark_root)
     files = open_dataset(config.data, "train")

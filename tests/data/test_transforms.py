@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.transforms.functional import normalize
 
 from segformer_spark.config.schema import AugmentationConfig
@@ -161,6 +164,53 @@ def test_shrinking_averages_areas() -> None:
     checker = np.indices((64, 64)).sum(0) % 2 * 200
     image = np.stack([checker] * 3, -1).astype(np.uint8)
     assert set(np.unique(resize_image(image, (32, 32)))) == {100}
+
+
+def axis_weights(length: int, size: int) -> np.ndarray:
+    """(size, length): shares of each pixel's area, or linear weights between half-pixel centres, clamped at borders."""
+    weights = np.zeros((size, length))
+    for row in range(size):
+        if size <= length:
+            first, last = row * length / size, (row + 1) * length / size
+            covered = np.minimum(np.arange(1, length + 1), last) - np.maximum(np.arange(length), first)
+            weights[row] = np.clip(covered, 0, None) * size / length
+        else:
+            center = min(max((row + 0.5) * length / size - 0.5, 0), length - 1)
+            left = int(center)
+            weights[row, left] += 1 - (center - left)
+            weights[row, min(left + 1, length - 1)] += center - left
+    return weights
+
+
+@settings(max_examples=100)
+@given(st.tuples(*[st.integers(1, 96)] * 4), st.integers(0, 2**32 - 1))
+def test_each_axis_is_averaged_where_it_shrinks_and_interpolated_where_it_grows(
+    sides: tuple[int, int, int, int], seed: int
+) -> None:
+    height, width, *size = sides
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    rows, columns = axis_weights(height, size[0]), axis_weights(width, size[1])
+    exact = np.einsum("rh,hwc,sw->rsc", rows, image.astype(float), columns)
+    assert np.abs(resize_image(image, (size[0], size[1])) - exact).max() <= 1.5, "rounded after each axis"
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((500, 4096), (512, 512)), ((1, 4096), (4096, 1)), ((4096, 3), (2, 4096)), ((375, 1242), (512, 512))],
+)
+def test_stripes_across_the_axis_that_shrinks(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    """Alternating black and white: OpenCV's INTER_AREA shows one of the two where the other axis grows."""
+    across = int(shape[1] > size[1])
+    image = (np.indices(shape)[across] % 2 * 255).astype(np.uint8)
+    found = resize_image(image, size).astype(float)
+    exact = axis_weights(shape[0], size[0]) @ image.astype(float) @ axis_weights(shape[1], size[1]).T
+    assert np.abs(found - exact).max() <= 1.5
+    assert found.mean() == pytest.approx(127.5, abs=1)
+    if shape[across] % size[across] == 0:  # Pillow's box filter has no fractions of pixels
+        pillow = PIL.Image.fromarray(image)
+        shrunk = (size[1], shape[0]) if across else (shape[1], size[0])
+        pillow = pillow.resize(shrunk, PIL.Image.Resampling.BOX).resize(size[::-1], PIL.Image.Resampling.BILINEAR)
+        assert np.abs(found - np.asarray(pillow)).max() <= 1
 
 
 def test_normalization_is_that_of_imagenet() -> None:

@@ -66,6 +66,15 @@ def test_no_pixels_at_all_is_null_and_not_nan() -> None:
     json.dumps(metrics, allow_nan=False)
 
 
+def test_one_class_alone_has_no_mean_over_classes() -> None:
+    """Masks of 0 and 255 under ignore_id 255 hold one class: a mIoU of 1.0 would say that nothing is left to learn."""
+    alone = summarize(np.diag([9, 0, 0]), NAMES, 0)
+    assert {alone[name] for name in ("miou", "miou_without_background", "mean_dice")} == {None}
+    assert alone["per_class"]["background"]["iou"] == 1.0
+    wrong = summarize(np.array([[8, 1, 0], [0, 0, 0], [0, 0, 0]]), NAMES, 0)
+    assert wrong["miou"] == pytest.approx((8 / 9 + 0) / 2), "a class that is predicted counts"
+
+
 def test_report_breaks_down_by_category() -> None:
     counts = EvaluationCounts.zeros(3, 3, 3)
     truth = torch.tensor([[0, 1], [2, 2]], dtype=torch.uint8)
@@ -94,7 +103,7 @@ def test_selection() -> None:
     assert selection_value(metrics, "iou_panels") == 1.0
     assert "confusion" not in scalar_metrics(metrics)
     assert set(metric_names(NAMES)) <= scalar_metrics(metrics).keys()
-    assert selection_value({"per_class": {}, "spark_score": None}, "spark_score") == 0.0
+    assert selection_value({"per_class": {}, "spark_score": None}, "spark_score") is None
 
 
 def test_unknown_metrics_are_refused_before_training() -> None:

@@ -4,6 +4,8 @@ import csv
 import json
 from pathlib import Path
 
+import cv2
+
 from segformer_spark.run.console import duration
 from segformer_spark.run.curves import draw_curves
 from segformer_spark.run.metrics_log import MetricsLog, write_history
@@ -42,6 +44,31 @@ def test_history_has_one_row_per_validation(tmp_path: Path) -> None:
     with (tmp_path / "h.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["step"], row["train_loss"], row["miou"]) for row in rows] == [("3", "2.0", "0.3"), ("6", "5.0", "0.6")]
+
+
+def test_the_training_loss_is_the_mean_of_steps_and_not_of_log_lines(tmp_path: Path) -> None:
+    rows = [
+        {"kind": "train", "step": 10, "loss": 1.0, "num_steps": 10},
+        {"kind": "train", "step": 11, "loss": 5.0, "num_steps": 1},
+        {"kind": "validation", "step": 11, "epoch": 1, "miou": 0.5},
+        {"kind": "train", "step": 20, "loss": 2.0},  # as version 0.1 wrote it: steps 12 to 20
+        {"kind": "train", "step": 21, "loss": 12.0},
+        {"kind": "validation", "step": 21, "epoch": 2, "miou": 0.5},
+    ]
+    write_history(rows, tmp_path / "h.csv")
+    with (tmp_path / "h.csv").open() as stream:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(stream)]
+    assert losses == [15 / 11, 30 / 10]
+
+
+def test_one_point_is_seen(tmp_path: Path) -> None:
+    row = {"kind": "train", "step": 3, "epoch": 1, "loss": 0.7, "lr": 1e-3}
+    shown = []
+    for name, rows in (("one", [row]), ("none", [{**row, "loss": float("nan"), "lr": float("nan")}])):
+        draw_curves(rows, tmp_path / f"{name}.png", "x")
+        shown.append(cv2.imread(str(tmp_path / f"{name}.png")))
+    left, right = ((image[:, : image.shape[1] // 3] != 255).sum() for image in shown)
+    assert left > right + 10, "a marker in the loss panel"
 
 
 def test_curves_are_drawn_even_without_rows(tmp_path: Path) -> None:

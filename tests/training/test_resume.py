@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -53,6 +54,34 @@ def test_a_job_whose_time_is_over_soon_saves_and_resumes_later(
     assert (record["status"], record["steps"]) == ("stopped on request", 0)
     run_on_ranks(1, short_run, str(spark_root), str(path), (), "auto")
     assert_same_run(path, trained_run)
+
+
+def test_every_step_counts_once_in_the_training_loss(spark_root: Path, tmp_path: Path) -> None:
+    """Log lines every 4 steps, epochs of 3, a stop in mid-interval: the sums of the interval are in the checkpoint."""
+    settings = (*STILL, "output.log_every_steps=4")
+    for name, stop_at in (("whole", 10**9), ("parts", 5)):
+        run_on_ranks(1, short_run, str(spark_root), str(tmp_path / name), settings, None, stop_at)
+    run_on_ranks(1, short_run, str(spark_root), str(tmp_path / "parts"), settings, "auto")
+    step_losses = run_on_ranks(1, short_run, str(spark_root), str(tmp_path / "again"), STILL)[0]
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    train = [(row["step"], row["num_steps"]) for row in rows if row["kind"] == "train"]
+    assert train == [(3, 3), (4, 1), (6, 2), (8, 2), (9, 1)], "one more before each validation"
+    assert losses_in(tmp_path / "parts") == losses_in(tmp_path / "whole")
+    with (tmp_path / "parts" / "history.csv").open() as stream:
+        history = [float(row["train_loss"]) for row in csv.DictReader(stream)]
+    assert history == pytest.approx([sum(step_losses[e : e + 3]) / 3 for e in (0, 3, 6)], rel=1e-12)
+
+
+def test_the_validation_before_the_first_step_is_not_done_again(spark_root: Path, tmp_path: Path) -> None:
+    path, settings = tmp_path / "run", ("training.validation.at_start=true", "training.max_steps=1")
+    settings = (*settings, "training.scheduler.warmup_steps=0")
+    run_on_ranks(1, stops_at_once, str(spark_root), str(path), settings)
+    run_on_ranks(1, short_run, str(spark_root), str(path), settings, "auto")
+    assert [step for step, _ in validations_in(path)] == [0, 1]
+
+
+def stops_at_once(group: Group, root: str, path: str, settings: tuple[str, ...]) -> list[float]:
+    return short_run(group, root, path, settings, deadline=time.time())
 
 
 def ends_for_rank_1(group: Group, root: str, path: str) -> list[float]:

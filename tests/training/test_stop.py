@@ -16,17 +16,30 @@ def test_patience_counts_validations_without_improvement() -> None:
     assert not best.update(0.5, 2)
     assert not best.exhausted
     assert best.update(0.6, 3)
-    assert (best.score, best.step, best.since_best) == (0.6, 3, 0)
+    assert (best.score, best.step, best.since_rise) == (0.6, 3, 0)
     assert not best.update(0.1, 4)
     assert not best.update(0.59, 5)
     assert best.exhausted
 
 
-def test_small_rises_do_not_count_below_min_delta() -> None:
-    best = BestTracker(patience=None, min_delta=0.1)
-    assert best.update(0.5, 1)
-    assert not best.update(0.59, 2)
-    assert best.update(0.61, 3)
+def test_any_rise_is_the_best_and_patience_waits_for_a_large_one() -> None:
+    best = BestTracker(patience=2, min_delta=0.01)
+    assert [best.update(score, step) for step, score in enumerate((0.50, 0.505, 0.509))] == [True, True, True]
+    assert (best.score, best.step) == (0.509, 2)
+    assert best.exhausted, "two validations without a rise of more than 0.01 over 0.50"
+    assert best.update(0.511, 3)
+    assert not best.exhausted
+    other = BestTracker(patience=None, min_delta=0.1)
+    assert [other.update(score, step) for step, score in enumerate((0.6663, 0.6758, 0.6749))] == [True, True, False]
+    assert (other.score, other.step) == (0.6758, 1)
+
+
+def test_an_undefined_score_chooses_nothing_and_costs_no_patience() -> None:
+    best = BestTracker(patience=1, min_delta=0.0)
+    assert not best.update(None, 1)
+    assert (best.score, best.exhausted) == (None, False)
+    assert best.update(0.0, 2)
+    assert not best.update(None, 3)
     assert not best.exhausted
 
 
