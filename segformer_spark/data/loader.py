@@ -25,13 +25,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """`images` uint8 (B, 3, S, S), `masks` uint8 (B, S, S)."""
+    """`images` uint8 (B, 3, S, S), `masks` uint8 (B, S, S), and the image `files` (B) for error messages, or none."""
 
     images: torch.Tensor
     masks: torch.Tensor
+    files: tuple[str, ...] = ()
 
     def pin_memory(self) -> TrainBatch:
-        return TrainBatch(self.images.pin_memory(), self.masks.pin_memory())
+        return TrainBatch(self.images.pin_memory(), self.masks.pin_memory(), self.files)
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,14 @@ class _View(Dataset[Any], Generic[T]):
         raise NotImplementedError
 
 
-class _TrainView(_View[tuple[torch.Tensor, torch.Tensor]]):
+class _TrainView(_View[tuple[torch.Tensor, torch.Tensor, str]]):
     def __init__(self, dataset: SegmentationDataset, transform: TrainTransform) -> None:
         self.dataset, self.transform = dataset, transform
 
-    def load(self, key: SampleKey) -> tuple[torch.Tensor, torch.Tensor]:
+    def load(self, key: SampleKey) -> tuple[torch.Tensor, torch.Tensor, str]:
         epoch, index = key
         out = fed_sample(self.dataset, self.transform, epoch, index)
-        return image_to_tensor(out.image), torch.from_numpy(out.mask)
+        return image_to_tensor(out.image), torch.from_numpy(out.mask), str(self.dataset.files(index)[0])
 
 
 class _EvalView(_View[EvalItem]):
@@ -187,7 +188,8 @@ def _collate_train(items: list[Any]) -> TrainBatch | DataError:
     error = _first_error(items)
     if error is not None:
         return error
-    return TrainBatch(torch.stack([image for image, _ in items]), torch.stack([mask for _, mask in items]))
+    images, masks, files = zip(*items, strict=True)
+    return TrainBatch(torch.stack(images), torch.stack(masks), files)
 
 
 def _collate_list(items: list[Any]) -> list[EvalItem] | DataError:

@@ -23,6 +23,7 @@ from segformer_spark.data.loader import TrainBatch
 from segformer_spark.data.transforms import normalize_images
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.average import WeightAverage
+from segformer_spark.engine.nonfinite import BufferSnapshot, NotFinite, check_finite, origin
 from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.engine.state import EngineState
 from segformer_spark.errors import ConfigError, TrainingDiverged
@@ -77,6 +78,7 @@ class Engine:
         self.joins_micro_batches = config.training.accumulation == "exact" and plan.accumulation_steps > 1
         decay = config.training.ema.decay
         self.average = WeightAverage(self.model, decay) if decay is not None else None
+        self._buffers = BufferSnapshot(self.model)
 
     @property
     def model(self) -> SegmentationModel:
@@ -100,18 +102,26 @@ class Engine:
         the mean of theirs. Dropout is a function of (seed, step, micro-batch, rank).
 
         Raises:
-            TrainingDiverged: the loss or the gradient is not finite; a loss is refused before the update.
+            TrainingDiverged: the loss or, except under fp16, the gradient is not finite. Weights, moments, buffers and
+                averages are those before the step.
         """
         assert len(batches) == self.plan.accumulation_steps
         self.engine.train()
+        self._buffers.take()
         backward = self._backward_joined if self.joins_micro_batches else self._backward_each
-        value, norm = backward(batches, step)
-        applied = bool(self.engine.was_step_applied())
-        if applied and norm is not None and not math.isfinite(norm):
+        try:
+            value, norm = backward(batches, step)
+            applied = bool(self.engine.was_step_applied())
+            if not applied and self.precision != "fp16":
+                raise NotFinite("the gradient is not finite")
+        except NotFinite as error:
+            self._buffers.restore()
             raise TrainingDiverged(
-                f"the gradient norm is {norm} at step {step + 1} and the update was applied: the weights are lost. "
-                "Resume from the last checkpoint with a lower training.optimizer.lr or fp32."
-            )
+                f"{error} at step {step + 1}; no update was applied. "
+                + origin(self.model, batches, self.group, self._autocast()),
+                "Resume from the last checkpoint with a lower training.optimizer.lr, a longer warm-up, or fp32.",
+                shared=True,
+            ) from error
         if applied and self.average is not None:
             self.average.update(self.model)
         if self._compiles:
@@ -126,7 +136,7 @@ class Engine:
             self._seed(step, part)
             images, labels = self._on_device(batch)
             loss: Tensor = self.loss.of_outputs(self.engine(images, with_auxiliary=True), labels)
-            _refuse_infinite(loss, step)
+            check_finite(loss)
             total += loss.detach()
             norm = self._backward(loss, last=part == len(batches) - 1)
         return float(total) / len(batches), norm
@@ -151,7 +161,7 @@ class Engine:
         with self._autocast():
             outputs = self.model.decode_all(joined, (labels.shape[-2], labels.shape[-1]))
         loss: Tensor = self.loss.of_outputs(outputs, labels)
-        _refuse_infinite(loss, step)
+        check_finite(loss)
         head = [parameter for parameter in self.model.head_parameters() if parameter.requires_grad]
         scale = self._loss_scale()
         gradients = [g.float() / scale for g in torch.autograd.grad(loss * scale, [*joined, *head])]
@@ -170,8 +180,22 @@ class Engine:
         self.engine.backward(loss)
         without_zero = last and not self.engine.zero_optimization()
         norm = self._norm_without_zero() if without_zero else None
-        self.engine.step()
+        if norm is not None and not math.isfinite(norm):
+            raise NotFinite(f"the gradient norm is {norm}")
+        self._update()
         return norm if without_zero or not last else self._zero_norm()
+
+    def _update(self) -> None:
+        try:
+            self.engine.step()
+        except Exception as error:
+            if self.precision != "fp16" or "loss scale already at minimum" not in str(error):
+                raise
+            raise TrainingDiverged(
+                "the gradient overflows under fp16 at the lowest loss scale",
+                "Use bf16 or fp32, or a lower training.optimizer.lr.",
+                shared=True,
+            ) from error
 
     def _on_device(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
         images = normalize_images(batch.images.to(self.group.device, non_blocking=True))
@@ -283,15 +307,6 @@ def graph_breaks() -> int:
     from torch._dynamo.utils import counters
 
     return sum(counters["graph_break"].values())
-
-
-def _refuse_infinite(loss: Tensor, step: int) -> None:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise TrainingDiverged(
-            f"the loss is {value} at step {step + 1}; the weights were not updated. "
-            "Lower training.optimizer.lr, lengthen the warm-up or use fp32; resume from the last checkpoint."
-        )
 
 
 def _product(values: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,117 @@
+"""A loss or a gradient that is not finite changes nothing, and the message says whose it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from segformer_spark.engine.engine import Engine
+from segformer_spark.errors import TrainingDiverged
+from tests.engine.test_parity import make_engine, own_batches
+from tests.ranks import Group, run_on_ranks
+
+
+def state_of(engine: Engine) -> dict[str, torch.Tensor]:
+    state = engine.export_state()
+    moments = {f"{kind}/{name}": value for kind, own in state.moments.items() for name, value in own.items()}
+    average = {f"average/{name}": value for name, value in (state.average or {}).items()}
+    return {name: value.clone() for name, value in {**state.parameters, **state.buffers, **moments, **average}.items()}
+
+
+def spoil_logits(engine: Engine) -> None:
+    """Of the second image of a batch."""
+
+    def spoil(module: Any, inputs: Any, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple | list) else output
+        first = first.clone()
+        first[1] = float("inf")
+        return [first, *output[1:]] if isinstance(output, tuple | list) else first
+
+    engine.model.register_forward_hook(spoil)
+
+
+def spoil_gradient(engine: Engine) -> None:
+    next(engine.model.head_parameters()).register_hook(lambda gradient: gradient * float("inf"))
+
+
+def diverge(group: Group, stage: int, spoil: Callable[[Engine], None], overrides: tuple[str, ...]) -> tuple[str, int]:
+    """The message of a second step that the last rank spoils, and how many tensors it changed."""
+    micro = 3 if group.world_size == 1 else None
+    engine = make_engine(group, stage, micro=micro, overrides=("training.ema.decay=0.9", *overrides))
+    files = tuple(f"images/{group.rank}-{number}.jpg" for number in range(3))
+    first, second = (
+        [replace(batch, files=files) for batch in own_batches(step, engine.plan, group.rank)] for step in (0, 1)
+    )
+    engine.train_step(first, 0)
+    before = state_of(engine)
+    if group.rank == group.world_size - 1:
+        spoil(engine)
+    with pytest.raises(TrainingDiverged) as error:
+        engine.train_step(second, 1)
+    assert error.value.shared
+    after = state_of(engine)
+    assert any("running_mean" in name for name in before)
+    assert any("exp_avg/" in name for name in before)
+    assert any("average/" in name for name in before)
+    return str(error.value), sum(not torch.equal(before[name], value) for name, value in after.items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("spoil", [spoil_logits, spoil_gradient])
+def test_nothing_of_the_step_stays_on_any_rank(stage: int, precision: str, spoil: Callable[[Engine], None]) -> None:
+    for message, changed in run_on_ranks(2, diverge, stage, spoil, (f"training.precision={precision}",)):
+        assert changed == 0
+        assert "at step 2; no update was applied. " in message
+        if spoil is spoil_logits:
+            assert "Rank 1's logits are not finite for images/1-1.jpg. Resume" in message
+        else:
+            assert "The logits are finite on every rank" in message
+
+
+@pytest.mark.parametrize("accumulation", ["exact", "mean"])
+def test_the_second_micro_batch(accumulation: str) -> None:
+    settings = (f"training.accumulation={accumulation}",)
+    [(message, changed)] = run_on_ranks(1, diverge, 1, spoil_gradient, settings)
+    assert changed == 0
+    assert "no update was applied" in message
+
+
+def poisoned(group: Group) -> str:
+    engine = make_engine(group, 1)
+    with torch.no_grad():
+        engine.model.network.decode_head.classifier.bias.fill_(float("nan"))
+    with pytest.raises(TrainingDiverged, match="the loss is nan at step 5") as error:
+        engine.train_step(own_batches(0, engine.plan, group.rank), 4)
+    return str(error.value)
+
+
+def test_weights_that_are_no_numbers_are_on_all_ranks() -> None:
+    for message in run_on_ranks(2, poisoned):
+        assert "not finite on any rank, on rank 0 for image 0 of the batch, image 1 of the batch" in message
+
+
+def lowest_loss_scale(group: Group) -> str:
+    """DeepSpeed's own exception; fp16 itself needs a GPU."""
+    engine = make_engine(group, 1)
+    engine.precision = "fp16"
+    text = "Current loss scale already at minimum - cannot decrease scale anymore. Exiting run."
+
+    def overflow() -> None:
+        raise Exception(text)
+
+    engine.engine.step = overflow
+    with pytest.raises(TrainingDiverged) as error:
+        engine.train_step(own_batches(0, engine.plan, group.rank), 0)
+    text = "another fault"
+    with pytest.raises(Exception, match="another fault"):
+        engine.train_step(own_batches(0, engine.plan, group.rank), 0)
+    return str(error.value)
+
+
+def test_the_lowest_loss_scale_is_an_error_for_the_user() -> None:
+    assert "under fp16 at the lowest loss scale. Use bf16 or fp32" in run_on_ranks(1, lowest_loss_scale)[0]
