@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
+from segformer_spark.data.files import read_text
 from segformer_spark.data.readers.pairs import PairDataset
 from segformer_spark.data.suffixes import JPEG, PNG
 from segformer_spark.errors import DataError
@@ -87,7 +88,7 @@ def _read_list(root: Path, split: str) -> list[_Line]:
             "Set data.root or DATA_ROOT to the folder with train.txt and val.txt"
         )
     lines = []
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(table).splitlines(), start=1):
         if not line.strip():
             continue
         parts = line.split()

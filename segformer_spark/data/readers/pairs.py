@@ -10,7 +10,7 @@ from typing import Self
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, ClassInfo, Mask, Sample
 from segformer_spark.data.decode import check_sizes, read_image, read_index_mask
-from segformer_spark.data.files import ReadFile, read_file
+from segformer_spark.data.files import ReadFile, read_file, read_text
 from segformer_spark.errors import DataError
 
 
@@ -41,7 +41,20 @@ class PairDataset:
         """The split that a configuration names (see `open_dataset`)."""
         dataset = cls.from_config(config, split, check_files=check_files)
         dataset.needed_side = needed_side
+        dataset._refuse_equal_ids()
         return dataset
+
+    def _refuse_equal_ids(self) -> None:
+        """Results are kept by id: of two images with one id, the second would replace the first."""
+        files: dict[str, Path] = {}
+        for index, (image, _) in enumerate(self.pairs):
+            name = self.sample_id(index)
+            if name in files:
+                problem = (
+                    "is in the split twice" if files[name] == image else f"and {files[name]} have one id, {name!r}"
+                )
+                raise DataError(f"{image} {problem}", "Remove one of them, or rename it.")
+            files[name] = image
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -108,12 +121,9 @@ def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
     Raises:
         DataError: there is no such file, or nothing in it.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "there is no such list" if isinstance(error, FileNotFoundError) else f"{error}, this is no list"
-        raise DataError(f"{path}: {reason} of {what}; check data.root and the split") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    if not path.exists():
+        raise DataError(f"{path}: there is no such list of {what}; check data.root and the split")
+    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), start=1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if not lines:
         raise DataError(f"{path}: there are no {what} in this list")

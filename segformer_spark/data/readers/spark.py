@@ -10,6 +10,7 @@ File names repeat across classes: only (class, split, name) is unique.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from segformer_spark.data.dataset import Box, ClassInfo, Mask
 from segformer_spark.data.decode import read_color_mask
-from segformer_spark.data.files import ReadFile, read_file
+from segformer_spark.data.files import ReadFile, read_file, read_text
 from segformer_spark.data.readers.pairs import PairDataset
 from segformer_spark.errors import DataError
 
@@ -102,8 +103,8 @@ def read_rows(root: Path, split: str, *, check_files: bool = True) -> list[Spark
         raise DataError(f"{table}: there is no such split; {root} has {', '.join(found) or 'no CSV files'}")
     try:
         rows = _parse_table(root, split, table)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: this is not a CSV file in UTF-8 that can be read: {error}") from error
+    except csv.Error as error:
+        raise DataError(f"{table}: this is not a CSV file that can be read: {error}") from error
     if not rows:
         raise DataError(f"{table}: the split has no rows")
     if check_files:
@@ -112,37 +113,36 @@ def read_rows(root: Path, split: str, *, check_files: bool = True) -> list[Spark
 
 
 def _parse_table(root: Path, split: str, table: Path) -> list[SparkRow]:
-    with table.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        missing = [column for column in CSV_COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(
-                f"{table}:1: the columns {', '.join(missing)} are missing; expected {', '.join(CSV_COLUMNS)}"
-            )
-        return [
-            _parse_row(root, split, record, table, reader.line_num)
-            for record in reader
-            if not Path(record["Image name"] or "").name.startswith(".")
-        ]
+    reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
+    missing = [column for column in CSV_COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise DataError(f"{table}:1: the columns {', '.join(missing)} are missing; expected {', '.join(CSV_COLUMNS)}")
+    return [
+        _parse_row(root, split, record, table, reader.line_num)
+        for record in reader
+        if not Path(record["Image name"] or "").name.startswith(".")
+    ]
 
 
 def read_boxes(table: Path) -> dict[str, Box]:
     """{image name: box} of a CSV with the columns "Image name" and "Bounding box", for unlabelled images.
 
     Raises:
-        DataError: the file cannot be read, or a row is malformed.
+        DataError: the file cannot be read, a row is malformed, or two are of one image.
     """
     name_column, box_column = CSV_COLUMNS[0], CSV_COLUMNS[3]
     boxes: dict[str, Box] = {}
+    reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
     try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            if not {name_column, box_column} <= set(reader.fieldnames or ()):
-                raise DataError(f"{table}:1: the columns {name_column!r} and {box_column!r} are needed")
-            for record in reader:
-                boxes[record[name_column]] = _box_of(record, f"{table}:{reader.line_num}")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: this is not a CSV file in UTF-8 that can be read: {error}") from error
+        if not {name_column, box_column} <= set(reader.fieldnames or ()):
+            raise DataError(f"{table}:1: the columns {name_column!r} and {box_column!r} are needed")
+        for record in reader:
+            where, name = f"{table}:{reader.line_num}", record[name_column]
+            if name in boxes:
+                raise DataError(f"{where}: there is a box of {name} in an earlier line already", "Keep one of them.")
+            boxes[name] = _box_of(record, where)
+    except csv.Error as error:
+        raise DataError(f"{table}: this is not a CSV file that can be read: {error}") from error
     return boxes
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.decode import read_index_mask
+from segformer_spark.data.files import read_text
 from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files, visible_files
 from segformer_spark.data.suffixes import PNG
 from segformer_spark.errors import DataError
@@ -87,10 +88,10 @@ def read_odgt(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: neither, or there is nothing in it.
     """
+    text = read_text(path).strip()
     try:
-        text = path.read_text(encoding="utf-8").strip()
         entries = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines() if line]
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: this is not a list of JSON objects that can be read: {error}") from error
     if not entries or not all(isinstance(entry, dict) for entry in entries):
         raise DataError(f"{path}: expected JSON objects with fpath_img and fpath_segm")

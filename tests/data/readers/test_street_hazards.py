@@ -94,5 +94,5 @@ def test_bad_input(tmp_path: Path) -> None:
         table.write_text(text)
         with pytest.raises(DataError, match=message):
             open_split(tmp_path, "test")
-    with pytest.raises(DataError, match="that can be read"):
+    with pytest.raises(DataError, match="nothing.odgt: the file cannot be read"):
         read_odgt(tmp_path / "nothing.odgt")
