@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from segformer_spark.data.suffixes import COMMON
+from segformer_spark.data.suffixes import IMAGES
 from segformer_spark.errors import DataError
 
 _BEFORE, _AFTER = "_init", "_out"
@@ -50,7 +50,7 @@ def read_items(pairs: Path, ratings: Path) -> list[Item]:
 def _pictures(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of pairs (<base>{_BEFORE}.png and <base>{_AFTER}.png)")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in COMMON)
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
     return {path.stem: path for path in found if not path.name.startswith(".")}
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from segformer_spark.errors import DataError
 from segformer_spark.run.console import logger
+
+_UNUSED_NAMED = 5
 
 ReadFile = Callable[[Path], bytes]
 
@@ -46,6 +49,51 @@ def read_text(path: Path) -> str:
             raise DataError(f"{path}: this is not text in UTF-16: {error}; save it as UTF-8") from error
         logger.warning("%s: the text is not UTF-8 (%s); it is read as Latin-1", path, error)
         return content.decode("latin-1")
+
+
+def visible_files(folder: Path, suffixes: Sequence[str], what: str, *, below: bool = True) -> list[Path]:
+    """Files in `folder`, and `below` it, with these suffixes, sorted. Links are followed.
+
+    Names that begin with a dot (AppleDouble) are left out; other files that are left out are counted and named in the
+    log.
+
+    Raises:
+        DataError: there is no such folder, it cannot be read, it has a link to itself, or nothing of the kind.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder of {what}; check data.root and the split")
+    seen = sorted(_visible(folder, frozenset()))
+    found = [path for path in seen if path.suffix.lower() in suffixes and (below or path.parent == folder)]
+    if not found:
+        raise DataError(f"{folder}: there are no {what} ({', '.join(suffixes)})")
+    if len(found) < len(seen):
+        unused = sorted(set(seen) - set(found))
+        named = ", ".join(str(path.relative_to(folder)) for path in unused[:_UNUSED_NAMED])
+        place = "" if below else " in the folder itself"
+        logger.warning(
+            "%s: %d of %d files are not used, they are no %s (%s)%s: %s%s",
+            *(folder, len(unused), len(seen), what, ", ".join(suffixes), place, named),
+            ", ..." if len(unused) > _UNUSED_NAMED else "",
+        )
+    return found
+
+
+def _visible(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Files whose names do not begin with a dot; `above` has device and inode of the folders above."""
+    try:
+        status = folder.stat()
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: the folder cannot be read: {error.strerror}") from error
+    own = status.st_dev, status.st_ino
+    if own in above:
+        raise DataError(f"{folder}: this link leads to a folder above it", "Remove the link.")
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.is_dir():
+            yield from _visible(path, above | {own})
+        else:
+            yield path
 
 
 class RememberingReader:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 JPEG = (".jpg", ".jpeg")
 PNG = (".png",)
-COMMON = (*JPEG, *PNG)
-IMAGES = (*COMMON, ".bmp", ".tif", ".tiff", ".webp")
+IMAGES = (*JPEG, *PNG, ".bmp", ".tif", ".tiff", ".webp")
 """All that can be decoded."""
 
 LOSSY = (*JPEG, ".webp")

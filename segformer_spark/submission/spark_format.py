@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from segformer_spark.data.dataset import Mask
-from segformer_spark.data.suffixes import COMMON
+from segformer_spark.data.files import visible_files
+from segformer_spark.data.suffixes import IMAGES
 from segformer_spark.errors import DataError, UserError
 from segformer_spark.run.atomic import atomic_file
 
@@ -27,16 +28,14 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The test images, by name; dot files are skipped.
+    """The test images, by name; files in sub-folders and of other kinds are named in the log, dot files skipped.
 
     Raises:
         DataError: no folder, no images, or a name that has no submission name.
     """
     if not folder.is_dir():
         raise DataError(f"--images {folder}: there is no such folder; for SPARK it is the one with test_00000_img.jpg")
-    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in COMMON and not p.name.startswith("."))
-    if not images:
-        raise DataError(f"--images {folder}: the folder holds no images ({', '.join(COMMON)})")
+    images = visible_files(folder, IMAGES, "images", below=False)
     names: dict[str, Path] = {}
     for image in images:
         name = submission_name(image)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import zipfile
 from pathlib import Path
 
@@ -125,12 +126,24 @@ def test_names() -> None:
 def test_folders_without_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         list_images(tmp_path / "no")
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="there are no images"):
         list_images(tmp_path)
     for suffix in (".jpg", ".png"):
         cv2.imwrite(str(tmp_path / f"test_1_img{suffix}"), np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(DataError, match="would both become"):
         list_images(tmp_path)
+
+
+def test_other_kinds_of_images_are_taken_and_what_is_not_used_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("a_img.jpg", "b_img.JPEG", "c_img.bmp", "more/d_img.jpg", "readme.txt", ".e_img.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert [image.name for image in list_images(tmp_path)] == ["a_img.jpg", "b_img.JPEG", "c_img.bmp"]
+    assert "2 of 5 files are not used" in caplog.text
+    assert "more/d_img.jpg, readme.txt" in caplog.text
 
 
 def test_any_damaged_byte_is_a_fault_or_harmless(tmp_path: Path) -> None:

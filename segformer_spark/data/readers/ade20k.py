@@ -10,8 +10,9 @@ import colorsys
 from pathlib import Path
 
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
-from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files, visible_files
-from segformer_spark.data.suffixes import COMMON
+from segformer_spark.data.files import visible_files
+from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files
+from segformer_spark.data.suffixes import IMAGES
 
 # The first name of each class in the benchmark's objectInfo150.txt.
 _NAMES = """
@@ -54,7 +55,7 @@ class Ade20kDataset(PairDataset):
             DataError: no such split, or an image without its mask.
         """
         folder = _FOLDERS.get(split, split)
-        images = visible_files(root / "images" / folder, COMMON, "images")
+        images = visible_files(root / "images" / folder, IMAGES, "images")
         super().__init__([(image, root / "annotations" / folder / f"{image.stem}.png") for image in images])
         if check_files:
             refuse_missing_files(self.pairs)

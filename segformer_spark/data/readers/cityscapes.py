@@ -11,8 +11,8 @@ from pathlib import Path
 
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import read_index_mask
-from segformer_spark.data.files import ReadFile, read_file
-from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files, visible_files
+from segformer_spark.data.files import ReadFile, read_file, visible_files
+from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files
 from segformer_spark.data.suffixes import PNG
 
 _TABLE: tuple[tuple[int, str, tuple[int, int, int]], ...] = (

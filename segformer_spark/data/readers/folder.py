@@ -14,8 +14,8 @@ from pathlib import Path
 from segformer_spark.config.schema import DataConfig, FolderConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import color_tolerance, read_color_mask
-from segformer_spark.data.files import ReadFile, read_file
-from segformer_spark.data.readers.pairs import PairDataset, visible_files
+from segformer_spark.data.files import ReadFile, read_file, visible_files
+from segformer_spark.data.readers.pairs import PairDataset
 from segformer_spark.data.suffixes import IMAGES, LOSSY
 from segformer_spark.errors import ConfigError, DataError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -80,25 +79,6 @@ class PairDataset:
 
     def box(self, index: int) -> Box | None:
         return None
-
-
-def visible_files(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
-    """Files below `folder` with these suffixes, sorted; names that begin with a dot (AppleDouble) are left out.
-
-    Raises:
-        DataError: there is no such folder, or nothing in it.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder of {what}; check data.root and the split")
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = (Path(parent) / name for name in names if not name.startswith("."))
-        found += [path for path in visible if path.suffix.lower() in suffixes]
-    found.sort()
-    if not found:
-        raise DataError(f"{folder}: there are no {what}")
-    return found
 
 
 def refuse_missing_files(pairs: Sequence[tuple[Path, Path]]) -> None:

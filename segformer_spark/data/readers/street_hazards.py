@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.decode import read_index_mask
-from segformer_spark.data.files import read_text
-from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files, visible_files
+from segformer_spark.data.files import read_text, visible_files
+from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files
 from segformer_spark.data.suffixes import PNG
 from segformer_spark.errors import DataError
 
