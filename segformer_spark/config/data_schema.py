@@ -28,7 +28,7 @@ class FolderConfig(Section):
     """What `dataset: folder` needs to know; other readers know it themselves."""
 
     classes: list[ClassConfig] | None = field(
-        None, "Class table: rows {name, color: [r, g, b], id}; the id is the label in index masks."
+        None, "Class table: rows {name, color: [r, g, b], id}; the id is the label in index masks.", max_length=255
     )
     masks: Literal["color", "index"] = field("color", "Whether masks hold colours or class ids.")
     background: str | None = field(None, "Class left out of mIoU without background.")
@@ -67,7 +67,7 @@ class DataConfig(Section):
         "The data set's reader: spark, camvid, ade20k, cityscapes, voc, pets, pets_without_border, street_hazards or "
         "folder (data/registry.py).",
     )
-    root: str = field("data/spark", "Folder of the data set.", env="DATA_ROOT", resume_safe=True)
+    root: str = field("data/spark", "Folder of the data set.", env="DATA_ROOT", resume_safe=True, path=True)
     image_size: int = field(512, "Side in pixels of the model's input in training.", env="IMAGE_SIZE", ge=32, le=4096)
     train_split: str = field("train", "Split that is trained on.")
     val_split: str = field("val", "Split that is validated on.")
@@ -76,13 +76,14 @@ class DataConfig(Section):
     )
     num_workers: int = field(4, "Loader processes per rank.", env="NUM_WORKERS", ge=0, le=64, resume_safe=True)
     manifest: str = field(
-        "{root}/manifest.json", "Manifest that `data check` writes; {root} is data.root.", resume_safe=True
+        "{root}/manifest.json", "Manifest that `data check` writes; {root} is data.root.", resume_safe=True, path=True
     )
     cache: str | None = field(
         None,
         "Cache of the training split that `data cache` made; null reads the files.",
         env="DATA_CACHE",
         resume_safe=True,
+        path=True,
     )
     reduced_decode: bool = field(
         False,

@@ -92,11 +92,12 @@ class ModelConfig(Section):
         "Start: none, imagenet (encoder only), for segformer also ade20k and cityscapes; a model folder; or a file of "
         "the encoder's weights for the other models.",
         env="PRETRAINED",
+        path=True,
     )
     weights_dir: str = field(
-        "weights", "Folder that `weights fetch` fills and runs read.", env="WEIGHTS_DIR", resume_safe=True
+        "weights", "Folder that `weights fetch` fills and runs read.", env="WEIGHTS_DIR", resume_safe=True, path=True
     )
-    num_classes: int | None = field(None, "Number of classes; null takes the data set's.", ge=2, le=65535)
+    num_classes: int | None = field(None, "Number of classes; null takes the data set's.", ge=2, le=255)
     freeze_backbone: bool = field(False, "Train the decode head only.", env="FREEZE_BACKBONE")
     dropout: float = field(0.1, "Dropout before segformer's classifier.", ge=0, lt=1)
     drop_path: float = field(0.1, "Stochastic depth at segformer's last block, from 0 at the first.", ge=0, lt=1)
@@ -119,7 +120,9 @@ class ModelConfig(Section):
 
 
 class OutputConfig(Section):
-    save_path: str = field("runs/{name}", "Run directory; {name} is the run's name.", env="SAVE_PATH", resume_safe=True)
+    save_path: str = field(
+        "runs/{name}", "Run directory; {name} is the run's name.", env="SAVE_PATH", resume_safe=True, path=True
+    )
     checkpoint_every_steps: int | None = field(
         None,
         "Checkpoint after every N optimizer steps; null: at the end of every epoch only.",
@@ -140,7 +143,7 @@ class DeepSpeedConfig(Section):
         1, "ZeRO stage; selects ds_configs/zero<N>.json.", env="ZERO_STAGE", resume_safe=True
     )
     config: str | None = field(
-        None, "Another DeepSpeed JSON file instead of ds_configs/zero<N>.json.", resume_safe=True
+        None, "Another DeepSpeed JSON file instead of ds_configs/zero<N>.json.", resume_safe=True, path=True
     )
 
 

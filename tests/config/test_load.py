@@ -131,3 +131,45 @@ def test_spark_configurations_keep_the_seed_defaults() -> None:
 def test_settings_that_contradict_each_other(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(overrides=overrides)
+
+
+PATH_SETTINGS = (
+    "data.root",
+    "data.manifest",
+    "data.cache",
+    "model.pretrained",
+    "model.weights_dir",
+    "output.save_path",
+    "deepspeed.config",
+)
+
+
+@pytest.mark.parametrize("dotted", PATH_SETTINGS)
+def test_home_and_variables_are_expanded_in_paths(dotted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    section, key = dotted.split(".")
+    (tmp_path / "c.yaml").write_text(f"{section}:\n  {key}: ~/own\n")
+    texts = {"~/own": "/home/me/own", "${SCRATCH}/x": "/scratch/x", "$SCRATCH/x": "/scratch/x", "a/{root}": "a/{root}"}
+    for text, expected in texts.items():
+        config = load_config(overrides=[f"{dotted}={text}"]).config
+        assert getattr(getattr(config, section), key) == expected
+    assert getattr(getattr(load_config(tmp_path / "c.yaml").config, section), key) == "/home/me/own"
+    with pytest.raises(ConfigError, match=rf"{dotted}.*the environment variable NOWHERE, which is not set"):
+        load_config(overrides=[f"{dotted}=${{NOWHERE}}/x"])
+
+
+def test_other_text_is_taken_as_it_is() -> None:
+    assert load_config(overrides=["experiment.notes=~ 5 $ each"]).config.experiment.notes == "~ 5 $ each"
+
+
+def test_no_more_classes_than_a_mask_of_bytes_can_tell_from_ignored(tmp_path: Path) -> None:
+    for number in (255, 256, 300):
+        rows = [f"    - {{name: c{n}, color: [{n % 256}, {n // 256}, 1]}}" for n in range(number)]
+        text = "\n".join(["data:", "  dataset: folder", "  folder:", "   masks: color", "   classes:", *rows])
+        (tmp_path / "c.yaml").write_text(text)
+        if number == 255:
+            assert len(load_config(tmp_path / "c.yaml").config.data.folder.classes or []) == 255
+        else:
+            with pytest.raises(ConfigError, match=r"data\.folder\.classes.*255"):
+                load_config(tmp_path / "c.yaml")
