@@ -26,10 +26,9 @@ from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.pretrained import load_network, load_whole
 from segformer_spark.models.registry import build_network
 from segformer_spark.models.segformer import SegFormer
+from segformer_spark.models.weights import CARD
 from segformer_spark.run.atomic import atomic_folder, write_json
 from segformer_spark.run.console import logger
-
-_CARD = "segformer_spark.json"
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def export_model(
         else:
             tensors = {stored: weights[stored].contiguous() for stored in live_names.values()}
             save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        write_json(temporary / _CARD, asdict(card))
+        write_json(temporary / CARD, asdict(card))
 
 
 def _save_for_transformers(
@@ -117,17 +116,17 @@ def read_card(folder: Path) -> ModelCard:
     Raises:
         CheckpointError: the folder is neither.
     """
-    if not (folder / _CARD).is_file() and (folder / "config.json").is_file():
+    if not (folder / CARD).is_file() and (folder / "config.json").is_file():
         return _published_card(folder)
     try:
-        raw: dict[str, Any] = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+        raw: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
         raw.setdefault("inference", {})  # models exported before there was a choice
         raw["class_names"] = tuple(raw["class_names"])
         raw["colors"] = tuple(tuple(color) for color in raw["colors"])
         return ModelCard(**raw)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder}: this is not a model exported by segformer_spark ({_CARD}: {error}). "
+            f"{folder}: this is not a model exported by segformer_spark ({CARD}: {error}). "
             "Give a run's best/ or final/ folder, such as runs/NAME/best."
         ) from error
 
@@ -146,10 +145,10 @@ def _published_card(folder: Path) -> ModelCard:
     size = _published_size(folder)
     if size is None:
         raise CheckpointError(
-            f"{folder}: a SegFormer without {_CARD}, and neither preprocessor_config.json nor the folder's name "
+            f"{folder}: a SegFormer without {CARD}, and neither preprocessor_config.json nor the folder's name "
             "(...-512-512) say the size of its images"
         )
-    logger.info("%s: no %s: taken for a published SegFormer on images of %d x %d", folder, _CARD, size, size)
+    logger.info("%s: no %s: taken for a published SegFormer on images of %d x %d", folder, CARD, size, size)
     colors = tuple(tuple(int(channel) for channel in row) for row in _palette(len(names)))
     return ModelCard(
         dataset="",

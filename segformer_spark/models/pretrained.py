@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import SegformerForSemanticSegmentation
 
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
+from segformer_spark.models.classifier_rows import follows_names, take_rows_by_name
 from segformer_spark.models.encoder_weights import load_encoder, read_state
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.positions import fit_positions
@@ -97,10 +99,19 @@ def build_model(config: ModelConfig, class_names: Sequence[str], seed: int, imag
         torch.manual_seed(seed)
         model = build_network(config, len(class_names), image_size)
     if source is not None and source.is_dir():
+        fresh = {stored: value.clone() for stored, value in _classifier_of(model).items()}
         load_whole(model, source, new_classes=True)
+        if follows_names(source, class_names):
+            take_rows_by_name(model, fresh, source, class_names)
     elif source is not None:
         load_encoder(model, source)
     return model
+
+
+def _classifier_of(model: SegmentationModel) -> dict[str, Tensor]:
+    """The tensors that depend on the number of classes, by stored name."""
+    own = model.state_dict()
+    return {stored: own[name] for name, stored in model.stored_names().items() if stored in model.classifier_names}
 
 
 def load_whole(model: SegmentationModel, folder: Path, *, new_classes: bool = False) -> None:
@@ -140,7 +151,11 @@ def _build_segformer(config: ModelConfig, class_names: Sequence[str], seed: int)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = load_network(source, config=hub_config)
-        return SegFormer(network, freeze_backbone=config.freeze_backbone)
+        model = SegFormer(network, freeze_backbone=config.freeze_backbone)
+        if follows_names(source, class_names):
+            fresh = _classifier_of(build_segformer(config.sizes, class_names, seed=seed, **options))
+            take_rows_by_name(model, fresh, source, class_names)
+        return model
     model = build_segformer(config.sizes, class_names, freeze_backbone=config.freeze_backbone, seed=seed, **options)
     if source is not None:
         load_encoder(model, source)

@@ -8,6 +8,9 @@ from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.registry import ENCODER_REPOSITORIES, encoder_of
 
+CARD = "segformer_spark.json"
+"""In a model folder of this package: its classes, and how it is shown images."""
+
 SOURCES = ("ade20k", "cityscapes", "imagenet")
 
 
