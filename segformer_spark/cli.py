@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import time
@@ -41,13 +42,18 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `segformer-spark` and `python -m segformer_spark`; leaves with the verb's status."""
     given = sys.argv[1:] if argv is None else argv
-    arguments = build_parser().parse_args(with_current_names(given))
-    verb: Verb = arguments.verb
     try:
+        arguments = _parse(given)
+        verb: Verb = arguments.verb
         status = verb(arguments)
+        sys.stdout.flush()
     except UserError as error:
         _print_error(error)
         status = ExitCode.PEER_LOST if isinstance(error, PeersNotFound) else ExitCode.USER_ERROR
+    except BrokenPipeError:
+        # The reader of the output, such as head, has seen enough; what is left in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
@@ -59,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         # srun ends the step at the first bad status, and drops what slurmstepd has not passed on yet.
         time.sleep(1)
     sys.exit(status)
+
+
+def _parse(given: Sequence[str]) -> argparse.Namespace:
+    try:
+        return build_parser().parse_args(with_current_names(given))
+    except SystemExit:
+        sys.stdout.flush()  # the help text: a pipe that is closed is noticed here
+        raise
 
 
 def build_parser() -> argparse.ArgumentParser:

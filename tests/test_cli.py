@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -334,3 +335,15 @@ def test_the_test_images_follow_the_data_root(
     assert _test_images(trained_run, from_env=False) == spark_root / "stream-1-test"
     assert _test_images(trained_run, from_env=True) == tmp_path / "stream-1-test"
     assert _test_images(None, from_env=True) is None
+
+
+@pytest.mark.parametrize("arguments", [("params", "--help"), ("runs", "list", "{runs}")])
+def test_a_reader_that_has_seen_enough_is_no_crash(arguments: tuple[str, ...], trained_run: Path) -> None:
+    """`... | head -1`."""
+    command = [sys.executable, "-m", "segformer_spark", *(a.format(runs=trained_run.parent) for a in arguments)]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    os.close(write_end)
+    assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)

@@ -12,6 +12,7 @@ from typing import Any
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.load import PROJECT_ROOT
 from segformer_spark.config.schema import Config
+from segformer_spark.config.typed_file import read_text
 from segformer_spark.errors import ConfigError
 
 _OWNED_BY_YAML = {
@@ -26,6 +27,9 @@ _OWNED_BY_YAML = {
     "torch_autocast": "training.precision",
 }
 
+_OFFLOADING = ("offload_optimizer", "offload_param", "cpu_offload")
+_DEFAULT_BUCKET = 500_000_000
+
 
 def deepspeed_file(config: Config) -> Path:
     """The JSON file that `deepspeed.zero_stage` or `deepspeed.config` selects."""
@@ -38,7 +42,8 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
     """Merge the JSON file with the YAML's batch, clipping and precision.
 
     Raises:
-        ConfigError: the file is missing, not JSON, names another stage, or sets what the YAML owns.
+        ConfigError: the file is missing, not JSON, names another stage, sets what the YAML owns, or
+            what is not supported.
     """
     path = deepspeed_file(config)
     merged = _read(path)
@@ -46,6 +51,7 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
         if key in merged:
             raise ConfigError(f"{path}: {key!r} belongs to {owner} of the YAML; remove it from this file")
     stage = stage_of(path)
+    reduce_bucket_size(config)
     if stage != config.deepspeed.zero_stage:
         raise ConfigError(
             f"{path}: zero_optimization.stage is {stage}, deepspeed.zero_stage is {config.deepspeed.zero_stage}; "
@@ -68,22 +74,44 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
 
 def stage_of(path: Path) -> int:
     """The ZeRO stage that a DeepSpeed configuration names; 0 without one."""
-    stage: int = _read(path).get("zero_optimization", {}).get("stage", 0)
+    stage = _zero_section(path).get("stage", 0)
+    if not isinstance(stage, int):
+        raise ConfigError(f"{path}: zero_optimization.stage is {stage!r}; it is 0, 1 or 2")
     return stage
 
 
 def reduce_bucket_size(config: Config) -> int:
     """Values that ZeRO reduces at a time; DeepSpeed's own default without a setting."""
-    return int(_read(deepspeed_file(config)).get("zero_optimization", {}).get("reduce_bucket_size", 500_000_000))
+    path = deepspeed_file(config)
+    size = _zero_section(path).get("reduce_bucket_size", _DEFAULT_BUCKET)
+    if isinstance(size, bool) or not isinstance(size, int | float) or size < 1:
+        raise ConfigError(
+            f"{path}: zero_optimization.reduce_bucket_size is {size!r}; it is a number of values, by default "
+            f"{_DEFAULT_BUCKET}"
+        )
+    return int(size)
+
+
+def _zero_section(path: Path) -> dict[str, Any]:
+    section = _read(path).get("zero_optimization", {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: zero_optimization is {section!r}; it is a JSON object with a stage")
+    for key in _OFFLOADING:
+        if section.get(key):
+            raise ConfigError(
+                f"{path}: zero_optimization.{key} is not supported: checkpoints hold the optimizer's state by name, "
+                "from the device. Remove it; a larger ZeRO stage or training.activation_checkpointing saves memory"
+            )
+    return section
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    if not path.exists():
         raise ConfigError(
-            f"{path}: the DeepSpeed configuration cannot be read: {error}. Set deepspeed.config."
-        ) from error
+            f"{path}: the DeepSpeed configuration cannot be read: there is no such file. Set deepspeed.config."
+        )
+    try:
+        content = json.loads(read_text(path, "DeepSpeed configuration"))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: this is not valid JSON: {error.msg}") from error
     if not isinstance(content, dict):

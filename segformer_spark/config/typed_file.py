@@ -31,7 +31,7 @@ def read_text(path: Path, kind: str) -> str:
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
-            raise ConfigError(f"{path}: this is not a file; a {kind} is a YAML file")
+            raise ConfigError(f"{path}: this is not a file, as a {kind} has to be")
         if facts.st_size > MAX_BYTES:
             raise ConfigError(f"{path}: {facts.st_size} bytes are too many for a {kind}; the limit is {MAX_BYTES}")
         return path.read_text(encoding="utf-8-sig")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from segformer_spark.run.figures import new_figure, save_figure
@@ -20,7 +21,9 @@ def draw_curves(rows: list[Row], path: Path, title: str) -> None:
     figure = new_figure(11, 3.4)
     loss_axis, score_axis, rate_axis = figure.subplots(1, 3)
     marker = "." if len(train) <= _FEW_POINTS else None  # one point is no line
-    loss_axis.plot([row["step"] for row in train], [row["loss"] for row in train], marker=marker, linewidth=1)
+    loss_axis.plot(
+        [row["step"] for row in train], [row.get("loss", math.nan) for row in train], marker=marker, linewidth=1
+    )
     loss_axis.set(title="training loss", xlabel="optimizer step", ylim=(0, None))
     for key, label in _SCORES.items():
         points = [(row["step"], row[key]) for row in validation if row.get(key) is not None]
@@ -29,7 +32,9 @@ def draw_curves(rows: list[Row], path: Path, title: str) -> None:
     score_axis.set(title="validation", xlabel="optimizer step", ylim=(0, 1))
     if score_axis.lines:
         score_axis.legend(fontsize="small")
-    rate_axis.plot([row["step"] for row in train], [row["lr"] for row in train], marker=marker, linewidth=1)
+    rate_axis.plot(
+        [row["step"] for row in train], [row.get("lr", math.nan) for row in train], marker=marker, linewidth=1
+    )
     rate_axis.set(title="learning rate", xlabel="optimizer step", ylim=(0, None))
     for axis in (loss_axis, score_axis, rate_axis):
         axis.grid(alpha=0.3)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.run.atomic import ask_guard, write_csv, write_error, write_text
+from segformer_spark.run.console import logger
 
 Row = dict[str, Any]
 
@@ -29,16 +30,20 @@ class MetricsLog:
             raise write_error(self.path, error) from error
 
     def rows(self) -> list[Row]:
-        """All complete rows; a line that a kill cut off is left out."""
+        """All complete rows. Other lines are left out and counted in the log, save the last: a kill may cut it off."""
         if not self.path.is_file():
             return []
-        rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        rows = {number: row for number, line in enumerate(lines, start=1) if (row := _row(line)) is not None}
+        foreign = [number for number, line in enumerate(lines[:-1], start=1) if line and number not in rows]
+        if foreign:
+            logger.warning(
+                "%s: %d lines are no rows of this log and are left out, first line %d",
+                self.path,
+                len(foreign),
+                foreign[0],
+            )
+        return list(rows.values())
 
     def rewind(self, step: int, *, validated: bool) -> None:
         """Forget what was logged after `step`: a resumed run does it again.
@@ -61,7 +66,7 @@ def write_history(rows: list[Row], path: Path) -> None:
     total, num_steps, last_step = 0.0, 0, 0
     for row in rows:
         if row["kind"] == "train":
-            if row["loss"] is not None:
+            if row.get("loss") is not None:
                 own_steps = row.get("num_steps", row["step"] - last_step)
                 total += row["loss"] * own_steps
                 num_steps += own_steps
@@ -73,6 +78,15 @@ def write_history(rows: list[Row], path: Path) -> None:
             total, num_steps = 0.0, 0
     columns = list(dict.fromkeys(key for row in table for key in row))
     write_csv(path, columns, table)
+
+
+def _row(line: str) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    known = isinstance(row, dict) and row.get("kind") in ("train", "validation") and type(row.get("step")) is int
+    return row if known else None
 
 
 def _finite(value: Any) -> Any:

@@ -37,6 +37,13 @@ def test_precision() -> None:
     [
         ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage is 2"),
         ({"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}, "'gradient_clipping' belongs to"),
+        ({"zero_optimization": [1]}, r"zero_optimization is \[1\]; it is a JSON object"),
+        ({"zero_optimization": {"stage": "1"}}, "zero_optimization.stage is '1'; it is 0, 1 or 2"),
+        (
+            {"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}},
+            "reduce_bucket_size is 'auto'; it is a num",
+        ),
+        ({"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}, "offload_optimizer is not supp"),
         ({"zero_optimization": {"stage": 1}, "train_batch_size": 8}, "'train_batch_size' belongs to"),
         ([], "is a JSON object"),
     ],
@@ -54,3 +61,6 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ConfigError, match=r"bad\.json:1"):
         merged(f"deepspeed.config={tmp_path / 'bad.json'}")
+    (tmp_path / "latin.json").write_bytes('{"comment": "é"}'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.json: the DeepSpeed configuration is not text in UTF-8"):
+        merged(f"deepspeed.config={tmp_path / 'latin.json'}")

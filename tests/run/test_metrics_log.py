@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from pathlib import Path
 
 import cv2
+import pytest
 
 from segformer_spark.run.console import duration
 from segformer_spark.run.curves import draw_curves
@@ -31,6 +33,16 @@ def test_rows_and_rewind(tmp_path: Path) -> None:
     assert [row["step"] for row in log.rows()] == [1, 2, 3]
     MetricsLog(tmp_path / "none").rewind(3, validated=True)
     assert not (tmp_path / "none").exists()
+
+
+def test_foreign_lines_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = filled(tmp_path / "m.jsonl")
+    known = log.rows()
+    foreign = [b"[1]", b"7", b'{"kind": "train", "step": "x", "loss": 1}', b"\xff\xfe", b'{"step": 1}', b"{}"]
+    log.path.write_bytes(b"\n".join([*foreign, log.path.read_bytes(), b'{"kind": "tr']))
+    with caplog.at_level(logging.WARNING):
+        assert log.rows() == known
+    assert "6 lines are no rows of this log and are left out, first line 1" in caplog.text
 
 
 def test_not_finite_becomes_null(tmp_path: Path) -> None:
