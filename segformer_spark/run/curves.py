@@ -9,8 +9,6 @@ from segformer_spark.run.figures import new_figure, save_figure
 from segformer_spark.run.metrics_log import Row
 
 _SCORES = {"spark_score": "SPARK score", "miou": "mIoU", "miou_without_background": "mIoU without background"}
-
-
 _FEW_POINTS = 20
 
 
