@@ -42,6 +42,7 @@ class ModelCard:
         step, epoch, metrics: when and how well; metrics may be empty.
         run: name of the training run.
         model: what the network is (`name`, `encoder` and `library`).
+        flip_pairs: classes that a left-right flip exchanges; None where nobody has said.
     """
 
     dataset: str
@@ -55,6 +56,7 @@ class ModelCard:
     metrics: dict[str, float]
     run: str
     model: dict[str, Any] = field(default_factory=lambda: {"name": "segformer"})
+    flip_pairs: tuple[tuple[str, str], ...] | None = None
 
     @property
     def classes(self) -> ClassInfo:
@@ -123,6 +125,8 @@ def read_card(folder: Path) -> ModelCard:
         raw.setdefault("inference", {})  # models exported before there was a choice
         raw["class_names"] = tuple(raw["class_names"])
         raw["colors"] = tuple(tuple(color) for color in raw["colors"])
+        if raw.get("flip_pairs") is not None:
+            raw["flip_pairs"] = tuple((first, second) for first, second in raw["flip_pairs"])
         return ModelCard(**raw)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -89,6 +89,12 @@ class DataConfig(Section):
         False,
         "Decode the JPEG images of the training split at 1/2, 1/4 or 1/8 of their size where image_size allows it, in "
         "about half the time; pixels differ a little (docs/data.md).",
+    )
+    flip_pairs: list[Annotated[tuple[str, str], Field(strict=False)]] | None = field(
+        None,
+        "Pairs of classes that a left-right flip exchanges, in augmentation and test-time augmentation: "
+        "[[left, right], ...]; [] says that there are none.",
+        absent=[],
     )
     folder: FolderConfig = FolderConfig()
 

@@ -56,6 +56,8 @@ class ConfigField:
 
 def _type_name(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
     if annotation is type(None):
         return "null"
     if origin is typing.Literal:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Mask, Sample, SegmentationDataset
 from segformer_spark.data.decode import read_image
+from segformer_spark.data.flip_pairs import flipped_ids
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.sampler import SampleKey, TrainBatchSampler
 from segformer_spark.data.transforms import TrainTransform, image_to_tensor, load_native
@@ -130,7 +131,8 @@ class TrainLoader:
     """Training batches of one rank; `epoch(position)` iterates from a position to the epoch's end."""
 
     def __init__(self, dataset: SegmentationDataset, config: Config, sampler: TrainBatchSampler, *, pin: bool) -> None:
-        transform = TrainTransform(config.data.image_size, config.augmentation, config.experiment.seed)
+        flipped = flipped_ids(dataset.classes.names, config.data.flip_pairs or ())
+        transform = TrainTransform(config.data.image_size, config.augmentation, config.experiment.seed, flipped)
         self.sampler = sampler
         workers = config.data.num_workers
         self._loader: DataLoader[Any] = DataLoader(

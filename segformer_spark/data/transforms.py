@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,15 +31,30 @@ _CHOICES = 0xC409
 """Separates the draws of crop, mosaic and photometric distortion from albumentations'."""
 
 
-def build_augmentation(config: AugmentationConfig) -> A.Compose:
+class _HorizontalFlip(A.HorizontalFlip):  # type: ignore[misc]
+    """A left-right flip whose mask exchanges the classes of `flipped`, the id that each id becomes."""
+
+    def __init__(self, flipped: Sequence[int], p: float) -> None:
+        super().__init__(p=p)
+        self.flipped = np.arange(256, dtype=np.uint8)
+        self.flipped[: len(flipped)] = flipped
+
+    def apply_to_mask(self, mask: Mask, *args: Any, **params: Any) -> Mask:
+        turned: Mask = self.flipped[super().apply_to_mask(mask, *args, **params)]
+        return turned
+
+
+def build_augmentation(config: AugmentationConfig, flipped: Sequence[int] = ()) -> A.Compose:
     """The augmentation of one image with its mask; a switch of 0 leaves its transform out.
+
+    `flipped`: the class id that each id becomes in a flipped image; without it they stay.
 
     Borders that rotation, scale and shift uncover, and rectangles that are blanked, become the ImageNet mean and
     IGNORE_INDEX.
     """
     transforms: list[A.BasicTransform] = []
     if config.horizontal_flip:
-        transforms.append(A.HorizontalFlip(p=config.horizontal_flip))
+        transforms.append(_HorizontalFlip(flipped, config.horizontal_flip))
     if config.vertical_flip:
         transforms.append(A.VerticalFlip(p=config.vertical_flip))
     if config.affine:
@@ -103,10 +119,10 @@ def load_native(dataset: SegmentationDataset, index: int) -> NativeSample:
 class TrainTransform:
     """View, mosaic, photometric distortion, augmentation."""
 
-    def __init__(self, image_size: int, config: AugmentationConfig, seed: int) -> None:
+    def __init__(self, image_size: int, config: AugmentationConfig, seed: int, flipped: Sequence[int] = ()) -> None:
         self.side, self.config, self.seed = image_size, config, seed
         self.view = TrainingView(image_size, config.crop)
-        self.augmentation = build_augmentation(config)
+        self.augmentation = build_augmentation(config, flipped)
 
     def partners(self, epoch: int, index: int, num_images: int) -> list[int]:
         """The images that sample `index` is joined with in `epoch`: three for a mosaic, else none."""

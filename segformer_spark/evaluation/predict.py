@@ -57,6 +57,7 @@ class Predictor:
         view: what the model is shown; with its crops, `background` is the class outside of them.
         precision: fp32, bf16 or fp16 (autocast).
         tta: a key of TTA_FLIPS.
+        flipped: the class id that each id becomes in an image that is flipped left to right; empty: all stay.
     """
 
     model: SegmentationModel
@@ -65,6 +66,7 @@ class Predictor:
     precision: str = "fp32"
     tta: str = "none"
     background: int | None = None
+    flipped: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         refuse_fp16_on_cpu(self.precision, self.device.type)
@@ -203,8 +205,16 @@ class Predictor:
                 "another precision (--precision; in training training.precision)"
             )
 
+    def _upright(self, passes: _Passes, row: int) -> list[Tensor]:
+        """One image's logits of every pass in fp32, with flips undone and sided classes exchanged."""
+        upright = []
+        for axes, logits in passes:
+            own = logits[row].float().flip(axes)
+            upright.append(own[list(self.flipped)] if self.flipped and -1 in axes else own)
+        return upright
+
     def _class_ids(self, passes: _Passes, row: int, item: EvalItem) -> Tensor:
-        ids = enlarged_ids(_upright(passes, row), _shown_size(item))
+        ids = enlarged_ids(self._upright(passes, row), _shown_size(item))
         if item.window is None:
             return ids
         assert self.background is not None
@@ -212,18 +222,13 @@ class Predictor:
         return _paste(ids, whole, item.window)
 
     def _class_probabilities(self, passes: _Passes, row: int, item: EvalItem) -> Tensor:
-        probabilities = enlarged_probabilities(_upright(passes, row), _shown_size(item))
+        probabilities = enlarged_probabilities(self._upright(passes, row), _shown_size(item))
         if item.window is None:
             return probabilities
         assert self.background is not None
         whole = probabilities.new_zeros(len(probabilities), *item.size)
         whole[self.background] = 1.0
         return _paste(probabilities, whole, item.window)
-
-
-def _upright(passes: _Passes, row: int) -> list[Tensor]:
-    """One image's logits of every pass in fp32, with flips undone."""
-    return [logits[row].float().flip(axes) for axes, logits in passes]
 
 
 def _shown_size(item: EvalItem) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ from torch import Tensor
 from segformer_spark.checkpoint.export import ModelCard, load_model
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, SegmentationDataset
+from segformer_spark.data.flip_pairs import flipped_ids, refuse_unpaired_sides, sided_names
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader, file_loader
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
-from segformer_spark.evaluation.predict import Predictor, check_view
+from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, check_view
 from segformer_spark.models.interface import SegmentationModel
+from segformer_spark.run.console import logger
 from segformer_spark.run.directory import locate_model
 
 
@@ -70,8 +72,15 @@ class Session:
         if dataset is not None:
             check_view(self.view.config, dataset)
         self.loading = EvalLoading(self.view, settings.batch_size, settings.num_workers)
+        flipped: tuple[int, ...] = ()
+        if any(-1 in axes for axes in TTA_FLIPS[settings.tta]):
+            refuse_unpaired_sides(card.class_names, card.flip_pairs, f"--tta {settings.tta}", "leave --tta out")
+            flipped = tuple(flipped_ids(card.class_names, card.flip_pairs or ()))
+            for first, second in sided_names(card.class_names) if not card.flip_pairs else ():
+                logger.warning("--tta %s: %s and %s are not exchanged (data.flip_pairs)", settings.tta, first, second)
         self.predictor = Predictor(
-            model.to(group.device), group.device, self.view, settings.precision, settings.tta, card.background
+            *(model.to(group.device), group.device, self.view, settings.precision, settings.tta, card.background),
+            flipped=flipped,
         )
 
     @classmethod
@@ -95,6 +104,8 @@ class Session:
         folder, run = locate_model(path)
         model, card = load_model(folder)
         dataset = None
+        if data is not None and data.flip_pairs is not None:
+            card = replace(card, flip_pairs=tuple(data.flip_pairs))
         if data is not None:
             dataset = open_dataset(data, split or data.val_split)
             if tuple(dataset.classes.names) != card.class_names:

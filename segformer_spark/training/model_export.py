@@ -39,4 +39,5 @@ class ModelExport:
             metrics=metrics,
             run=run_name(config),
             model=describe_model(config.model),
+            flip_pairs=None if config.data.flip_pairs is None else tuple(config.data.flip_pairs),
         )

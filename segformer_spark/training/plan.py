@@ -9,6 +9,7 @@ from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.schema import Config, LossConfig
 from segformer_spark.data.class_weights import class_weights
 from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.flip_pairs import flipped_ids, refuse_unpaired_sides
 from segformer_spark.data.manifest import check_matches, read_manifest
 from segformer_spark.errors import ConfigError
 from segformer_spark.metrics.report import check_metric
@@ -22,7 +23,7 @@ def plan_steps(config: Config, steps_per_epoch: int) -> int:
 
 
 def check_dataset(config: Config, train_set: SegmentationDataset, dataset: SegmentationDataset) -> None:
-    """Raise ConfigError when class tables, model.num_classes and selection metric do not go together."""
+    """Raise ConfigError when class tables, flips, model.num_classes and selection metric do not go together."""
     if train_set.classes.names != dataset.classes.names:
         raise ConfigError(
             f"training images have the classes {', '.join(train_set.classes.names)}, validation images "
@@ -34,6 +35,10 @@ def check_dataset(config: Config, train_set: SegmentationDataset, dataset: Segme
             f"{len(dataset.classes)}: {', '.join(dataset.classes.names)}; leave it null"
         )
     check_metric(config.training.selection_metric, dataset.classes.names)
+    flipped_ids(dataset.classes.names, config.data.flip_pairs or ())
+    if config.augmentation.horizontal_flip:
+        what, without = "augmentation.horizontal_flip", "set augmentation.horizontal_flip: 0"
+        refuse_unpaired_sides(dataset.classes.names, config.data.flip_pairs, what, without)
 
 
 def check_model(config: Config, plan: BatchPlan, model: SegmentationModel) -> None:

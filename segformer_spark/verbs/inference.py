@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _HARDWARE = ("hardware.device", "hardware.threads", "hardware.timeout_minutes", "hardware.peer_timeout")
 _USED_BY_EVALUATE = (
-    *("data.dataset", "data.root", "data.val_split", "data.num_workers", "data.folder", "inference"),
+    *("data.dataset", "data.root", "data.val_split", "data.num_workers", "data.folder", "data.flip_pairs", "inference"),
     *_HARDWARE,
 )
 _FROM_ENVIRONMENT = ("training.precision", "training.batch_size", *_HARDWARE)
