@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from segformer_spark.checkpoint.export import ModelCard
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.distributed.environment import Launch
 from segformer_spark.distributed.process_group import process_group
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.models.interface import SegmentationModel
 from tests.ranks import Group
+from tests.tiny import untrained_card
 
 
 def session_of(
@@ -28,19 +28,7 @@ def session_of(
     **inference: Any,
 ) -> Session:
     """A session of a live model; `inference` as its export would say."""
-    classes = dataset.classes
-    card = ModelCard(
-        dataset="test",
-        class_names=classes.names,
-        colors=classes.colors,
-        background=classes.background,
-        image_size=image_size,
-        inference=inference,
-        step=0,
-        epoch=0,
-        metrics={},
-        run="test",
-    )
+    card = untrained_card(dataset.classes, image_size=image_size, inference=inference)
     return Session(Path(), None, model.eval(), card, settings or InferenceSettings(), group, dataset)
 
 

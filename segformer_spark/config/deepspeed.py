@@ -50,8 +50,8 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
     for key, owner in _OWNED_BY_YAML.items():
         if key in merged:
             raise ConfigError(f"{path}: {key!r} belongs to {owner} of the YAML; remove it from this file")
-    stage = stage_of(path)
-    reduce_bucket_size(config)
+    stage = _stage(path, merged)
+    _bucket_size(path, merged)
     if stage != config.deepspeed.zero_stage:
         raise ConfigError(
             f"{path}: zero_optimization.stage is {stage}, deepspeed.zero_stage is {config.deepspeed.zero_stage}; "
@@ -74,7 +74,11 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
 
 def stage_of(path: Path) -> int:
     """The ZeRO stage that a DeepSpeed configuration names; 0 without one."""
-    stage = _zero_section(path).get("stage", 0)
+    return _stage(path, _read(path))
+
+
+def _stage(path: Path, content: dict[str, Any]) -> int:
+    stage = _zero_section(path, content).get("stage", 0)
     if not isinstance(stage, int):
         raise ConfigError(f"{path}: zero_optimization.stage is {stage!r}; it is 0, 1 or 2")
     return stage
@@ -83,7 +87,11 @@ def stage_of(path: Path) -> int:
 def reduce_bucket_size(config: Config) -> int:
     """Values that ZeRO reduces at a time; DeepSpeed's own default without a setting."""
     path = deepspeed_file(config)
-    size = _zero_section(path).get("reduce_bucket_size", _DEFAULT_BUCKET)
+    return _bucket_size(path, _read(path))
+
+
+def _bucket_size(path: Path, content: dict[str, Any]) -> int:
+    size = _zero_section(path, content).get("reduce_bucket_size", _DEFAULT_BUCKET)
     if isinstance(size, bool) or not isinstance(size, int | float) or size < 1:
         raise ConfigError(
             f"{path}: zero_optimization.reduce_bucket_size is {size!r}; it is a number of values, by default "
@@ -92,8 +100,8 @@ def reduce_bucket_size(config: Config) -> int:
     return int(size)
 
 
-def _zero_section(path: Path) -> dict[str, Any]:
-    section = _read(path).get("zero_optimization", {})
+def _zero_section(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    section = content.get("zero_optimization", {})
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: zero_optimization is {section!r}; it is a JSON object with a stage")
     for key in _OFFLOADING:

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Mask, Sample, SegmentationDataset
 from segformer_spark.data.decode import read_image
-from segformer_spark.data.flip_pairs import flipped_ids
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.sampler import SampleKey, TrainBatchSampler
 from segformer_spark.data.transforms import TrainTransform, image_to_tensor, load_native
@@ -131,8 +130,7 @@ class TrainLoader:
     """Training batches of one rank; `epoch(position)` iterates from a position to the epoch's end."""
 
     def __init__(self, dataset: SegmentationDataset, config: Config, sampler: TrainBatchSampler, *, pin: bool) -> None:
-        flipped = flipped_ids(dataset.classes.names, config.data.flip_pairs or ())
-        transform = TrainTransform(config.data.image_size, config.augmentation, config.experiment.seed, flipped)
+        transform = TrainTransform.of(config, dataset.classes.names)
         self.sampler = sampler
         workers = config.data.num_workers
         self._loader: DataLoader[Any] = DataLoader(

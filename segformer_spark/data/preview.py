@@ -9,7 +9,6 @@ import numpy as np
 
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import ClassInfo, Image, Sample, SegmentationDataset
-from segformer_spark.data.flip_pairs import flipped_ids
 from segformer_spark.data.loader import fed_sample
 from segformer_spark.data.overlay import ignored_color, overlay, write_png
 from segformer_spark.data.resize import resize_image
@@ -26,8 +25,7 @@ def write_sheet(dataset: SegmentationDataset, config: Config, path: Path, *, num
     Raises:
         DataError: a sample cannot be read, or the crop does not fit.
     """
-    flipped = flipped_ids(dataset.classes.names, config.data.flip_pairs or ())
-    transform = TrainTransform(config.data.image_size, config.augmentation, config.experiment.seed, flipped)
+    transform = TrainTransform.of(config, dataset.classes.names)
     order = epoch_order(len(dataset), config.experiment.seed, epoch)[:num_images]
     cells = [
         _cell(fed_sample(dataset, transform, epoch, int(index)), dataset.classes, dataset.sample_id(int(index)))

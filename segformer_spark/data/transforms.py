@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 import torch
 
-from segformer_spark.config.schema import AugmentationConfig
+from segformer_spark.config.schema import AugmentationConfig, Config
 from segformer_spark.data.crops import TrainingView
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Mask, Sample, SegmentationDataset
+from segformer_spark.data.flip_pairs import flipped_ids
 from segformer_spark.data.photometric import distort
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOR, resize_mask
 from segformer_spark.data.window import object_box
@@ -123,6 +124,12 @@ class TrainTransform:
         self.side, self.config, self.seed = image_size, config, seed
         self.view = TrainingView(image_size, config.crop)
         self.augmentation = build_augmentation(config, flipped)
+
+    @classmethod
+    def of(cls, config: Config, class_names: Sequence[str]) -> TrainTransform:
+        """The transform of a training with these classes."""
+        flipped = flipped_ids(class_names, config.data.flip_pairs or ())
+        return cls(config.data.image_size, config.augmentation, config.experiment.seed, flipped)
 
     def partners(self, epoch: int, index: int, num_images: int) -> list[int]:
         """The images that sample `index` is joined with in `epoch`: three for a mosaic, else none."""

@@ -99,9 +99,10 @@ def build_model(config: ModelConfig, class_names: Sequence[str], seed: int, imag
         torch.manual_seed(seed)
         model = build_network(config, len(class_names), image_size)
     if source is not None and source.is_dir():
-        fresh = {stored: value.clone() for stored, value in _classifier_of(model).items()}
+        by_name = follows_names(source, class_names)
+        fresh = {stored: value.clone() for stored, value in _classifier_of(model).items()} if by_name else {}
         load_whole(model, source, new_classes=True)
-        if follows_names(source, class_names):
+        if by_name:
             take_rows_by_name(model, fresh, source, class_names)
     elif source is not None:
         load_encoder(model, source)

@@ -30,8 +30,8 @@ class TensorBoardSink(Sink):
 
         # Purging forgets all curves from a step on: what stays valid at `step` is written again.
         self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if validated else step)
-        for row in self.log.rows():
-            if row["kind"] == "train" and row["step"] == step and not validated:
+        for row in self.log.rows() if not validated else ():
+            if row["kind"] == "train" and row["step"] == step:
                 self._interval({key: row.get(key) for key in INTERVAL_SCALARS}, row.get("lrs", {}), step)
 
     def interval(self, report: IntervalReport) -> None:

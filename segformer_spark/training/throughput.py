@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import psutil
 import torch
 
 from segformer_spark.engine.engine import StepResult
-from segformer_spark.training.progress import IntervalSums
+from segformer_spark.training.progress import IntervalSums, Progress
 
 _RECENT_SHARE = 0.3
 
@@ -46,14 +46,14 @@ class Throughput:
     """Counts optimizer steps and the time that they take.
 
     Args:
-        sums: those of the interval under way, which a checkpoint may have begun; counted in place.
+        progress: its `interval`, which a checkpoint may have begun, is counted on.
     """
 
     def __init__(
-        self, *, global_batch: int, world_size: int, total_steps: int, device: torch.device, sums: IntervalSums
+        self, *, global_batch: int, world_size: int, total_steps: int, device: torch.device, progress: Progress
     ) -> None:
         self.global_batch, self.world_size, self.total_steps = global_batch, world_size, total_steps
-        self.device, self.sums = device, sums
+        self.device, self.progress = device, progress
         self._seconds_per_step: float | None = None
         self.start()
 
@@ -63,7 +63,7 @@ class Throughput:
 
     def count(self, result: StepResult) -> None:
         """Take in one optimizer step."""
-        self.sums.add(result.loss, result.grad_norm, applied=result.applied)
+        self.progress.interval.add(result.loss, result.grad_norm, applied=result.applied)
         self._timed_steps += 1
 
     def exclude(self, seconds: float) -> None:
@@ -72,8 +72,7 @@ class Throughput:
 
     def finish_interval(self, step: int, epoch: int, lr: float, lrs: Mapping[str, float]) -> IntervalReport:
         """Report the steps since the interval began, at least one of them timed, and begin another."""
-        interval = replace(self.sums)
-        vars(self.sums).update(vars(IntervalSums()))
+        interval, self.progress.interval = self.progress.interval, IntervalSums()
         seconds = max(time.monotonic() - self._started - self._excluded, 1e-9)
         recent = seconds / self._timed_steps
         self.start()

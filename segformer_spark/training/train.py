@@ -168,7 +168,7 @@ def _reporter(run: RunDirectory, config: Config, setup: Setup, group: Group, pro
         world_size=group.world_size,
         total_steps=setup.schedule.total_steps,
         device=group.device,
-        sums=progress.interval,
+        progress=progress,
     )
     return Reporter(sinks, throughput, every=config.output.log_every_steps, folder=run.path)
 

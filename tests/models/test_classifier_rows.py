@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from segformer_spark.checkpoint.export import ModelCard, export_model
 from segformer_spark.config.schema import CustomVariantConfig, ModelConfig
+from segformer_spark.data.dataset import ClassInfo
 from segformer_spark.errors import CheckpointError
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.pretrained import build_model
 from segformer_spark.models.registry import describe_model
-from tests.tiny import TINY
+from tests.tiny import TINY, export_live, untrained_card
 
 SOURCE = ("background", "cat", "dog")
 
@@ -37,12 +37,11 @@ def classifier(model: SegmentationModel) -> dict[str, torch.Tensor]:
 def exported(name: str, folder: Path) -> SegmentationModel:
     """A model whose classifier has another number in each row."""
     model = build_model(config(name), SOURCE, seed=1, image_size=64)
-    names = model.stored_names()
     with torch.no_grad():
         for value in classifier(model).values():
             value.copy_(torch.arange(1, 4).view(-1, *[1] * (value.dim() - 1)).expand_as(value))
-    card = ModelCard("x", SOURCE, ((0, 0, 0),) * 3, 0, 64, {}, 0, 0, {}, "x", describe_model(config(name)))
-    export_model(model, {names[live]: value for live, value in model.state_dict().items()}, names, folder, card)
+    classes = ClassInfo(SOURCE, ((0, 0, 0),) * 3, 0)
+    export_live(model, folder, untrained_card(classes, model=describe_model(config(name))))
     return model
 
 
