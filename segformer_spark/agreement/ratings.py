@@ -51,7 +51,12 @@ def _pictures(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of pairs (<base>{_BEFORE}.png and <base>{_AFTER}.png)")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
-    return {path.stem: path for path in found if not path.name.startswith(".")}
+    pictures: dict[str, Path] = {}
+    for path in (path for path in found if not path.name.startswith(".")):
+        if path.stem in pictures:
+            raise DataError(f"{pictures[path.stem]} and {path} are both {path.stem}", "Remove one of them.")
+        pictures[path.stem] = path
+    return pictures
 
 
 def _read_ratings(path: Path) -> tuple[dict[str, float], dict[str, str]]:

@@ -138,10 +138,11 @@ def _of_model(candidate: Candidate, items: Sequence[Item], options: AgreementOpt
     predictions: list[Mask] = [
         ids.cpu().numpy() for _, ids in progress(predicted, total=len(files), label=candidate.name)
     ]
+    decoding = session.loading.decoding
     changes = [
         area_change(
-            (read_image(item.before), predictions[2 * number]),
-            (read_image(item.after), predictions[2 * number + 1]),
+            (read_image(item.before, decoding=decoding), predictions[2 * number]),
+            (read_image(item.after, decoding=decoding), predictions[2 * number + 1]),
             ignored,
         )
         for number, item in enumerate(items)

@@ -24,6 +24,7 @@ from segformer_spark.anomaly.figures import draw_curves, score_picture
 from segformer_spark.anomaly.scores import Score
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.loader import EvalItem
+from segformer_spark.data.orientation import turn_upright
 from segformer_spark.data.overlay import write_png
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.errors import DataError
@@ -148,9 +149,10 @@ def _draw_panels(
     dataset: SegmentationDataset, index: int, maps: Mapping[str, Tensor], ids: NDArray[np.uint8], folder: Path
 ) -> None:
     sample, name = dataset.load(index), dataset.sample_id(index)
+    image, truth, predicted = (turn_upright(pixels, sample.orientation) for pixels in (sample.image, sample.mask, ids))
     for method, values in maps.items():
-        picture = score_picture(values.cpu().numpy())
-        panel = make_panel(sample.image, sample.mask, ids, dataset.classes, name, more={"Score": picture})
+        score = turn_upright(score_picture(values.cpu().numpy()), sample.orientation)
+        panel = make_panel(image, truth, predicted, dataset.classes, name, more={"Score": score})
         write_png(folder / method / f"{name}.png", panel)
 
 

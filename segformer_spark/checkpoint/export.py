@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class ModelCard:
         step, epoch, metrics: when and how well; metrics may be empty.
         run: name of the training run.
         model: what the network is (`name`, `encoder` and `library`).
+        exif_orientation: whether it was shown pixels as files store them, or turned upright.
         flip_pairs: classes that a left-right flip exchanges; None where nobody has said.
     """
 
@@ -57,6 +58,7 @@ class ModelCard:
     run: str
     model: dict[str, Any] = field(default_factory=lambda: {"name": "segformer"})
     flip_pairs: tuple[tuple[str, str], ...] | None = None
+    exif_orientation: Literal["stored", "upright"] = "stored"
 
     @property
     def classes(self) -> ClassInfo:
@@ -122,7 +124,7 @@ def read_card(folder: Path) -> ModelCard:
         return _published_card(folder)
     try:
         raw: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        raw.setdefault("inference", {})  # models exported before there was a choice
+        raw = {"inference": {}, "exif_orientation": "upright", **raw}  # models exported before there was a choice
         raw["class_names"] = tuple(raw["class_names"])
         raw["colors"] = tuple(tuple(color) for color in raw["colors"])
         if raw.get("flip_pairs") is not None:

@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from segformer_spark.config.section import Section, field
 
+MAX_PIXELS = 178_956_970
+"""Pillow's limit beyond which it refuses an image as a decompression bomb."""
+
 
 class ClassConfig(Section):
     """One row of the class table of `dataset: folder`."""
@@ -89,6 +92,27 @@ class DataConfig(Section):
         False,
         "Decode the JPEG images of the training split at 1/2, 1/4 or 1/8 of their size where image_size allows it, in "
         "about half the time; pixels differ a little (docs/data.md).",
+    )
+    exif_orientation: Literal["stored", "upright"] | None = field(
+        None,
+        "Pixels of images and masks as the files store them, or turned by the EXIF tag of each; null: as stored, and a "
+        "turned image whose mask has another tag or none is an error.",
+        absent="upright",
+    )
+    max_pixels: int = field(
+        MAX_PIXELS, "Images and masks of more pixels are refused before they are decoded.", ge=1, resume_safe=True
+    )
+    nearest_color: bool = field(
+        False,
+        "Take the nearest class colour where more than a thousandth of a colour mask's pixels lie between the colours, "
+        "as anti-aliased edges do; otherwise such a mask is refused.",
+        absent=True,
+    )
+    palette_masks: Literal["check", "index", "color"] = field(
+        "check",
+        "Palette masks of data sets with fixed colours (voc, folder): check: by index, refused where the palette has "
+        "other colours; index: by index; color: by the palette's colours.",
+        absent="index",
     )
     flip_pairs: list[Annotated[tuple[str, str], Field(strict=False)]] | None = field(
         None,

@@ -25,15 +25,15 @@ import numpy as np
 
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, ClassInfo, Sample
-from segformer_spark.data.decode import decode_image
+from segformer_spark.data.decode import Decoding, decode_rgb, image_of
 from segformer_spark.data.files import ReadFile, read_file
 from segformer_spark.data.manifest import check_matches, manifest_path, read_manifest
 from segformer_spark.errors import DataError
 from segformer_spark.run.console import logger
 
 JPEG_QUALITY = 95
-FORMAT = 2
-"""Format 1 resized images wrongly where one side shrank and the other grew."""
+FORMAT = 3
+"""Formats 1 and 2 hold masks and turned images as versions before read them."""
 
 META = "cache.json"
 
@@ -43,10 +43,11 @@ def shard_path(folder: Path, number: int, suffix: str) -> Path:
     return folder / f"shard-{number:05d}.{suffix}"
 
 
-def decoding(config: DataConfig) -> dict[str, Any] | None:
-    """What decides how masks become class ids, where the configuration decides it."""
-    table: dict[str, Any] = json.loads(config.folder.model_dump_json())
-    return table if config.dataset == "folder" else None
+def decoding_key(config: DataConfig) -> dict[str, Any]:
+    """The settings that decide how files are decoded."""
+    settings = json.loads(config.model_dump_json())
+    names = ["exif_orientation", "nearest_color", "palette_masks", *(["folder"] if config.dataset == "folder" else [])]
+    return {name: settings[name] for name in names}
 
 
 class CachedDataset:
@@ -71,7 +72,7 @@ class CachedDataset:
         self._records: list[tuple[int, list[int]]] = [
             (number, record) for number, records in enumerate(meta["shards"]) for record in records
         ]
-        self.needed_side = needed_side
+        self.needed_side, self.decoding = needed_side, Decoding.of(config)
         self._maps: dict[int, mmap.mmap] = {}
 
     @property
@@ -95,7 +96,8 @@ class CachedDataset:
         ids = np.frombuffer(bytearray(zlib.decompress(mask)), np.uint8).reshape(height, width)
         if self.storage == "raw":
             return Sample(np.frombuffer(image, np.uint8).reshape(height, width, 3), ids)
-        return Sample(decode_image(bytes(image), self.files(index)[0], self.needed_side), ids)
+        file = image_of(bytes(image), self.files(index)[0], self.decoding)
+        return Sample(decode_rgb(file, self.decoding, self.needed_side), ids)
 
     def sample_id(self, index: int) -> str:
         return str(self._images[index]["id"])
@@ -136,7 +138,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: this is not a finished cache: {error}") from error
-    if meta.get("format") not in (1, FORMAT):
+    if meta.get("format") not in range(1, FORMAT + 1):
         raise DataError(f"{folder}: cache format {meta.get('format')}, this version reads {FORMAT}; build it again")
     return meta
 
@@ -167,8 +169,11 @@ def _refusal(meta: dict[str, Any], config: DataConfig, digest: str | None) -> st
         return f"it is of {meta['dataset']}, split {meta['split']}"
     if meta["format"] == 1 and meta["size"] is not None:
         return "its images were resized by version 0.1, wrongly where one side shrank and the other grew"
-    if meta["decoding"] != decoding(config):
-        return "data.folder was another when it was built"
+    if meta["format"] != FORMAT:
+        return "it was built by an earlier version, which read turned images and palettes in another way"
+    changed = [f"data.{name}" for name, value in decoding_key(config).items() if meta["decoding"].get(name) != value]
+    if changed:
+        return f"{' and '.join(changed)} was another when it was built"
     if digest is not None and meta["digest"] != digest:
         return "the manifest no longer matches: it was built from other files"
     if meta["size"] not in (None, config.image_size):

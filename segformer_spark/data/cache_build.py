@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from segformer_spark.config.schema import DataConfig
-from segformer_spark.data.cache import FORMAT, JPEG_QUALITY, META, decoding, shard_path
+from segformer_spark.data.cache import FORMAT, JPEG_QUALITY, META, decoding_key, shard_path
 from segformer_spark.data.dataset import Image, Sample, SegmentationDataset
 from segformer_spark.data.files import RememberingReader
 from segformer_spark.data.loader import check_labels
@@ -45,9 +45,8 @@ class CacheOptions:
 
 
 def cache_folder(parent: Path, config: DataConfig, split: str, options: CacheOptions, digest: str) -> Path:
-    """Where this cache lies; the name is its key: of the manifest's files, how masks are decoded and images resized."""
-    resizing = "" if options.size is None else f" format {FORMAT}"
-    key = hashlib.sha256(f"{digest} {json.dumps(decoding(config))}{resizing}".encode()).hexdigest()
+    """Where this cache lies; the name is its key: of the manifest's files and how they are decoded."""
+    key = hashlib.sha256(f"{digest} {json.dumps(decoding_key(config))} format {FORMAT}".encode()).hexdigest()
     return parent / f"{config.dataset}-{split}-{options.label}-{key[:12]}"
 
 
@@ -92,7 +91,7 @@ def build_cache(
             "size": options.size,
             "storage": options.storage,
             "jpeg_quality": JPEG_QUALITY if options.storage == "jpeg" else None,
-            "decoding": decoding(config),
+            "decoding": decoding_key(config),
             "classes": [list(dataset.classes.names), list(dataset.classes.colors), dataset.classes.background],
             "groups": list(dataset.categories),
             "images": [

@@ -17,6 +17,7 @@ IGNORE_INDEX = 255
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
+Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]
 """(x_min, y_min, x_max, y_max) in pixels, inclusive, as SPARK's CSV has it."""
 
@@ -43,11 +44,13 @@ class ClassInfo:
 class Sample:
     """One labelled image: `image` uint8 (H, W, 3) RGB, `mask` uint8 (H, W) of class ids or IGNORE_INDEX.
 
-    With `data.reduced_decode` the image may have 1/2, 1/4 or 1/8 of the mask's sides.
+    With `data.reduced_decode` the image may have 1/2, 1/4 or 1/8 of the mask's sides. `orientation` is the EXIF
+    orientation by which viewers turn these pixels (`data.orientation.turn_upright`).
     """
 
     image: Image
     mask: Mask
+    orientation: int = 1
 
 
 class SegmentationDataset(Protocol):

@@ -1,227 +1,249 @@
-"""Files -> arrays. Truncated files are errors: OpenCV decodes half a JPEG without a word."""
+"""Image files -> arrays. What cannot be read as it is meant is an error that names the file.
+
+JPEG goes through simplejpeg, which hands over the warnings of libjpeg-turbo: OpenCV and Pillow decode half a JPEG
+without a word. PNG goes through OpenCV, all else through Pillow; the pixels of the three are equal
+(tests/data/test_decode.py).
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import PIL.Image
+import simplejpeg
 from numpy.typing import NDArray
 
-from segformer_spark.data.dataset import IGNORE_INDEX, Image, Mask
+from segformer_spark.config.data_schema import MAX_PIXELS, DataConfig
+from segformer_spark.data.dataset import Image, Mask
 from segformer_spark.data.files import ReadFile, read_file
+from segformer_spark.data.image_header import ImageHeader, open_with_pillow, parse_header, refuse_too_large
+from segformer_spark.data.orientation import turn_back, turn_upright
 from segformer_spark.errors import DataError
 
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_GIF_START = b"GIF8"
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
-
-Color = tuple[int, int, int]
-
-FOREIGN_DISTANCE = 200
-"""A pixel further than this (Euclidean, RGB) from every class colour is foreign. Mixtures of two SPARK colours,
-as JPEG makes them at edges, stay within 181; green, white and grey do not."""
-
-FOREIGN_SHARE = 0.05
-"""A mask is refused when more than this share of its pixels off the first colour (the background) is foreign."""
-
-_MIN_FOREIGN_PIXELS = 16
-_NO_LABEL = 65535
-_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
-_SQUARES = np.arange(-255, 256, dtype=np.int32) ** 2
-_FAR = np.iinfo(np.int32).max
+_END_OF_IMAGE, _PROGRESSIVE = b"\xff\xd9", b"\xff\xc2"
+_PREMATURE_END = "Premature end of JPEG file"
+_STRAY_BYTES, _MOST_ENDS = re.compile(r"(\d+) extraneous bytes before marker 0xd9"), 4
+_REDUCTIONS = (8, 4, 2)
+_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
 
 
-def read_image(path: Path, needed_side: int | None = None, read: ReadFile = read_file) -> Image:
-    """Decode a JPEG or PNG to uint8 (H, W, 3) RGB.
+@dataclass(frozen=True)
+class Decoding:
+    """How files are decoded.
+
+    Attributes:
+        orientation: `data.exif_orientation`; None reads pixels as stored and has pairs with differing tags refused.
+        max_pixels: images with more are refused; `pixels_option` raises it.
+        nearest_color, palette_masks: as in `data`.
+    """
+
+    orientation: Literal["stored", "upright"] | None = None
+    max_pixels: int = MAX_PIXELS
+    nearest_color: bool = False
+    palette_masks: Literal["check", "index", "color"] = "check"
+    pixels_option: str = "data.max_pixels"
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Decoding:
+        """What the configuration says."""
+        return cls(config.exif_orientation, config.max_pixels, config.nearest_color, config.palette_masks)
+
+    def shown_size(self, header: ImageHeader) -> tuple[int, int]:
+        """(height, width) of the decoded image."""
+        return header.upright_size if self.orientation == "upright" else header.size
+
+
+AS_STORED = Decoding()
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file in memory, its header read and its pixels not yet decoded."""
+
+    path: Path
+    content: bytes
+    header: ImageHeader
+
+
+def open_image(path: Path, decoding: Decoding = AS_STORED, read: ReadFile = read_file) -> ImageFile:
+    """Read a file and its header.
 
     Args:
-        needed_side: decode a JPEG at 1/2, 1/4 or 1/8 of its size, as far as its shorter side stays this long.
         read: gives the file's content.
 
     Raises:
-        DataError: missing, truncated or not an image.
+        DataError: missing, empty, not an image, or too large.
     """
-    return decode_image(_read_whole(path, read), path, needed_side)
+    return image_of(read(path), path, decoding)
 
 
-def decode_image(content: bytes, path: Path, needed_side: int | None = None) -> Image:
-    """Decode the content of an image file, as `read_image` does; `path` is for the error message."""
-    if content.startswith(_GIF_START):
-        return _decode_gif(content, path)
-    flag = cv2.IMREAD_COLOR if needed_side is None else _reduced_flag(content, needed_side)
+def image_of(content: bytes, path: Path, decoding: Decoding = AS_STORED) -> ImageFile:
+    """`open_image` of a content that is already there; `path` is for error messages."""
+    header = parse_header(content, path)
+    refuse_too_large(header, path, decoding.max_pixels, decoding.pixels_option)
+    return ImageFile(path, content, header)
+
+
+def read_image(
+    path: Path, needed_side: int | None = None, read: ReadFile = read_file, decoding: Decoding = AS_STORED
+) -> Image:
+    """Decode an image file to uint8 (H, W, 3) RGB (`decode_rgb`)."""
+    return decode_rgb(open_image(path, decoding, read), decoding, needed_side)
+
+
+def decode_rgb(file: ImageFile, decoding: Decoding = AS_STORED, needed_side: int | None = None) -> Image:
+    """Decode to uint8 (H, W, 3) RGB: grey is repeated, alpha left out, 16 bits are cut to the upper 8.
+
+    Args:
+        needed_side: decode a JPEG at 1/2, 1/4 or 1/8 of its size, as far as its shorter side stays this long.
+
+    Raises:
+        DataError: damaged or cut, or with samples that are no RGB (CMYK, floating point, more than four bands).
+    """
+    header = file.header
+    if header.floating or header.bands > 4 or header.colors not in ("RGB", "grey"):
+        kind = "floating-point" if header.floating else f"{header.bands} bands, {header.colors}"
+        raise DataError(
+            f"{file.path}: the image holds other samples than RGB ({kind})", "Save it as RGB of 8 or 16 bits."
+        )
+    if header.format == "JPEG":
+        pixels = _decode_jpeg(file, needed_side)
+    else:
+        pixels = _decode_png(file) if header.format == "PNG" else _decode_other(file)
+    return turn_upright(pixels, header.orientation) if decoding.orientation == "upright" else pixels
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a single-band image as they are stored.
+
+    Attributes:
+        values: integers (H, W): grey values, or indices into the palette.
+        palette: RGB of each index (N, 3); None for grey.
+    """
+
+    values: NDArray[np.integer]
+    palette: NDArray[np.uint8] | None
+
+
+def decode_samples(file: ImageFile, decoding: Decoding = AS_STORED) -> Samples:
+    """Decode a single-band image without interpreting it: no palette applied, no bit depth stretched.
+
+    Raises:
+        DataError: damaged, several bands or pages, floating-point or inverted samples, or a format that changes values.
+    """
+    path, header = file.path, file.header
+    if header.format == "JPEG":
+        raise DataError(
+            f"{path}: the mask of class numbers is a JPEG, which changes numbers at every edge",
+            "Write masks of class numbers as PNG.",
+        )
+    if header.pages > 1:
+        raise DataError(f"{path}: the mask has {header.pages} pages; one is expected")
+    with _pillow(file) as picture:
+        mode, palette = picture.mode, picture.getpalette("RGB")
+        if mode not in ("L", "P", "1", "I") and not mode.startswith("I;16"):
+            raise DataError(f"{path}: the mask is a {mode} image; class numbers need one channel (grey or palette)")
+        values = np.asarray(picture)
+    if header.inverted:
+        raise DataError(f"{path}: the mask's numbers are stored inverted (TIFF, white is zero); save it as PNG")
+    if mode == "L" and header.bits < 8:  # Pillow stretches 2 and 4 bits to 0..255
+        values = values // (255 // ((1 << header.bits) - 1))
+    values = _turned(values.astype(np.uint8) if mode == "1" else values, header, decoding)
+    return Samples(values, np.asarray(palette, np.uint8).reshape(-1, 3) if mode == "P" and palette else None)
+
+
+def _turned(pixels: NDArray[Any], header: ImageHeader, decoding: Decoding) -> NDArray[Any]:
+    """Pixels as Pillow gives them -> as `decoding` asks for: Pillow has turned those of a TIFF already."""
+    if header.format == "TIFF":
+        pixels = turn_back(pixels, header.orientation)
+    return turn_upright(pixels, header.orientation) if decoding.orientation == "upright" else pixels
+
+
+@contextmanager
+def _pillow(file: ImageFile) -> Iterator[PIL.Image.Image]:
+    """The decoded image."""
     try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if content else None
+        with open_with_pillow(file.content) as picture:
+            picture.load()
+            yield picture
+    except _PILLOW_ERRORS as error:
+        raise _damaged(file, str(error)) from error
+
+
+def _decode_jpeg(file: ImageFile, needed_side: int | None) -> Image:
+    height, width = file.header.size
+    fitting = (f for f in _REDUCTIONS if needed_side is not None and -(-min(height, width) // f) >= needed_side)
+    factor = next(fitting, 1)
+    smallest = {"min_height": -(-height // factor), "min_width": -(-width // factor)} if factor > 1 else {}
+    try:
+        return _jpeg_rows(file.content, smallest)
+    except ValueError as error:
+        reason = str(error)
+    for content in _with_plain_end(file.content, reason):
+        with suppress(ValueError):
+            return _jpeg_rows(content, smallest)
+    raise _damaged(file, reason)
+
+
+def _jpeg_rows(content: bytes, smallest: dict[str, int]) -> Image:
+    """RGB rows; raises ValueError with the message of libjpeg's first warning or error."""
+    pixels: Image = simplejpeg.decode_jpeg(content, "RGB", strict=True, **smallest)
+    return pixels
+
+
+def _with_plain_end(content: bytes, reason: str) -> Iterator[bytes]:
+    """The content as it would be if only its end were unusual: if it decodes without a warning, all rows are there."""
+    if reason == _PREMATURE_END:
+        yield content + _END_OF_IMAGE
+    stray = _STRAY_BYTES.search(reason)
+    if stray is not None and _PROGRESSIVE not in content:  # where whole scans may be missing before the stray bytes
+        ends = (found.start() for found in re.finditer(re.escape(_END_OF_IMAGE), content))  # thumbnails have one, too
+        yield from (content[: max(0, end - int(stray[1]))] + _END_OF_IMAGE for end in islice(ends, _MOST_ENDS))
+
+
+def _decode_png(file: ImageFile) -> Image:
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels: Image | None = cv2.imdecode(np.frombuffer(file.content, np.uint8), flags)
     except cv2.error as error:
-        raise DataError(f"{path}: this is not an image that can be decoded: {error.err}") from error
+        raise _damaged(file, error.err) from error
     if pixels is None:
-        raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)")
-    rgb: Image = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return rgb
+        raise _damaged(file, "the rows are not complete")
+    return pixels
 
 
-def _decode_gif(content: bytes, path: Path) -> Image:
-    """The first frame. OpenCV has no GIF decoder in all its builds; some data sets have GIFs under another name."""
-    try:
-        with PIL.Image.open(io.BytesIO(content)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: this is a GIF that cannot be decoded: {error}") from error
+def _decode_other(file: ImageFile) -> Image:
+    """Formats of which data sets have few; of several pages the first."""
+    with _pillow(file) as picture:
+        if picture.mode.startswith("I;16"):
+            upper = (np.asarray(picture) >> max(0, file.header.bits - 8)).astype(np.uint8)
+            pixels = np.repeat(upper[..., None], 3, axis=2)
+        elif picture.mode == "I":
+            raise DataError(f"{file.path}: the image has {file.header.bits} bits a sample; save it with 8 or 16")
+        else:
+            pixels = np.asarray(picture.convert("RGB"))
+    return turn_back(pixels, file.header.orientation) if file.header.format == "TIFF" else pixels
 
 
-def _reduced_flag(content: bytes, needed_side: int) -> int:
-    """How OpenCV shall decode: a JPEG's decoder leaves high frequencies out, for other formats nothing is gained."""
-    if not content.startswith(_JPEG_START):
-        return cv2.IMREAD_COLOR
-    try:
-        with PIL.Image.open(io.BytesIO(content)) as picture:  # reads the header alone
-            shorter = min(picture.size)
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
-        return cv2.IMREAD_COLOR  # whose error tells
-    fitting = (flag for factor, flag in _REDUCED.items() if -(-shorter // factor) >= needed_side)
-    return next(fitting, cv2.IMREAD_COLOR)
-
-
-def _read_whole(path: Path, read: ReadFile) -> bytes:
-    """The content of an image file; raises DataError when it is missing, empty or cut."""
-    content = read(path)
-    if not content:
-        raise DataError(f"{path}: the file is empty")
-    tail = content.rstrip(b"\0")[-64:]
-    if (content.startswith(_JPEG_START) and _JPEG_END not in tail) or (
-        content.startswith(_PNG_START) and _PNG_END not in tail
-    ):
-        raise DataError(f"{path}: the file is truncated ({len(content)} bytes, no end marker); copy it again")
-    return content
-
-
-def read_index_mask(path: Path, table: Mapping[int, int], read: ReadFile = read_file) -> Mask:
-    """Decode a mask whose pixel values, or palette indices, are labels.
-
-    A palette PNG is read as its indices: OpenCV would turn them into colours.
-
-    Args:
-        table: {label in the file: class id or IGNORE_INDEX}.
-
-    Raises:
-        DataError: as `read_image`, a mask with colour channels, or a label that `table` lacks (it is named).
-    """
-    content = _read_whole(path, read)
-    try:
-        with PIL.Image.open(io.BytesIO(content)) as picture:
-            mode, labels = picture.mode, np.asarray(picture)
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: this is not an image that can be decoded ({len(content)} bytes)") from error
-    if labels.ndim != 2 or mode not in ("L", "P", "1", "I", "I;16"):
-        raise DataError(f"{path}: the mask is a {mode} image; class numbers need one channel (grey or palette)")
-    lookup = np.full(_NO_LABEL + 1, -1, np.int16)
-    lookup[list(table)] = list(table.values())
-    wide = labels.astype(np.int64)
-    ids = lookup[np.where((wide < 0) | (wide > _NO_LABEL), _NO_LABEL, wide)]
-    if (ids < 0).any():
-        row, column = (int(index) for index in np.argwhere(ids < 0)[0])
-        raise DataError(
-            f"{path}: label {int(labels[row, column])} at x {column}, y {row} is not in the class table; "
-            f"labels known: {', '.join(str(label) for label in sorted(table))}"
-        )
-    mask: Mask = ids.astype(np.uint8)
-    return mask
-
-
-def color_tolerance(colors: Sequence[Color], ignored: Color | None = None) -> float:
-    """Half the smallest distance between two colours of a table: further off, a pixel may as well be another class."""
-    points = np.asarray([*colors, *([] if ignored is None else [ignored])], np.float64)
-    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    return float(distances[~np.eye(len(points), dtype=bool)].min() / 2)
-
-
-def read_color_mask(
-    path: Path,
-    colors: Sequence[Color],
-    *,
-    ignored: Color | None = None,
-    foreign_distance: float = FOREIGN_DISTANCE,
-    read: ReadFile = read_file,
-) -> Mask:
-    """Decode an RGB mask to class ids by nearest colour, at its stored size.
-
-    JPEG changes colours (pure red decodes to (254, 0, 0), edges are mixed), so equality and thresholds mislabel.
-
-    Args:
-        ignored: colour of pixels without a label.
-        foreign_distance: see FOREIGN_DISTANCE.
-
-    Raises:
-        DataError: as `read_image`, or more than FOREIGN_SHARE of the pixels resemble no class colour.
-    """
-    pixels = read_image(path, read=read)
-    table = [*colors, *([] if ignored is None else [ignored])]
-    pixel_indices, nearest, foreign = _nearest_colors(pixels, table, foreign_distance)
-    if ignored is not None:
-        nearest[nearest == len(colors)] = IGNORE_INDEX
-    ids = np.zeros(pixels.shape[:2], np.uint8)
-    ids.reshape(-1)[pixel_indices] = nearest
-    # Relative to what is not plain background: a spacecraft may cover less than a hundredth of the image.
-    share = float(np.count_nonzero(foreign)) / max(len(pixel_indices), _MIN_FOREIGN_PIXELS / FOREIGN_SHARE)
-    _refuse_index_mask(path, pixels, colors)
-    if share > FOREIGN_SHARE:
-        values, counts = np.unique(pixels.reshape(-1, 3)[pixel_indices[foreign]], axis=0, return_counts=True)
-        seen = tuple(int(v) for v in values[counts.argmax()])
-        expected = ", ".join(str(color) for color in colors)
-        raise DataError(
-            f"{path}: {share:.1%} of the mask's coloured pixels resemble no class colour, most often {seen}; "
-            f"expected {expected}"
-        )
-    return ids
-
-
-def _refuse_index_mask(path: Path, pixels: Image, colors: Sequence[Color]) -> None:
-    """A mask that stores 0, 1, 2 instead of colours would decode to nothing but background."""
-    brightest = int(pixels.max())
-    dimmest_class = min((max(color) for color in colors[1:]), default=0)
-    if 0 < brightest < dimmest_class / 8 and np.count_nonzero(pixels) > _MIN_FOREIGN_PIXELS:
-        expected = ", ".join(str(color) for color in colors)
-        raise DataError(
-            f"{path}: the mask's highest value is {brightest}: it holds class numbers, not the colours {expected}"
-        )
-
-
-def nearest_color(
-    pixels: Image, colors: Sequence[Color], foreign_distance: float = FOREIGN_DISTANCE
-) -> tuple[Mask, NDArray[np.bool_]]:
-    """Return, per pixel, the id of the nearest colour and whether it is further than `foreign_distance`.
-
-    Ties go to the lower id. Pixels that equal the first colour, most of a SPARK mask, are settled by one comparison,
-    the others by tables of squares.
-    """
-    ids, foreign = np.zeros(pixels.shape[:2], np.uint8), np.zeros(pixels.shape[:2], np.bool_)
-    pixel_indices, nearest, far = _nearest_colors(pixels, colors, foreign_distance)
-    ids.reshape(-1)[pixel_indices], foreign.reshape(-1)[pixel_indices] = nearest, far
-    return ids, foreign
-
-
-def _nearest_colors(
-    pixels: Image, colors: Sequence[Color], foreign_distance: float
-) -> tuple[NDArray[np.intp], NDArray[np.uint8], NDArray[np.bool_]]:
-    """Flat indices of the pixels that differ from the first colour, their nearest colours, whether they are foreign."""
-    packed = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).view(np.uint32).ravel()
-    pixel_indices = np.flatnonzero(packed != np.array([*colors[0], 255], np.uint8).view(np.uint32)[0])
-    channels = packed[pixel_indices].view(np.uint8).reshape(-1, 4).T[:3]
-    nearest, distance = np.zeros(len(pixel_indices), np.uint8), np.full(len(pixel_indices), _FAR, np.int32)
-    for number, color in enumerate(colors):
-        red, green, blue = (_SQUARES[255 - value : 511 - value] for value in color)
-        own = red[channels[0]] + green[channels[1]] + blue[channels[2]]
-        nearest[own < distance] = number
-        np.minimum(distance, own, out=distance)
-    return pixel_indices, nearest, distance > foreign_distance**2
+def _damaged(file: ImageFile, reason: str) -> DataError:
+    return DataError(
+        f"{file.path}: the file is truncated or damaged ({len(file.content)} bytes of {file.header.format}): {reason}",
+        "Copy it again from where it came.",
+    )
 
 
 def check_sizes(image: Image, mask: Mask, image_path: Path, mask_path: Path, *, reduced: bool = False) -> None:
     """Raise DataError when an image, with `reduced` maybe decoded at a fraction of its size, and its mask differ."""
-    factors = (1, *_REDUCED) if reduced else (1,)
+    factors = (1, *_REDUCTIONS) if reduced else (1,)
     if all(image.shape[:2] != tuple(-(-side // factor) for side in mask.shape) for factor in factors):
         height, width = image.shape[:2]
         raise DataError(

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Mask, Sample, SegmentationDataset
-from segformer_spark.data.decode import read_image
+from segformer_spark.data.decode import AS_STORED, Decoding, read_image
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.sampler import SampleKey, TrainBatchSampler
 from segformer_spark.data.transforms import TrainTransform, image_to_tensor, load_native
@@ -90,12 +90,13 @@ class _EvalView(_View[EvalItem]):
 
 
 class _FileView(_View[EvalItem]):
-    def __init__(self, files: Sequence[Path], view: InferenceView, boxes: Mapping[str, Box]) -> None:
-        self.files, self.view, self.boxes = files, view, boxes
+    def __init__(self, files: Sequence[Path], config: EvalLoading, boxes: Mapping[str, Box]) -> None:
+        self.files, self.view, self.decoding, self.boxes = files, config.view, config.decoding, boxes
 
     def load(self, index: int) -> EvalItem:
         file = self.files[index]
-        return _eval_item(index, read_image(file), None, self.boxes.get(file.name), self.view)
+        image = read_image(file, decoding=self.decoding)
+        return _eval_item(index, image, None, self.boxes.get(file.name), self.view)
 
 
 def _eval_item(index: int, image: Image, mask: Mask | None, box: Box | None, view: InferenceView) -> EvalItem:
@@ -161,16 +162,19 @@ def file_loader(
     files: Sequence[Path], indices: Sequence[int], config: EvalLoading, boxes: Mapping[str, Box] | None = None
 ) -> Iterator[list[EvalItem]]:
     """Batches of unlabelled items, from image files; `boxes` by file name, for crops around boxes."""
-    return _iterate(_FileView(files, config.view, boxes or {}), indices, config)
+    return _iterate(_FileView(files, config, boxes or {}), indices, config)
 
 
 @dataclass(frozen=True)
 class EvalLoading:
-    """How evaluation and inference load: what the model is shown, images at a time, loader processes."""
+    """How evaluation and inference load: what the model is shown, images at a time, loader processes, and how files
+    without a data set are decoded.
+    """
 
     view: InferenceView
     batch_size: int
     num_workers: int
+    decoding: Decoding = AS_STORED
 
 
 def _iterate(view: _View[EvalItem], indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:

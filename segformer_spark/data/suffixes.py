@@ -6,6 +6,3 @@ JPEG = (".jpg", ".jpeg")
 PNG = (".png",)
 IMAGES = (*JPEG, *PNG, ".bmp", ".tif", ".tiff", ".webp")
 """All that can be decoded."""
-
-LOSSY = (*JPEG, ".webp")
-"""Formats that change values: no index masks."""

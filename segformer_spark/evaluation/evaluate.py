@@ -13,6 +13,7 @@ import numpy as np
 from segformer_spark.config.load import ResolvedConfig
 from segformer_spark.data.dataset import Image, SegmentationDataset
 from segformer_spark.data.loader import EvalLoading, eval_loader
+from segformer_spark.data.orientation import turn_upright
 from segformer_spark.data.overlay import write_png
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.evaluation.pictures import draw_categories, draw_confusion, make_panel
@@ -188,5 +189,8 @@ def predicted_panels(
     """Name and Input | Truth | Prediction of the images whose indices `titles` has, in its order."""
     for item, ids in predictor.predict(eval_loader(dataset, list(titles), loading)):
         sample = dataset.load(item.index)
-        panel = make_panel(sample.image, sample.mask, ids.cpu().numpy(), dataset.classes, titles[item.index])
+        image, truth, predicted = (
+            turn_upright(pixels, sample.orientation) for pixels in (sample.image, sample.mask, ids.cpu().numpy())
+        )
+        panel = make_panel(image, truth, predicted, dataset.classes, titles[item.index])
         yield dataset.sample_id(item.index), panel

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from segformer_spark.checkpoint.export import ModelCard, load_model
-from segformer_spark.config.schema import DataConfig
+from segformer_spark.config.data_schema import MAX_PIXELS, DataConfig
 from segformer_spark.data.dataset import Box, SegmentationDataset
+from segformer_spark.data.decode import Decoding
 from segformer_spark.data.flip_pairs import flipped_ids, refuse_unpaired_sides, sided_names
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader, file_loader
@@ -35,6 +36,8 @@ class InferenceSettings:
         crops: none, box or two_pass; None as the model was exported.
         view: fields of `inference` that replace those that the model was exported with.
         num_workers: loader processes per rank.
+        exif_orientation: of files without a data set, stored or upright; None as the model was trained.
+        max_pixels: of files without a data set; larger ones are refused.
     """
 
     precision: str = "fp32"
@@ -43,6 +46,8 @@ class InferenceSettings:
     crops: str | None = None
     view: Mapping[str, Any] = field(default_factory=dict)
     num_workers: int = 0
+    exif_orientation: Literal["stored", "upright"] | None = None
+    max_pixels: int = MAX_PIXELS
 
 
 class Session:
@@ -71,7 +76,9 @@ class Session:
         self.view: InferenceView = card.view(**{**settings.view, **crops})
         if dataset is not None:
             check_view(self.view.config, dataset)
-        self.loading = EvalLoading(self.view, settings.batch_size, settings.num_workers)
+        orientation = settings.exif_orientation or card.exif_orientation
+        decoding = Decoding(orientation, settings.max_pixels, pixels_option="--max-pixels")
+        self.loading = EvalLoading(self.view, settings.batch_size, settings.num_workers, decoding)
         flipped: tuple[int, ...] = ()
         if any(-1 in axes for axes in TTA_FLIPS[settings.tta]):
             refuse_unpaired_sides(card.class_names, card.flip_pairs, f"--tta {settings.tta}", "leave --tta out")

@@ -11,6 +11,7 @@ import numpy as np
 from segformer_spark.config.study import Study
 from segformer_spark.data.dataset import Image, SegmentationDataset, Subset
 from segformer_spark.data.loader import eval_loader
+from segformer_spark.data.orientation import turn_upright
 from segformer_spark.data.overlay import overlay, write_png
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.data.resize import resize_image
@@ -44,14 +45,17 @@ def draw_grids(study: Study, results: Sequence[RunResult], group: Group, folder:
 def _grid(dataset: SegmentationDataset, models: Mapping[str, RunResult], group: Group) -> Image:
     columns: dict[str, list[Image]] = {"Input": [], "Truth": []}
     samples = [dataset.load(index) for index in range(len(dataset))]
-    for sample in samples:
-        columns["Input"].append(sample.image)
-        columns["Truth"].append(overlay(sample.image, sample.mask, dataset.classes))
+    images = [turn_upright(sample.image, sample.orientation) for sample in samples]
+    for image, sample in zip(images, samples, strict=True):
+        columns["Input"].append(image)
+        columns["Truth"].append(overlay(image, turn_upright(sample.mask, sample.orientation), dataset.classes))
     for label, result in models.items():
         session = Session.open(result.model, InferenceSettings(batch_size=1), group)
         items = eval_loader(dataset, list(range(len(dataset))), session.loading)
         pictures = {
-            item.index: overlay(samples[item.index].image, ids.cpu().numpy(), dataset.classes)
+            item.index: overlay(
+                images[item.index], turn_upright(ids.cpu().numpy(), samples[item.index].orientation), dataset.classes
+            )
             for item, ids in session.predictions(items)
         }
         columns[f"{label} {_percent(result.miou)}"] = [pictures[index] for index in range(len(dataset))]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
 
 from segformer_spark.data.dataset import Mask
+from segformer_spark.data.decode import AS_STORED, Decoding, open_image
 from segformer_spark.data.files import visible_files
 from segformer_spark.data.suffixes import IMAGES
 from segformer_spark.errors import DataError, UserError
@@ -65,13 +65,9 @@ def write_prediction(path: Path, ids: Mask) -> None:
         stream.write(buffer.getvalue())
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the file's header."""
-    try:
-        with PillowImage.open(path) as image:
-            return image.height, image.width
-    except OSError as error:
-        raise DataError(f"{path}: this is not an image that can be decoded: {error}") from error
+def prediction_size(image: Path, decoding: Decoding) -> tuple[int, int]:
+    """(height, width) that the prediction of an image has, from the file's header."""
+    return decoding.shown_size(open_image(image, decoding).header)
 
 
 def check_prediction(path: Path, size: tuple[int, int]) -> str | None:
@@ -96,7 +92,7 @@ def check_prediction(path: Path, size: tuple[int, int]) -> str | None:
     return None
 
 
-def validate_folder(folder: Path, images: Sequence[Path]) -> None:
+def validate_folder(folder: Path, images: Sequence[Path], decoding: Decoding = AS_STORED) -> None:
     """Check every prediction against its image, and that none is missing or extra.
 
     Raises:
@@ -107,7 +103,7 @@ def validate_folder(folder: Path, images: Sequence[Path]) -> None:
     faults = [f"{name}: missing" for name in sorted(expected.keys() - present)]
     faults += [f"{name}: no such test image" for name in sorted(present - expected.keys())]
     for name in sorted(expected.keys() & present):
-        fault = check_prediction(folder / name, image_size(expected[name]))
+        fault = check_prediction(folder / name, prediction_size(expected[name], decoding))
         if fault is not None:
             faults.append(fault)
     if faults:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.data.dataset import Box
+from segformer_spark.data.decode import Decoding
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.readers.spark import read_boxes
 from segformer_spark.data.sampler import rank_indices
@@ -23,8 +24,8 @@ from segformer_spark.run.record import command_record, host_record, scrub, softw
 from segformer_spark.run.system import now
 from segformer_spark.submission.spark_format import (
     check_prediction,
-    image_size,
     list_images,
+    prediction_size,
     submission_name,
     validate_folder,
     write_prediction,
@@ -72,7 +73,7 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
     images = list_images(options.images)
     boxes = _boxes(options, view, images)
     settings = group.on_main(lambda: _settings(options, session, images))
-    todo = group.on_main(lambda: _prepare(options, images, settings))
+    todo = group.on_main(lambda: _prepare(options, images, settings, session.loading.decoding))
     own = [todo[index] for index in rank_indices(len(todo), group.rank, group.world_size)]
     if group.is_main:
         logger.info("%d test images, %d predicted already, %d to do", len(images), len(images) - len(todo), len(todo))
@@ -84,7 +85,7 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
     hosts = group.gather(host_record(group.device))
 
     def finish() -> Path:
-        validate_folder(options.output, images)
+        validate_folder(options.output, images, session.loading.decoding)
         target = options.output / _ZIP
         write_zip(options.output, images, target)
         manifest = {
@@ -136,6 +137,7 @@ def _settings(options: SubmitOptions, session: Session, images: list[Path]) -> d
         "image_size": session.view.side,
         "inference": session.view.config.model_dump(),
         "boxes_sha256": sha256_of(options.boxes) if options.boxes is not None else None,
+        "exif_orientation": session.loading.decoding.orientation,
         "tta": options.inference.tta,
         "precision": options.inference.precision,
         "images_sha256": _images_digest(images),
@@ -150,12 +152,12 @@ def _images_digest(images: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _prepare(options: SubmitOptions, images: list[Path], settings: dict[str, Any]) -> list[int]:
+def _prepare(options: SubmitOptions, images: list[Path], settings: dict[str, Any], decoding: Decoding) -> list[int]:
     """Indices of the images without a valid prediction."""
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / _SETTINGS
     present = sorted(options.output.glob("*.npz"))
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    before = {"exif_orientation": "upright"} | json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if present and before != settings and not options.overwrite:
         raise UserError(
             f"{options.output}: holds {len(present)} predictions of another model, other images or other settings; "
@@ -170,6 +172,6 @@ def _prepare(options: SubmitOptions, images: list[Path], settings: dict[str, Any
 
     def is_done(image: Path) -> bool:
         target = options.output / submission_name(image)
-        return target.is_file() and check_prediction(target, image_size(image)) is None
+        return target.is_file() and check_prediction(target, prediction_size(image, decoding)) is None
 
     return [index for index, image in enumerate(images) if not is_done(image)]

@@ -40,4 +40,5 @@ class ModelExport:
             run=run_name(config),
             model=describe_model(config.model),
             flip_pairs=None if config.data.flip_pairs is None else tuple(config.data.flip_pairs),
+            exif_orientation=config.data.exif_orientation or "stored",
         )

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from segformer_spark.verbs.arguments import PRECISIONS, Subparsers, add_actions, add_verb, positive
+from segformer_spark.verbs.arguments import (
+    PRECISIONS,
+    Subparsers,
+    add_actions,
+    add_reading,
+    add_verb,
+    positive,
+    reading,
+)
 from segformer_spark.verbs.launch import joined
 
 
@@ -36,6 +44,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=8, help="images at a time (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    add_reading(parser)
     parser = add_verb(
         actions,
         "make-demo",
@@ -76,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
             output=arguments.output,
             ignored=(*(study.ignored if study else ()), *arguments.ignore_class),
             reference=study.reference if study else {},
-            inference=InferenceSettings(precision=arguments.precision, batch_size=arguments.batch_size),
+            inference=InferenceSettings(
+                precision=arguments.precision, batch_size=arguments.batch_size, **reading(arguments)
+            ),
             repeats=arguments.repeats,
             seed=arguments.seed,
         )

@@ -75,6 +75,25 @@ def not_negative(text: str) -> int:
     return value
 
 
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Declare how image files are read that belong to no configured data set."""
+    parser.add_argument(
+        "--exif-orientation",
+        choices=("stored", "upright"),
+        default=None,
+        help="pixels as the files store them, or turned by their EXIF tag (default: as the model was trained)",
+    )
+    parser.add_argument(
+        "--max-pixels", type=positive, default=None, help="refuse larger images (default: that of data.max_pixels)"
+    )
+
+
+def reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_reading` was given, as fields of InferenceSettings."""
+    given = {"exif_orientation": arguments.exif_orientation, "max_pixels": arguments.max_pixels}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def image_size(text: str) -> int:
     """A side in pixels of at least 32, the encoder's stride."""
     value = int(text)

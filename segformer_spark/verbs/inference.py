@@ -15,9 +15,11 @@ from segformer_spark.verbs.arguments import (
     TTA,
     Subparsers,
     add_from_env,
+    add_reading,
     add_set,
     add_verb,
     positive,
+    reading,
 )
 from segformer_spark.verbs.launch import joined, launch_variables, name_unused_variables
 from segformer_spark.verbs.overrides import refuse_unused
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 _HARDWARE = ("hardware.device", "hardware.threads", "hardware.timeout_minutes", "hardware.peer_timeout")
 _USED_BY_EVALUATE = (
-    *("data.dataset", "data.root", "data.val_split", "data.num_workers", "data.folder", "data.flip_pairs", "inference"),
+    *("data.dataset", "data.root", "data.val_split", "data.num_workers", "data.folder", "inference"),
+    *("data.flip_pairs", "data.exif_orientation", "data.max_pixels", "data.nearest_color", "data.palette_masks"),
     *_HARDWARE,
 )
 _FROM_ENVIRONMENT = ("training.precision", "training.batch_size", *_HARDWARE)
@@ -88,6 +91,7 @@ def _add_submit(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--boxes", type=Path, default=None, help="CSV with 'Image name' and 'Bounding box', for --crops box"
     )
+    add_reading(parser)
     add_from_env(parser, "MODEL_PATH, TEST_IMAGES, OUTPUT, TTA, CROPS and BOXES")
     _add_prediction(parser)
 
@@ -180,6 +184,7 @@ def submit(arguments: argparse.Namespace) -> int:
             tta=_choice(arguments, variables, "tta", TTA) or "none",
             crops=_choice(arguments, variables, "crops", CROPS),
             num_workers=arguments.num_workers,
+            **reading(arguments),
         )
         options = SubmitOptions(
             model=model,

@@ -1,49 +1,29 @@
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from segformer_spark.data.decode import check_sizes, nearest_color, read_color_mask, read_image, read_index_mask
-from segformer_spark.data.readers.spark import SPARK_CLASSES
+from segformer_spark.data.decode import Decoding, check_sizes, decode_samples, image_of, read_image
+from segformer_spark.data.masks import read_index_mask
 from segformer_spark.errors import DataError
+from tests.data.image_files import encode, grey_png, picture, save
 
-PALETTE = SPARK_CLASSES.colors
-
-
-@given(
-    hnp.arrays(np.uint8, (5, 7, 3)),
-    st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=1, max_size=6, unique=True),
-)
-def test_nearest_color_is_the_argmin_of_the_distance(pixels: np.ndarray, colors: list[tuple[int, int, int]]) -> None:
-    ids, foreign = nearest_color(pixels, colors)
-    distance = ((pixels[:, :, None].astype(np.int64) - np.array(colors)) ** 2).sum(-1)
-    np.testing.assert_array_equal(ids, distance.argmin(-1))
-    np.testing.assert_array_equal(foreign, distance.min(-1) > 200**2)
-
-
-@pytest.mark.parametrize("quality", [75, 92, 100])
-def test_jpeg_masks_lose_no_label(tmp_path: Path, quality: int) -> None:
-    rng = np.random.default_rng(0)
-    truth = np.zeros((256, 256), np.uint8)
-    for label in (1, 2, 1, 2):
-        x, y = rng.integers(0, 200, 2)
-        cv2.ellipse(truth, (int(x) + 30, int(y) + 30), (40, 17), float(rng.integers(0, 180)), 0, 360, label, -1)
-    path = tmp_path / "mask.jpg"
-    colors = np.asarray(PALETTE, np.uint8)[truth]
-    cv2.imwrite(str(path), colors[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    decoded = read_color_mask(path, PALETTE)
-    assert (decoded != truth).mean() < (0.001 if quality > 75 else 0.005)
-    exact = (read_image(path) == colors).all(-1).mean()
-    assert exact < 0.95, "JPEG no longer changes colours: this test shows nothing"
+JPEGS: dict[str, dict[str, Any]] = {
+    "baseline": {"quality": 90},
+    "progressive": {"quality": 75, "progressive": True},
+    "full chroma": {"quality": 95, "subsampling": 0},
+    "half chroma": {"quality": 60, "subsampling": 1},
+    "restart markers": {"quality": 80, "restart_marker_rows": 1},
+}
+LARGE = picture(90, 141)
 
 
 def test_images_are_rgb(tmp_path: Path) -> None:
@@ -85,38 +65,6 @@ def test_missing_file(tmp_path: Path) -> None:
         read_image(tmp_path / "x.jpg")
 
 
-@pytest.mark.parametrize("color", [(0, 255, 0), (255, 255, 255), (255, 255, 0), (128, 128, 128)])
-def test_foreign_colors_are_refused(tmp_path: Path, color: tuple[int, int, int]) -> None:
-    pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[:16, :16] = color
-    cv2.imwrite(str(tmp_path / "m.png"), pixels[:, :, ::-1])
-    with pytest.raises(DataError) as error:
-        read_color_mask(tmp_path / "m.png", PALETTE)
-    assert "of the mask's coloured pixels resemble no class colour" in str(error.value)
-    assert str(color) in str(error.value)
-
-
-def test_a_small_foreign_object_is_refused_too(tmp_path: Path) -> None:
-    pixels = np.zeros((512, 512, 3), np.uint8)
-    pixels[100:130, 200:230] = (0, 255, 0)  # 0.3 % of the image, all of its object
-    cv2.imwrite(str(tmp_path / "m.jpg"), pixels[:, :, ::-1])
-    with pytest.raises(DataError, match="resemble no class colour"):
-        read_color_mask(tmp_path / "m.jpg", PALETTE)
-
-
-def test_class_numbers_in_place_of_colors_are_refused(tmp_path: Path) -> None:
-    pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[10:30, 10:30], pixels[30:40, 10:30] = 1, 2
-    cv2.imwrite(str(tmp_path / "m.png"), pixels)
-    with pytest.raises(DataError, match="highest value is 2: it holds class numbers"):
-        read_color_mask(tmp_path / "m.png", PALETTE)
-
-
-def test_a_mask_without_an_object_is_background(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "m.jpg"), np.zeros((64, 64, 3), np.uint8))
-    assert not read_color_mask(tmp_path / "m.jpg", PALETTE).any()
-
-
 def test_sizes_must_agree() -> None:
     with pytest.raises(DataError, match="is 4x2, its mask m is 2x2"):
         check_sizes(np.zeros((2, 4, 3), np.uint8), np.zeros((2, 2), np.uint8), Path("i"), Path("m"))
@@ -154,17 +102,116 @@ def test_files_that_no_decoder_takes(tmp_path: Path) -> None:
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     path = tmp_path / "huge.png"
     path.write_bytes(png + struct.pack(">I", 0) + b"IEND\xaeB`\x82")
-    with pytest.raises(DataError, match=r"huge\.png: this is not an image that can be decoded"):
+    with pytest.raises(DataError, match=r"huge\.png: .*3,600,000,000 pixels, .*raise data.max_pixels"):
         read_image(path)
-    with pytest.raises(DataError, match=r"huge\.png: this is not an image that can be decoded"):
-        read_index_mask(path, {0: 0})
+    with pytest.raises(DataError, match=r"huge\.png: .*truncated or damaged"):
+        read_image(path, decoding=Decoding(max_pixels=10**10))
+    with pytest.raises(DataError, match=r"huge\.png: .*truncated or damaged"):
+        read_index_mask(path, {0: 0}, decoding=Decoding(max_pixels=10**10))
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"empty\.png: the file is empty"):
         read_image(tmp_path / "empty.png")
 
 
-@pytest.mark.parametrize("label", [-1, 70000])
-def test_labels_beyond_bytes_are_not_wrapped(tmp_path: Path, label: int) -> None:
-    PIL.Image.fromarray(np.full((3, 3), label, np.int32)).save(tmp_path / "m.tiff")
-    with pytest.raises(DataError, match=f"label {label} at x 0, y 0 is not in the class table"):
-        read_index_mask(tmp_path / "m.tiff", {0: 0, 1: 1})
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("grey", [False, True])
+def test_jpegs_are_pillows_and_opencvs_pixels(tmp_path: Path, kind: str, grey: bool) -> None:
+    content = encode(LARGE[..., 0] if grey else LARGE, "JPEG", **JPEGS[kind])
+    pixels = read_image(save(tmp_path / "x.jpg", content))
+    np.testing.assert_array_equal(pixels, np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB")))
+    np.testing.assert_array_equal(pixels, cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB))
+
+
+LOSSLESS = {
+    **{f"PNG {mode}": ("PNG", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")},
+    **{f"BMP {mode}": ("BMP", mode, {}) for mode in ("1", "L", "P", "RGB")},
+    **{f"TIFF {mode}": ("TIFF", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")},
+    "TIFF deflated": ("TIFF", "RGB", {"compression": "tiff_adobe_deflate"}),
+    "WEBP": ("WEBP", "RGB", {"lossless": True}),
+    "WEBP with alpha": ("WEBP", "RGBA", {"lossless": True, "exact": True}),
+    "GIF": ("GIF", "P", {}),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_lossless_formats_give_the_pixels_that_were_saved(tmp_path: Path, kind: str) -> None:
+    """Alpha is left out, not blended."""
+    name, mode, options = LOSSLESS[kind]
+    image = PIL.Image.fromarray(LARGE).convert(mode)
+    if mode.endswith("A"):
+        image.putalpha(PIL.Image.fromarray(LARGE[..., 2]))
+    image.save(tmp_path / "x", name, **options)
+    np.testing.assert_array_equal(read_image(tmp_path / "x"), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_depths_of_grey_pngs(tmp_path: Path, bits: int) -> None:
+    """Images are stretched to 0..255, labels are the samples as they are stored."""
+    values = np.random.default_rng(bits).integers(0, 1 << bits, (9, 13))
+    path = save(tmp_path / "x.png", grey_png(values, bits))
+    expected = values >> 8 if bits == 16 else values * 255 // ((1 << bits) - 1)
+    np.testing.assert_array_equal(read_image(path)[..., 1], expected)
+    np.testing.assert_array_equal(decode_samples(image_of(path.read_bytes(), path)).values, values)
+
+
+def test_sixteen_bits_are_cut_to_the_upper_eight(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (9, 13), dtype=np.uint16)
+    PIL.Image.fromarray(values).save(tmp_path / "x.tif")
+    cv2.imwrite(str(tmp_path / "color.png"), np.repeat(values[..., None], 3, 2))
+    for name in ("x.tif", "color.png"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), np.repeat(values[..., None] >> 8, 3, 2))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F", "LAB", "I"])
+def test_samples_that_are_no_rgb_are_refused(tmp_path: Path, mode: str) -> None:
+    kind = "TIFF"
+    image = PIL.Image.fromarray(LARGE)
+    image = image.convert("L").convert(mode) if mode in "FI" else image.convert("CMYK") if mode == "CMYK" else image
+    if mode == "LAB":
+        image = PIL.Image.merge("LAB", image.split())
+    image.save(tmp_path / "x.tif", kind)
+    with pytest.raises(DataError, match=r"x\.tif: .*[Ss]ave it"):
+        read_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_what_libjpeg_misses_decides_not_the_last_bytes(tmp_path: Path, kind: str) -> None:
+    """A long trailer, a missing end marker and stray bytes before it are no damage; half an image with one is."""
+    content = encode(LARGE, "JPEG", **JPEGS[kind])
+    whole = read_image(save(tmp_path / "x.jpg", content))
+    end = content[-2:]
+    assert end == b"\xff\xd9"
+    stray = [content[:-2] + b"stray" + end] if kind != "progressive" else []
+    for good in (content + b"trailer" * 500, content[:-2], content + bytes(300), *stray):
+        np.testing.assert_array_equal(read_image(save(tmp_path / "good.jpg", good)), whole)
+    half = content[: len(content) // 2]
+    for bad in (half, half + end, half + bytes(len(half)), half + bytes(len(half)) + end):
+        with pytest.raises(DataError, match=r"bad\.jpg: the file is truncated or damaged"):
+            read_image(save(tmp_path / "bad.jpg", bad))
+
+
+def test_bytes_behind_a_png_are_no_damage_and_half_its_pixels_are(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (40, 40))
+    path = save(tmp_path / "x.png", grey_png(values, 8) + b"trailer" * 100)
+    np.testing.assert_array_equal(read_image(path)[..., 0], values)
+    table = {label: label % 2 for label in range(256)}
+    np.testing.assert_array_equal(read_index_mask(path, table), values % 2)
+    save(path, grey_png(values, 8, share=0.5))
+    for read in (read_image, lambda path: read_index_mask(path, table)):
+        with pytest.raises(DataError, match=r"x\.png: the file is truncated or damaged"):
+            read(path)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "WEBP", "GIF"])
+def test_half_a_file_of_other_formats(tmp_path: Path, kind: str) -> None:
+    content = encode(picture(200, 200), kind)
+    with pytest.raises(DataError, match=r"x: .*(truncated|damaged)"):
+        read_image(save(tmp_path / "x", content[: len(content) // 2]))
+
+
+def test_one_limit_of_pixels_for_all_formats(tmp_path: Path) -> None:
+    for kind in ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF"):
+        path = save(tmp_path / f"x.{kind}", encode(picture(12, 19), kind))
+        assert read_image(path, decoding=Decoding(max_pixels=228)).shape == (12, 19, 3)
+        with pytest.raises(DataError, match=r"19 x 12 = 228 pixels, 227 are allowed.*raise --max-pixels"):
+            read_image(path, decoding=Decoding(max_pixels=227, pixels_option="--max-pixels"))

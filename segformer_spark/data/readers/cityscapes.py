@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
-from segformer_spark.data.decode import read_index_mask
-from segformer_spark.data.files import ReadFile, read_file, visible_files
+from segformer_spark.data.decode import ImageFile
+from segformer_spark.data.files import visible_files
+from segformer_spark.data.masks import decode_index_mask
 from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files
 from segformer_spark.data.suffixes import PNG
 
@@ -67,9 +68,9 @@ class CityscapesDataset(PairDataset):
         if check_files:
             refuse_missing_files(self.pairs)
 
-    def read_mask(self, path: Path, read: ReadFile = read_file) -> Mask:
+    def decode_mask(self, file: ImageFile) -> Mask:
         """Label ids, or train ids, by the file's name."""
-        return read_index_mask(path, _TRAIN_IDS if path.stem.endswith(_TRAIN) else _LABEL_IDS, read)
+        return decode_index_mask(file, _TRAIN_IDS if file.path.stem.endswith(_TRAIN) else _LABEL_IDS, self.decoding)
 
     def sample_id(self, index: int) -> str:
         return super().sample_id(index).removesuffix(_IMAGE)

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from segformer_spark.config.schema import DataConfig, FolderConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
-from segformer_spark.data.decode import color_tolerance, read_color_mask
-from segformer_spark.data.files import ReadFile, read_file, visible_files
+from segformer_spark.data.decode import ImageFile
+from segformer_spark.data.files import visible_files
+from segformer_spark.data.masks import color_tolerance, decode_color_mask
 from segformer_spark.data.readers.pairs import PairDataset
-from segformer_spark.data.suffixes import IMAGES, LOSSY
+from segformer_spark.data.suffixes import IMAGES
 from segformer_spark.errors import ConfigError, DataError
-
-_LOSSLESS_DISTANCE = 8.0
 
 
 class FolderDataset(PairDataset):
@@ -40,20 +39,23 @@ class FolderDataset(PairDataset):
         self.classes = _class_info(table)
         ignored = {} if table.ignore_id is None else {table.ignore_id: IGNORE_INDEX}
         self.labels = ignored | {label: position for position, label in enumerate(table.ids)}
+        colors = dict(zip(table.ids, self.classes.colors, strict=True))
+        if table.ignore_id is not None and table.ignore_color is not None:
+            colors[table.ignore_id] = table.ignore_color
+        self.label_colors = colors
         super().__init__(_match(root, split, check_files=check_files))
 
     @classmethod
     def from_config(cls, config: DataConfig, split: str, *, check_files: bool) -> FolderDataset:
         return cls(Path(config.root), split, config.folder, check_files=check_files)
 
-    def read_mask(self, path: Path, read: ReadFile = read_file) -> Mask:
+    def decode_mask(self, file: ImageFile) -> Mask:
         """Colours or ids, as the table says."""
         if self.table.masks == "index":
-            return super().read_mask(path, read)
+            return super().decode_mask(file)
         colors, ignored = self.classes.colors, self.table.ignore_color
-        lossy = path.suffix.lower() in LOSSY
-        distance = color_tolerance(colors, ignored) if lossy else _LOSSLESS_DISTANCE
-        return read_color_mask(path, colors, ignored=ignored, foreign_distance=distance, read=read)
+        distance = color_tolerance(colors, ignored)
+        return decode_color_mask(file, colors, ignored=ignored, foreign_distance=distance, decoding=self.decoding)
 
     def sample_id(self, index: int) -> str:
         relative = self.pairs[index][0].relative_to(self.root / "images" / self.split)

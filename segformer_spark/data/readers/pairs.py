@@ -8,24 +8,30 @@ from typing import Self
 
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, ClassInfo, Mask, Sample
-from segformer_spark.data.decode import check_sizes, read_image, read_index_mask
+from segformer_spark.data.decode import AS_STORED, Decoding, ImageFile, check_sizes, decode_rgb, open_image
 from segformer_spark.data.files import ReadFile, read_file, read_text
+from segformer_spark.data.masks import LabelColors, decode_index_mask
+from segformer_spark.data.orientation import refuse_other_orientation
 from segformer_spark.errors import DataError
 
 
 class PairDataset:
-    """A split as a list of (image, mask); a subclass sets `classes`, and `labels` or its own `read_mask`.
+    """A split as a list of (image, mask); a subclass sets `classes`, and `labels` or its own `decode_mask`.
 
     Attributes:
         labels: {label in the mask file: class id or IGNORE_INDEX}.
+        label_colors: what palettes of masks must say, where the data set has fixed colours.
         pairs: (image, mask) files of the split, in order.
-        needed_side: see `read_image`; masks are decoded at their size in any case.
+        needed_side: see `decode_rgb`; masks are decoded at their size in any case.
+        decoding: how files are decoded.
     """
 
     classes: ClassInfo
     labels: Mapping[int, int]
+    label_colors: LabelColors | None = None
     categories: Sequence[str] = ()
     needed_side: int | None = None
+    decoding: Decoding = AS_STORED
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
         self.pairs = list(pairs)
@@ -39,7 +45,7 @@ class PairDataset:
     def open(cls, config: DataConfig, split: str, *, check_files: bool = True, needed_side: int | None = None) -> Self:
         """The split that a configuration names (see `open_dataset`)."""
         dataset = cls.from_config(config, split, check_files=check_files)
-        dataset.needed_side = needed_side
+        dataset.needed_side, dataset.decoding = needed_side, Decoding.of(config)
         dataset._refuse_equal_ids()
         return dataset
 
@@ -60,13 +66,16 @@ class PairDataset:
 
     def load(self, index: int, read: ReadFile = read_file) -> Sample:
         image_path, mask_path = self.pairs[index]
-        image, mask = read_image(image_path, self.needed_side, read), self.read_mask(mask_path, read)
+        image_file, mask_file = (open_image(path, self.decoding, read) for path in (image_path, mask_path))
+        if self.decoding.orientation is None:
+            refuse_other_orientation(image_file.header, mask_file.header, image_path, mask_path)
+        image, mask = decode_rgb(image_file, self.decoding, self.needed_side), self.decode_mask(mask_file)
         check_sizes(image, mask, image_path, mask_path, reduced=self.needed_side is not None)
-        return Sample(image, mask)
+        return Sample(image, mask, 1 if self.decoding.orientation == "upright" else image_file.header.orientation)
 
-    def read_mask(self, path: Path, read: ReadFile = read_file) -> Mask:
-        """Decode one mask."""
-        return read_index_mask(path, self.labels, read)
+    def decode_mask(self, file: ImageFile) -> Mask:
+        """Class ids of one mask."""
+        return decode_index_mask(file, self.labels, self.decoding, self.label_colors)
 
     def sample_id(self, index: int) -> str:
         return self.pairs[index][0].stem

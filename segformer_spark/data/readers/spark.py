@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segformer_spark.data.dataset import Box, ClassInfo, Mask
-from segformer_spark.data.decode import read_color_mask
-from segformer_spark.data.files import ReadFile, read_file, read_text
+from segformer_spark.data.decode import ImageFile
+from segformer_spark.data.files import read_text
+from segformer_spark.data.masks import decode_color_mask
 from segformer_spark.data.readers.pairs import PairDataset
 from segformer_spark.errors import DataError
 
@@ -75,9 +76,9 @@ class SparkDataset(PairDataset):
         self.rows = read_rows(root, split, check_files=check_files)
         super().__init__([(row.image, row.mask) for row in self.rows])
 
-    def read_mask(self, path: Path, read: ReadFile = read_file) -> Mask:
+    def decode_mask(self, file: ImageFile) -> Mask:
         """Nearest of the three colours."""
-        return read_color_mask(path, self.classes.colors, read=read)
+        return decode_color_mask(file, self.classes.colors, decoding=self.decoding)
 
     def sample_id(self, index: int) -> str:
         row = self.rows[index]

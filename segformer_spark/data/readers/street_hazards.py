@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
-from segformer_spark.data.decode import read_index_mask
 from segformer_spark.data.files import read_text, visible_files
+from segformer_spark.data.masks import read_index_mask
 from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files
 from segformer_spark.data.suffixes import PNG
 from segformer_spark.errors import DataError
@@ -71,7 +71,7 @@ class StreetHazardsDataset(PairDataset):
 
     def anomalies(self, index: int) -> NDArray[np.bool_]:
         """(H, W): whether a pixel belongs to an anomaly."""
-        return read_index_mask(self.pairs[index][1], _IS_ANOMALY).astype(np.bool_)
+        return read_index_mask(self.pairs[index][1], _IS_ANOMALY, decoding=self.decoding).astype(np.bool_)
 
     def sample_id(self, index: int) -> str:
         """With the town: numbers repeat."""

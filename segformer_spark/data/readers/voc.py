@@ -31,6 +31,7 @@ class VocDataset(PairDataset):
     """A list of VOC 2012, in its order."""
 
     classes = VOC_CLASSES
+    label_colors = {index: _palette_color(index) for index in (*range(len(_NAMES)), 255)}  # noqa: RUF012 - not changed
     labels = {**{index: index for index in range(len(_NAMES))}, 255: IGNORE_INDEX}  # noqa: RUF012 - not changed
 
     def __init__(self, root: Path, split: str, *, check_files: bool = True) -> None:

@@ -76,9 +76,9 @@ def test_colour_masks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "P"])
 def test_index_masks_go_through_the_table_of_ids(tmp_path: Path, mode: str) -> None:
-    """The palette of a P image must not matter: OpenCV would decode its colours."""
+    """OpenCV would decode the colours of a P image."""
     write(tmp_path, "index", mode=mode)
-    dataset = open_train(tmp_path, "index")
+    dataset = open_dataset(config(tmp_path, "index").model_copy(update={"palette_masks": "index"}), "train")
     for index in range(3):
         truth = classes_of(index, ignored=True)
         np.testing.assert_array_equal(dataset.load(index).mask, np.where(truth == 3, IGNORE_INDEX, truth))
