@@ -66,16 +66,18 @@ def visible_files(folder: Path, suffixes: Sequence[str], what: str, *, below: bo
     found = [path for path in seen if path.suffix.lower() in suffixes and (below or path.parent == folder)]
     if not found:
         raise DataError(f"{folder}: there are no {what} ({', '.join(suffixes)})")
-    if len(found) < len(seen):
-        unused = sorted(set(seen) - set(found))
-        named = ", ".join(str(path.relative_to(folder)) for path in unused[:_UNUSED_NAMED])
-        place = "" if below else " in the folder itself"
-        logger.warning(
-            "%s: %d of %d files are not used, they are no %s (%s)%s: %s%s",
-            *(folder, len(unused), len(seen), what, ", ".join(suffixes), place, named),
-            ", ..." if len(unused) > _UNUSED_NAMED else "",
-        )
+    place = "" if below else " in the folder itself"
+    log_unused(folder, seen, found, f"they are no {what} ({', '.join(suffixes)}){place}")
     return found
+
+
+def log_unused(folder: Path, seen: Sequence[Path], used: Sequence[Path], reason: str) -> None:
+    """Count and name the files of `seen` that are not `used`."""
+    unused = sorted(set(seen) - set(used))
+    if unused:
+        named = ", ".join(str(path.relative_to(folder)) for path in unused[:_UNUSED_NAMED])
+        more = ", ..." if len(unused) > _UNUSED_NAMED else ""
+        logger.warning("%s: %d of %d files are not used, %s: %s%s", folder, len(unused), len(seen), reason, named, more)
 
 
 def _visible(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:

@@ -91,7 +91,7 @@ def parse_header(content: bytes, path: Path) -> ImageHeader:
     except _ERRORS as error:
         name = next((name for start, name in _SIGNATURES.items() if content.startswith(start)), None)
         what = "this is not an image that can be decoded"
-        what = what if name is None else f"this is a {name} that cannot be decoded, truncated or damaged"
+        what = what if name is None else f"the file is truncated or damaged, a {name} that cannot be decoded"
         raise DataError(f"{path}: {what} ({len(content)} bytes): {_reason(error)}") from error
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Mask, Sample, SegmentationDataset
 from segformer_spark.data.files import RememberingReader
+from segformer_spark.data.image_header import ImageHeader, parse_header, profile_name
 from segformer_spark.data.loader import check_labels
 from segformer_spark.data.resize import resize_image
 from segformer_spark.data.window import object_box
@@ -23,6 +24,7 @@ from segformer_spark.errors import DataError
 OCCUPANCY_SIDE = 32
 _BATCH = 8
 _MIN_BOX_OVERLAP = 0.5
+_BYTE, _DARK = 8, 16
 
 
 @dataclass
@@ -40,6 +42,7 @@ class ItemFacts:
         brightness: mean of the image from 0 to 255.
         occupancy: {class id: share of each cell that it takes, (OCCUPANCY_SIDE, OCCUPANCY_SIDE)}, of classes present.
         problems: what is wrong, each beginning with a path.
+        notes: what is left out or read in a certain way; the same words for the same thing in other items.
     """
 
     image: Path
@@ -55,6 +58,7 @@ class ItemFacts:
     brightness: float = 0.0
     occupancy: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def scan(dataset: SegmentationDataset, num_workers: int, *, occupancy: bool = False) -> Iterator[ItemFacts]:
@@ -87,6 +91,9 @@ def inspect(dataset: SegmentationDataset, index: int, *, occupancy: bool = False
     facts.image_sha256, facts.image_bytes = _digest(reader.contents.get(image_path))
     facts.mask_sha256, facts.mask_bytes = _digest(reader.contents.get(mask_path))
     if sample is not None and not facts.problems:
+        image, mask = (parse_header(reader.contents[path], path) for path in (image_path, mask_path))
+        facts.notes = _notes(image, mask)
+        facts.problems += _depth_problems(facts, image, sample)
         _measure(facts, sample, dataset, occupancy)
         facts.problems += _box_problems(facts, dataset.box(index))
     return facts
@@ -106,6 +113,31 @@ class _FactsView(Dataset[ItemFacts]):
 def _digest(content: bytes | None) -> tuple[str, int]:
     """sha256 and length; of a file that could not be read, "" and 0."""
     return ("", 0) if content is None else (hashlib.sha256(content).hexdigest(), len(content))
+
+
+def _notes(image: ImageHeader, mask: ImageHeader) -> list[str]:
+    """What a reader of pixels does not see, or sees in its own way."""
+    profile = "" if image.profile is None else profile_name(image.profile)
+    found = {
+        "have an alpha channel, which is left out": image.alpha,
+        f"have {image.bits} bits a sample, of which the upper 8 are read": image.bits > 8,
+        f"have {image.pages} pictures in one file, of which the first is read": image.pages > 1,
+        f"have the colour profile {profile}, which is not applied": bool(profile) and "sRGB" not in profile,
+        f"have EXIF orientation {image.orientation}": image.orientation != 1,
+        f"have a mask with EXIF orientation {mask.orientation}": mask.orientation != 1,
+    }
+    return [note for note, holds in found.items() if holds]
+
+
+def _depth_problems(facts: ItemFacts, image: ImageHeader, sample: Sample) -> list[str]:
+    """Samples of 12 bits in 16 are read as nearly black."""
+    highest = int(sample.image.max(initial=0))
+    if image.bits <= _BYTE or highest >= _DARK:
+        return []
+    return [
+        f"{facts.image}: of {image.bits} bits a sample only the lowest are used, so that the image is read as nearly "
+        f"black (at most {highest} of 255); scale its values to the full range"
+    ]
 
 
 def _box_problems(facts: ItemFacts, box: Box | None) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segformer_spark.config.study import REFERENCE_METRICS, Study
+from segformer_spark.data.readers.pairs import former_id
 from segformer_spark.models.registry import encoder_of, find_architecture
+from segformer_spark.run.console import logger
 from segformer_spark.study.collect import RunResult
 from segformer_spark.study.statistics import Paired, over_seeds, paired_differences
 
@@ -93,14 +95,37 @@ def paired_rows(pairs: Mapping[str, Sequence[Paired]]) -> list[Row]:
 def pairs_by_data(results: Sequence[RunResult]) -> dict[str, list[Paired]]:
     """{data set: all pairs of its models}, each image's score averaged over the seeds."""
     tables: defaultdict[str, dict[str, dict[str, float]]] = defaultdict(dict)
-    for (data, label), group in by_candidate(results).items():
-        shared = set.intersection(*(set(result.per_image) for result in group))
-        tables[data][label] = {
-            image: statistics.fmean(result.per_image[image] for result in group)
-            for image in group[0].per_image
-            if image in shared
-        }
+    groups = by_candidate(results)
+    for data in dict.fromkeys(data for data, _ in groups):
+        own = {label: group for (name, label), group in groups.items() if name == data}
+        aligned = iter(_with_equal_ids([result.per_image for group in own.values() for result in group]))
+        for label, group in own.items():
+            scores = [next(aligned) for _ in group]
+            shared = set.intersection(*map(set, scores))
+            tables[data][label] = {
+                image: statistics.fmean(one[image] for one in scores) for image in scores[0] if image in shared
+            }
     return {data: paired_differences(scores) for data, scores in tables.items()}
+
+
+def _with_equal_ids(tables: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """Scores by image under ids that go together; those of version 0.1 had `former_id` of today's.
+
+    Ids that are equal under the former rule tell nothing about which image they are of, and are left out.
+    """
+    equal = len({frozenset(table) for table in tables}) == 1
+    if equal or all(former_id(image) == image for table in tables for image in table):
+        return list(tables)
+    former = [Counter(former_id(image) for image in table) for table in tables]
+    ambiguous = {image for counts in former for image, number in counts.items() if number > 1}
+    logger.info(
+        "the results differ in their images or in the version that named them: paired by the ids of version 0.1%s",
+        f", without {len(ambiguous)} that several images had" if ambiguous else "",
+    )
+    return [
+        {former_id(image): score for image, score in table.items() if former_id(image) not in ambiguous}
+        for table in tables
+    ]
 
 
 def by_candidate(results: Sequence[RunResult]) -> dict[tuple[str, str], list[RunResult]]:

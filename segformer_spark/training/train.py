@@ -13,6 +13,7 @@ from segformer_spark.checkpoint.store import CheckpointStore, StoredState, read,
 from segformer_spark.config.fields import flatten
 from segformer_spark.config.load import ResolvedConfig, run_path
 from segformer_spark.config.schema import Config
+from segformer_spark.data.label_check import split_findings
 from segformer_spark.data.loader import TrainLoader
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
@@ -83,6 +84,8 @@ def run_training(
             run, resolved, group, setup.plan, setup.schedule.total_steps, setup.sampler.steps_per_epoch, progress
         )
         record.announce(setup.train_set, setup.val_set)
+        if progress.step == 0:
+            group.on_main(lambda: _say_findings(resolved.config, setup))
         warning = lr_warning(resolved.config, setup.plan)
         if warning is not None and group.is_main:
             logger.warning("%s", warning)
@@ -231,6 +234,12 @@ def _close_after_failure(
             action()
         except (UserError, OSError) as second:
             logger.warning("%s", second)
+
+
+def _say_findings(config: Config, setup: Setup) -> None:
+    """What is conspicuous about the training labels."""
+    for finding in split_findings(config.data, config.data.train_split, setup.train_set):
+        logger.warning("training labels: %s; `segformer-spark data check` reads all of them", finding)
 
 
 def _log_outcome(start: _Start, outcome: Outcome, config: Config) -> None:

@@ -195,6 +195,8 @@ def check(arguments: argparse.Namespace) -> int:
         _say_split(split, facts[split], names)
     problems = [problem for items in facts.values() for item in items for problem in item.problems]
     problems += find_duplicates(facts)
+    for split, items in facts.items():
+        problems += _findings(split, items, names, config.data.dataset)
     for problem in problems[: arguments.show]:
         logger.warning("%s", problem)
     if len(problems) > arguments.show:
@@ -204,6 +206,27 @@ def check(arguments: argparse.Namespace) -> int:
     logger.info("manifest: %s", path)
     logger.info("%s", f"{len(problems)} problems" if problems else "no problems found")
     return 1 if problems else 0
+
+
+def _findings(split: str, items: Sequence[ItemFacts], names: Sequence[str], dataset: str) -> list[str]:
+    """What is conspicuous in a split as a whole: the problems; what is only worth knowing is logged."""
+    from segformer_spark.data.label_check import label_findings
+    from segformer_spark.run.console import logger
+
+    decoded = [item for item in items if item.size is not None]
+    notes: dict[str, list[ItemFacts]] = {}
+    for item in decoded:
+        for note in item.notes:
+            notes.setdefault(note, []).append(item)
+    for note, own in notes.items():
+        logger.info("%s: %d of %d images %s, first %s", split, len(own), len(items), note, own[0].image)
+    found = label_findings([item.pixels for item in decoded], [item.ignored for item in decoded], names)
+    found = [f"{split}: {finding}" for finding in found]
+    if dataset == "folder":  # whose class table is the user's own
+        return found
+    for finding in found:
+        logger.warning("%s", finding)
+    return []
 
 
 def _refuse_unwritable(manifest: Path) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
+import PIL.ImageCms
 import pytest
 
 from segformer_spark.data.dataset import SegmentationDataset
@@ -62,6 +64,26 @@ def test_every_kind_of_damage_is_named_by_its_path(own_spark_root: Path) -> None
     for line, (path, words) in zip(found, expected, strict=True):
         assert line.startswith(str(path))
         assert words in line
+
+
+def test_what_is_left_out_of_an_image_is_noted(own_spark_root: Path) -> None:
+    dataset = SparkDataset(own_spark_root, "train")
+    images = [dataset.files(index)[0] for index in range(4)]
+    pixels = cv2.imread(str(images[0]))
+    rgba = cv2.cvtColor(pixels, cv2.COLOR_BGR2BGRA)
+    rgba[0, 0, 3] = 7
+    images[0].write_bytes(cv2.imencode(".png", rgba)[1].tobytes())
+    wide = cv2.imread(str(images[1])).astype(np.uint16)
+    images[1].write_bytes(cv2.imencode(".png", wide * 257)[1].tobytes())
+    images[2].write_bytes(cv2.imencode(".png", cv2.imread(str(images[2])).astype(np.uint16) * 16)[1].tobytes())
+    profile = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("XYZ")).tobytes()
+    PIL.Image.open(images[3]).save(images[3], "JPEG", icc_profile=profile, quality=95)
+    found = [inspect(dataset, index) for index in range(4)]
+    assert found[0].notes == ["have an alpha channel, which is left out"]
+    assert found[1].notes == ["have 16 bits a sample, of which the upper 8 are read"]
+    assert found[1].problems == []
+    assert "only the lowest are used, so that the image is read as nearly black" in found[2].problems[0]
+    assert found[3].notes[0].startswith("have the colour profile XYZ")
 
 
 def test_duplicates_within_and_across_splits(own_spark_root: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.files import visible_files
-from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files
+from segformer_spark.data.readers.pairs import PairDataset, log_masks_without_image, refuse_missing_files, relative_id
 from segformer_spark.data.suffixes import IMAGES
 
 # The first name of each class in the benchmark's objectInfo150.txt.
@@ -55,7 +55,12 @@ class Ade20kDataset(PairDataset):
             DataError: no such split, or an image without its mask.
         """
         folder = _FOLDERS.get(split, split)
-        images = visible_files(root / "images" / folder, IMAGES, "images")
-        super().__init__([(image, root / "annotations" / folder / f"{image.stem}.png") for image in images])
+        self.images, masks = root / "images" / folder, root / "annotations" / folder
+        images = visible_files(self.images, IMAGES, "images")
+        super().__init__([(image, masks / image.relative_to(self.images).with_suffix(".png")) for image in images])
         if check_files:
             refuse_missing_files(self.pairs)
+            log_masks_without_image(masks, ".png", self.pairs)
+
+    def sample_id(self, index: int) -> str:
+        return relative_id(self.pairs[index][0], self.images)

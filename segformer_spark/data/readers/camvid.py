@@ -13,7 +13,7 @@ from pathlib import Path
 
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.files import read_text
-from segformer_spark.data.readers.pairs import PairDataset
+from segformer_spark.data.readers.pairs import PairDataset, relative_id
 from segformer_spark.data.suffixes import JPEG, PNG
 from segformer_spark.errors import DataError
 
@@ -77,6 +77,12 @@ class CamVidDataset(PairDataset):
         if check_files:
             _check_files(lines, root / f"{split}.txt")
         super().__init__([(line.image, line.mask) for line in lines])
+        folders = {line.image.parent for line in lines}
+        self._images = folders.pop() if len(folders) == 1 else root
+
+    def sample_id(self, index: int) -> str:
+        """The name; with its folder, where images of several folders are listed."""
+        return relative_id(self.pairs[index][0], self._images)
 
 
 def _read_list(root: Path, split: str) -> list[_Line]:

@@ -13,7 +13,7 @@ from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import ImageFile
 from segformer_spark.data.files import visible_files
 from segformer_spark.data.masks import decode_index_mask
-from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files
+from segformer_spark.data.readers.pairs import PairDataset, log_masks_without_image, refuse_missing_files
 from segformer_spark.data.suffixes import PNG
 
 _TABLE: tuple[tuple[int, str, tuple[int, int, int]], ...] = (
@@ -67,6 +67,7 @@ class CityscapesDataset(PairDataset):
         )
         if check_files:
             refuse_missing_files(self.pairs)
+            log_masks_without_image(masks, f"{kind}.png", self.pairs)
 
     def decode_mask(self, file: ImageFile) -> Mask:
         """Label ids, or train ids, by the file's name."""

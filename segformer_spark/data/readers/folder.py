@@ -16,7 +16,7 @@ from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import ImageFile
 from segformer_spark.data.files import visible_files
 from segformer_spark.data.masks import color_tolerance, decode_color_mask
-from segformer_spark.data.readers.pairs import PairDataset
+from segformer_spark.data.readers.pairs import PairDataset, relative_id
 from segformer_spark.data.suffixes import IMAGES
 from segformer_spark.errors import ConfigError, DataError
 
@@ -58,8 +58,7 @@ class FolderDataset(PairDataset):
         return decode_color_mask(file, colors, ignored=ignored, foreign_distance=distance, decoding=self.decoding)
 
     def sample_id(self, index: int) -> str:
-        relative = self.pairs[index][0].relative_to(self.root / "images" / self.split)
-        return "__".join(relative.with_suffix("").parts).replace(" ", "_")
+        return relative_id(self.pairs[index][0], self.root / "images" / self.split)
 
 
 def _class_info(table: FolderConfig) -> ClassInfo:

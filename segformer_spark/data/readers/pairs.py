@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -9,10 +10,14 @@ from typing import Self
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, ClassInfo, Mask, Sample
 from segformer_spark.data.decode import AS_STORED, Decoding, ImageFile, check_sizes, decode_rgb, open_image
-from segformer_spark.data.files import ReadFile, read_file, read_text
+from segformer_spark.data.files import ReadFile, log_unused, read_file, read_text, visible_files
 from segformer_spark.data.masks import LabelColors, decode_index_mask
 from segformer_spark.data.orientation import refuse_other_orientation
+from segformer_spark.data.suffixes import PNG
 from segformer_spark.errors import DataError
+
+_AMBIGUOUS = re.compile(r"[ %]|^_|_$|_(?=_)|(?<=_)_")
+_ESCAPED = re.compile(r"%(20|25|5F)")
 
 
 class PairDataset:
@@ -50,16 +55,17 @@ class PairDataset:
         return dataset
 
     def _refuse_equal_ids(self) -> None:
-        """Results are kept by id: of two images with one id, the second would replace the first."""
+        """Results are kept by id: of two images with one id, or one mask, the second would replace the first."""
         files: dict[str, Path] = {}
-        for index, (image, _) in enumerate(self.pairs):
+        masks: dict[Path, Path] = {}
+        for index, (image, mask) in enumerate(self.pairs):
             name = self.sample_id(index)
-            if name in files:
-                problem = (
-                    "is in the split twice" if files[name] == image else f"and {files[name]} have one id, {name!r}"
-                )
+            other = files.get(name, masks.get(mask))
+            if other is not None:
+                shared = f"one id, {name!r}" if name in files else f"one mask, {mask}"
+                problem = "is in the split twice" if other == image else f"and {other} have {shared}"
                 raise DataError(f"{image} {problem}", "Remove one of them, or rename it.")
-            files[name] = image
+            files[name] = masks[mask] = image
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -102,6 +108,26 @@ def refuse_missing_files(pairs: Sequence[tuple[Path, Path]]) -> None:
         image, mask = missing[0]
         more = f" ({len(missing)} images have none)" if len(missing) > 1 else ""
         raise DataError(f"{image}: its mask {mask} does not exist{more}")
+
+
+def log_masks_without_image(folder: Path, ending: str, pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Count and name the masks below `folder`, of names with this ending, that belong to no image of the split."""
+    masks = [path for path in visible_files(folder, PNG, "masks") if path.name.endswith(ending)]
+    log_unused(folder, masks, [mask for _, mask in pairs], "they are masks without an image")
+
+
+def relative_id(path: Path, folder: Path) -> str:
+    """A file's name below `folder`, without its suffix, as an id: safe as a file name, equal for no two names.
+
+    Slashes become two underscores; what would look like one is escaped as in URLs.
+    """
+    parts = path.relative_to(folder).with_suffix("").parts
+    return "__".join(_AMBIGUOUS.sub(lambda found: f"%{ord(found[0]):02X}", part) for part in parts)
+
+
+def former_id(sample_id: str) -> str:
+    """The id of version 0.1 for the sample whose `relative_id` this is; one that is of 0.1 stays."""
+    return _ESCAPED.sub(lambda found: "%" if found[1] == "25" else "_", sample_id).replace(" ", "_")
 
 
 def read_lines(path: Path, what: str) -> list[tuple[int, str]]:

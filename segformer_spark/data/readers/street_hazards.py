@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
 from segformer_spark.data.files import read_text, visible_files
 from segformer_spark.data.masks import read_index_mask
-from segformer_spark.data.readers.pairs import PairDataset, refuse_missing_files
+from segformer_spark.data.readers.pairs import PairDataset, log_masks_without_image, refuse_missing_files
 from segformer_spark.data.suffixes import PNG
 from segformer_spark.errors import DataError
 
@@ -68,6 +68,8 @@ class StreetHazardsDataset(PairDataset):
         self.categories = tuple(sorted({image.parent.name for image, _ in pairs}))
         if check_files:
             refuse_missing_files(pairs)
+            if not lists:
+                log_masks_without_image(root / part / "annotations" / folder, ".png", pairs)
 
     def anomalies(self, index: int) -> NDArray[np.bool_]:
         """(H, W): whether a pixel belongs to an anomaly."""

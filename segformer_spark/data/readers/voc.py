@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
-from segformer_spark.data.readers.pairs import PairDataset, read_lines, refuse_missing_files
+from segformer_spark.data.readers.pairs import PairDataset, read_lines, refuse_missing_files, relative_id
 
 _NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -41,10 +41,12 @@ class VocDataset(PairDataset):
             DataError: no such list, or an image or mask that it names is missing.
         """
         home = next((path for path in (root / "VOCdevkit/VOC2012", root / "VOC2012") if path.is_dir()), root)
+        self.images = home / "JPEGImages"
         lines = read_lines(home / "ImageSets" / "Segmentation" / f"{split}.txt", "names")
         names = [line.split()[0] for _, line in lines]
-        super().__init__(
-            [(home / "JPEGImages" / f"{name}.jpg", home / "SegmentationClass" / f"{name}.png") for name in names]
-        )
+        super().__init__([(self.images / f"{name}.jpg", home / "SegmentationClass" / f"{name}.png") for name in names])
         if check_files:
             refuse_missing_files(self.pairs)
+
+    def sample_id(self, index: int) -> str:
+        return relative_id(self.pairs[index][0], self.images)

@@ -67,7 +67,7 @@ def open_train(root: Path, masks: str) -> SegmentationDataset:
 def test_colour_masks(tmp_path: Path) -> None:
     write(tmp_path, "color")
     dataset = open_train(tmp_path, "color")
-    assert [dataset.sample_id(i) for i in range(len(dataset))] == ["a__one", "a__two", "b_c__one"]
+    assert [dataset.sample_id(i) for i in range(len(dataset))] == ["a__one", "a__two", "b%20c__one"]
     assert dataset.classes.names == ("nothing", "green", "red")
     assert dataset.classes.background == 0
     for index in range(3):
