@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from segformer_spark.config.batch import BatchPlan
@@ -14,13 +15,19 @@ from segformer_spark.run.console import logger
 
 
 def configuration_state(
-    config: Config, plan: BatchPlan, num_images: int, class_weights: list[float] | None, fidelity: str
+    config: Config,
+    plan: BatchPlan,
+    num_images: int,
+    class_weights: list[float] | None,
+    fidelity: str,
+    data: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint remembers to compare with later.
 
     Args:
         class_weights: as numbers, also where the configuration names a rule.
         fidelity: "exact", or how cached images differ from the files'.
+        data: digests of the sets `train` and `val` (`data.identity`).
     """
     return {
         "config": json.loads(config.model_dump_json()),
@@ -29,6 +36,7 @@ def configuration_state(
         "num_train_images": num_images,
         "class_weights": class_weights,
         "image_fidelity": fidelity,
+        "data": data,
     }
 
 
@@ -50,10 +58,18 @@ def _flat(config: Config) -> dict[str, Any]:
     return flatten(json.loads(config.model_dump_json()))
 
 
-def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, present: dict[str, Any]) -> None:
+def check_compatible(
+    stored: dict[str, Any], config: Config, plan: BatchPlan, present: dict[str, Any], *, accept_changes: bool = False
+) -> list[str]:
     """Compare a checkpoint's configuration with the present one (`configuration_state`).
 
     Fields marked `resume_safe` may differ. So may ranks, stage and micro-batch, if the global batch is the same.
+
+    Args:
+        accept_changes: other images or masks are no difference.
+
+    Returns:
+        Which sets, of train and val, are others than before.
 
     Raises:
         CheckpointError: something that decides the result differs; each difference is named.
@@ -79,14 +95,33 @@ def check_compatible(stored: dict[str, Any], config: Config, plan: BatchPlan, pr
             stored["forward_batch"],
             forward_batch,
         )
-    if stored["num_train_images"] != present["num_train_images"]:
-        changed.append(f"the training split had {stored['num_train_images']} images, now {present['num_train_images']}")
+    sets = _changed_sets(stored, present)
+    if not accept_changes:
+        changed += sets.values()
     for key, name in {"class_weights": "class weights were", "image_fidelity": "training images were"}.items():
         if stored[key] != present[key]:
             changed.append(f"the {name} {stored[key]}, now {present[key]}")
     if changed:
+        accept = "; --accept-changes continues with the changed data" if sets and changed == list(sets.values()) else ""
         raise CheckpointError(
             "the run cannot be resumed with another configuration:\n  "
             + "\n  ".join(changed)
-            + "\nUndo the change, or start a new run with another experiment.name."
+            + f"\nUndo the change, or start a new run with another experiment.name{accept}."
         )
+    return list(sets)
+
+
+def _changed_sets(stored: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:
+    """{train or val: how it differs}. Checkpoints of before 0.2 know the number of training images alone."""
+    before, now = stored.get("data") or {}, present["data"] or {}
+    changed = {
+        name: f"the {'training' if name == 'train' else 'validation'} set has other images or masks (sha256 "
+        f"{before[name][:12]}, now {now[name][:12]})"
+        for name in ("train", "val")
+        if name in before and name in now and before[name] != now[name]
+    }
+    if stored["num_train_images"] != present["num_train_images"]:
+        changed["train"] = (
+            f"the training split had {stored['num_train_images']} images, now {present['num_train_images']}"
+        )
+    return changed

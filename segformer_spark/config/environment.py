@@ -18,6 +18,7 @@ from segformer_spark.errors import ConfigError
 LAUNCH_VARIABLES: dict[str, str] = {
     "CONFIG": "Configuration file of the training job; default configs/spark_<variant>.yaml.",
     "RESUME": "auto, or a checkpoint folder: continue the run instead of starting it.",
+    "ACCEPT_CHANGES": "1 resumes a run although images or masks are others than before.",
     "MODEL_PATH": "Run directory or exported model that evaluation and inference use.",
     "TEST_IMAGES": "Folder of test images for inference.",
     "OUTPUT": "Folder for the results of evaluation or inference; the CSV of benchmark_scaling.sh.",
@@ -75,6 +76,18 @@ def read_environment(environment: Mapping[str, str]) -> list[Override]:
         for variable, dotted in known.items()
         if environment.get(variable, "") != ""
     ]
+
+
+def flag(environment: Mapping[str, str], name: str) -> bool:
+    """Whether a launch variable is 1.
+
+    Raises:
+        ConfigError: another value than 0 or 1.
+    """
+    value = environment.get(name) or "0"
+    if value not in ("0", "1"):
+        raise ConfigError(f"environment variable {name}={value}: 0 or 1 is expected")
+    return value == "1"
 
 
 def parse_override(dotted: str, text: str, source: str) -> Any:

@@ -32,7 +32,11 @@ class ConfigField:
     @property
     def absent(self) -> Any:
         """The value for stored configurations that lack the field."""
-        return self._extra["absent"] if "absent" in self._extra else self.info.get_default(call_default_factory=True)
+        return self._extra.get("absent", self.default)
+
+    @property
+    def default(self) -> Any:
+        return self.info.get_default(call_default_factory=True)
 
     @property
     def takes_text(self) -> bool:

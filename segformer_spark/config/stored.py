@@ -7,6 +7,7 @@ field, else its default. Names that have changed are read under their former one
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,31 @@ def load_stored_config(
 ) -> ResolvedConfig:
     """A run's config.yaml, completed, with overrides on top (`load_config`)."""
     return load_config(path, overrides=overrides, environment=environment, complete=complete)
+
+
+def as_begun(resolved: ResolvedConfig, stored: Path) -> ResolvedConfig:
+    """The configuration with which the run of a stored config.yaml goes on.
+
+    A setting that did not exist when the run was begun, and that nobody has set, keeps the behaviour of then, where
+    the default has another (`absent`); each is logged.
+
+    Raises:
+        ConfigError: the stored configuration is not understood.
+    """
+    begun = load_stored_config(stored).config.model_dump(mode="json")
+    before, tree = flatten(begun), resolved.config.model_dump(mode="json")
+    now, kept = flatten(tree), {}
+    for dotted, field in FIELDS.items():
+        unset = resolved.provenance[dotted] == "default" and field.absent != field.default
+        if unset and before[dotted] == field.absent != now[dotted]:
+            kept[dotted] = field.absent
+    for dotted, value in kept.items():
+        *sections, leaf = dotted.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[leaf] = value
+        logging.getLogger("segformer_spark").info(
+            "%s = %s, as when the run was begun; new runs have %s", dotted, value, now[dotted]
+        )
+    return validate(tree, {**resolved.provenance, **dict.fromkeys(kept, str(stored.name))}) if kept else resolved

@@ -27,6 +27,7 @@ from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, ClassInfo, Sample
 from segformer_spark.data.decode import Decoding, decode_rgb, image_of
 from segformer_spark.data.files import ReadFile, read_file
+from segformer_spark.data.identity import FileDigests
 from segformer_spark.data.manifest import check_matches, manifest_path, read_manifest
 from segformer_spark.errors import DataError
 from segformer_spark.run.console import logger
@@ -68,6 +69,7 @@ class CachedDataset:
         self.classes = ClassInfo(tuple(names), tuple((r, g, b) for r, g, b in colors), background)
         self.categories: Sequence[str] = tuple(meta["groups"])  # the name on disk since format 1
         self.root, self.size, self.storage = Path(config.root), meta["size"], meta["storage"]
+        self.digest: str = meta["digest"]
         self._images: list[dict[str, Any]] = meta["images"]
         self._records: list[tuple[int, list[int]]] = [
             (number, record) for number, records in enumerate(meta["shards"]) for record in records
@@ -181,8 +183,11 @@ def _refusal(meta: dict[str, Any], config: DataConfig, digest: str | None) -> st
     return None
 
 
-def check_source(dataset: CachedDataset, config: DataConfig) -> None:
+def check_source(dataset: CachedDataset, config: DataConfig, files: FileDigests | None = None) -> None:
     """Compare a cache with the files it was made from, as far as they can be seen from here. For rank 0.
+
+    Args:
+        files: what is known of their contents already.
 
     Raises:
         DataError: the files were changed since.
@@ -195,4 +200,4 @@ def check_source(dataset: CachedDataset, config: DataConfig) -> None:
         )
         return
     if dataset.root.is_dir():
-        check_matches(read_manifest(config, config.train_split), dataset, dataset.root)
+        check_matches(read_manifest(config, config.train_split), dataset, dataset.root, files)

@@ -3,14 +3,15 @@
     {"format": 1, "dataset": "spark", "classes": [...],
      "splits": {"train": {"digest": ..., "num_images": N, "pixels": [...], "ignored": n, "images": [
          {"image": "images/...", "mask": "mask/...", "image_sha256": ..., "mask_sha256": ..., "image_bytes": ...,
-          "mask_bytes": ..., "size": [h, w], "pixels": [...], "ignored": n}, ...]}}}
+          "mask_bytes": ..., "image_state": [time, inode], "mask_state": [...], "size": [h, w], "pixels": [...],
+          "ignored": n}, ...]}}}
 
-Paths are relative to the data set's root. A split's digest is that of its paths and sha256 in their order.
+Paths are relative to the data set's root. A split's digest is that of its paths and sha256 in their order
+(`data.identity.pairs_digest`). Manifests of before 0.2 have no states.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.identity import FileDigests, FileStamp, pairs_digest, relative_name
 from segformer_spark.errors import DataError
 from segformer_spark.run.atomic import write_json
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:  # scanning needs torch; reading a manifest, as every rank of 
     from segformer_spark.data.scan import ItemFacts
 
 _FORMAT = 1
-_NUM_PROBED = 200
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class SplitManifest:
     pixels: list[int]
     images: list[dict[str, Any]]
     damaged: list[str]
+
+    def stamps(self) -> dict[str, FileStamp]:
+        """{relative name: content and the state in which `data check` read it}."""
+        return {
+            image[kind]: FileStamp((image[f"{kind}_bytes"], *image[f"{kind}_state"]), image[f"{kind}_sha256"])
+            for image in self.images
+            for kind in ("image", "mask")
+            if f"{kind}_state" in image
+        }
 
 
 def manifest_path(config: DataConfig) -> Path:
@@ -57,11 +67,13 @@ def write_manifest(
     for split, items in facts.items():
         images = [_entry(item, root) for item in items if item.size is not None]
         splits[split] = {
-            "digest": _digest(images),
+            "digest": pairs_digest(
+                (image["image"], image["image_sha256"], image["mask"], image["mask_sha256"]) for image in images
+            ),
             "num_images": len(images),
             "pixels": [sum(column) for column in zip(*(image["pixels"] for image in images), strict=True)],
             "ignored": sum(image["ignored"] for image in images),
-            "damaged": [_relative(item.image, root) for item in items if item.size is None],
+            "damaged": [relative_name(item.image, root) for item in items if item.size is None],
             "images": images,
         }
     write_json(path, {"format": _FORMAT, "dataset": dataset, "classes": list(classes), "splits": splits})
@@ -96,8 +108,13 @@ def read_manifest(config: DataConfig, split: str) -> SplitManifest:
     return found
 
 
-def check_matches(manifest: SplitManifest, dataset: SegmentationDataset, root: Path) -> None:
-    """Compare with the files as they are: classes, names, and the sizes of up to 200 files spread over the split.
+def check_matches(
+    manifest: SplitManifest, dataset: SegmentationDataset, root: Path, files: FileDigests | None = None
+) -> None:
+    """Compare with the files as they are: classes, names and contents.
+
+    Args:
+        files: what is known of their contents already.
 
     Raises:
         DataError: the manifest is of other files; the first difference is named.
@@ -117,16 +134,19 @@ def check_matches(manifest: SplitManifest, dataset: SegmentationDataset, root: P
     if len(manifest.images) != len(dataset):
         raise DataError(f"{where} has {len(manifest.images)} images, the data set has {len(dataset)}{fix}")
     for index, entry in enumerate(manifest.images):
-        image, mask = (_relative(path, root) for path in dataset.files(index))
+        image, mask = (relative_name(path, root) for path in dataset.files(index))
         if (image, mask) != (entry["image"], entry["mask"]):
             raise DataError(f"{where} has {entry['image']} where the data set has {image}{fix}")
-    for index in range(0, len(dataset), max(1, len(dataset) // _NUM_PROBED)):
-        for path, kind in zip(dataset.files(index), ("image", "mask"), strict=True):
-            present = path.stat().st_size if path.is_file() else None
-            expected = manifest.images[index][f"{kind}_bytes"]
-            if present != expected:
-                found = "is missing" if present is None else f"has {present} bytes"
-                raise DataError(f"{path} {found}, {where} says {expected} bytes: the files were changed since{fix}")
+    files = files or FileDigests(root)
+    files.learn(manifest.stamps())
+    paths = [path for index in range(len(dataset)) for path in dataset.files(index)]
+    expected = [image[f"{kind}_sha256"] for image in manifest.images for kind in ("image", "mask")]
+    changed = [path for path, found, known in zip(paths, files.of(paths), expected, strict=True) if found != known]
+    if changed:
+        raise DataError(
+            f"{changed[0]}: the file has another content than when {where} was made: the files were changed since "
+            f"({len(changed)} of them){fix}"
+        )
 
 
 def _other_splits(path: Path, dataset: str, classes: Sequence[str]) -> dict[str, Any]:
@@ -142,25 +162,15 @@ def _other_splits(path: Path, dataset: str, classes: Sequence[str]) -> dict[str,
 def _entry(item: ItemFacts, root: Path) -> dict[str, Any]:
     assert item.size is not None
     return {
-        "image": _relative(item.image, root),
-        "mask": _relative(item.mask, root),
+        "image": relative_name(item.image, root),
+        "mask": relative_name(item.mask, root),
         "image_sha256": item.image_sha256,
         "mask_sha256": item.mask_sha256,
-        "image_bytes": item.image_bytes,
-        "mask_bytes": item.mask_bytes,
+        "image_bytes": item.image_state[0],
+        "mask_bytes": item.mask_state[0],
+        "image_state": item.image_state[1:],
+        "mask_state": item.mask_state[1:],
         "size": list(item.size),
         "pixels": item.pixels,
         "ignored": item.ignored,
     }
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-
-
-def _digest(images: Sequence[Mapping[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for image in images:
-        for key in ("image", "image_sha256", "mask", "mask_sha256"):
-            digest.update(f"{image[key]}\n".encode())
-    return digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Mask, Sample, SegmentationDataset
 from segformer_spark.data.files import RememberingReader
+from segformer_spark.data.identity import FileState, file_state
 from segformer_spark.data.image_header import ImageHeader, parse_header, profile_name
 from segformer_spark.data.loader import check_labels
 from segformer_spark.data.resize import resize_image
@@ -34,7 +35,7 @@ class ItemFacts:
     Attributes:
         image, mask: paths as the reader has them.
         image_sha256, mask_sha256: digests; empty when the file cannot be read.
-        image_bytes, mask_bytes: sizes of the files.
+        image_state, mask_state: of the files when they were read; zeros when they cannot be.
         size: (height, width); None when it cannot be decoded.
         pixels: per class.
         ignored: unlabelled pixels.
@@ -49,8 +50,8 @@ class ItemFacts:
     mask: Path
     image_sha256: str = ""
     mask_sha256: str = ""
-    image_bytes: int = 0
-    mask_bytes: int = 0
+    image_state: FileState = (0, 0, 0)
+    mask_state: FileState = (0, 0, 0)
     size: tuple[int, int] | None = None
     pixels: list[int] = field(default_factory=list)
     ignored: int = 0
@@ -83,13 +84,14 @@ def inspect(dataset: SegmentationDataset, index: int, *, occupancy: bool = False
     facts = ItemFacts(image_path, mask_path)
     sample = None
     reader = RememberingReader()
+    states = {path: file_state(path) for path in (image_path, mask_path) if path.is_file()}  # before they are read
     try:
         sample = dataset.load(index, reader)
         check_labels(sample.mask, len(dataset.classes), str(mask_path))
     except DataError as error:
         facts.problems.append(str(error))
-    facts.image_sha256, facts.image_bytes = _digest(reader.contents.get(image_path))
-    facts.mask_sha256, facts.mask_bytes = _digest(reader.contents.get(mask_path))
+    facts.image_sha256, facts.image_state = _stamp(image_path, states, reader)
+    facts.mask_sha256, facts.mask_state = _stamp(mask_path, states, reader)
     if sample is not None and not facts.problems:
         image, mask = (parse_header(reader.contents[path], path) for path in (image_path, mask_path))
         facts.notes = _notes(image, mask)
@@ -110,9 +112,10 @@ class _FactsView(Dataset[ItemFacts]):
         return inspect(self.dataset, index, occupancy=self.occupancy)
 
 
-def _digest(content: bytes | None) -> tuple[str, int]:
-    """sha256 and length; of a file that could not be read, "" and 0."""
-    return ("", 0) if content is None else (hashlib.sha256(content).hexdigest(), len(content))
+def _stamp(path: Path, states: Mapping[Path, FileState], reader: RememberingReader) -> tuple[str, FileState]:
+    """sha256 and state; of a file that could not be read, "" and zeros."""
+    content = reader.contents.get(path)
+    return ("", (0, 0, 0)) if content is None else (hashlib.sha256(content).hexdigest(), states[path])
 
 
 def _notes(image: ImageHeader, mask: ImageHeader) -> list[str]:
@@ -189,7 +192,7 @@ def find_duplicates(facts: dict[str, list[ItemFacts]]) -> list[str]:
     problems = []
     for split, items in facts.items():
         for item in items:
-            if not item.image_bytes:
+            if not item.image_sha256:
                 continue
             if item.image_sha256 in first:
                 other_split, other = first[item.image_sha256]

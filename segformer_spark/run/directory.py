@@ -25,6 +25,7 @@ log.txt                   what the job printed
 checkpoints/step-*/       complete states for --resume
 best/, final/             models: load with transformers, or give them to `evaluate`, `submit`
 evaluation/, submission/  what `evaluate` and `submit` wrote
+data_files.json           size, time and sha256 of the files that were trained and validated on
 attempts/                 who wrote here and when: one job or process at a time
 """
 
@@ -46,6 +47,10 @@ class RunDirectory:
     @property
     def params_json(self) -> Path:
         return self.path / "training_params.json"
+
+    @property
+    def data_files(self) -> Path:
+        return self.path / "data_files.json"
 
     @property
     def metrics(self) -> Path:

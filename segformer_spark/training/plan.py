@@ -10,6 +10,7 @@ from segformer_spark.config.schema import Config, LossConfig
 from segformer_spark.data.class_weights import class_weights
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.flip_pairs import flipped_ids, refuse_unpaired_sides
+from segformer_spark.data.identity import FileDigests
 from segformer_spark.data.manifest import check_matches, read_manifest
 from segformer_spark.errors import ConfigError
 from segformer_spark.metrics.report import check_metric
@@ -76,8 +77,11 @@ def lr_warning(config: Config, plan: BatchPlan) -> str | None:
     )
 
 
-def resolve_loss(config: Config, dataset: SegmentationDataset) -> LossConfig:
+def resolve_loss(config: Config, dataset: SegmentationDataset, files: FileDigests | None = None) -> LossConfig:
     """The loss with class weights as numbers: a rule is applied to the training split's manifest.
+
+    Args:
+        files: what is known of the files' contents already.
 
     Raises:
         DataError: no manifest, or one of other files.
@@ -87,6 +91,6 @@ def resolve_loss(config: Config, dataset: SegmentationDataset) -> LossConfig:
         return loss
     manifest = read_manifest(config.data, config.data.train_split)
     if config.data.cache is None:  # a cache compares digests itself
-        check_matches(manifest, dataset, Path(config.data.root))
+        check_matches(manifest, dataset, Path(config.data.root), files)
     weights = class_weights(loss.class_weights, [image["pixels"] for image in manifest.images])
     return loss.model_copy(update={"class_weights": weights})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from segformer_spark.config.batch import BatchPlan
@@ -100,6 +101,16 @@ class TrainingRecord:
             plan,
             self.record["runtime"]["total_steps"],
         )
+
+    def accept(self, changed_sets: Sequence[str]) -> None:
+        """Record that the run goes on with other images or masks than before, in which sets (train, val)."""
+        if not changed_sets:
+            return
+        self.attempt["accepted_changes"] = list(changed_sets)
+        self.group.on_main(self._write)
+        logger.warning("the run goes on with other images or masks than before (%s)", ", ".join(changed_sets))
+        if "val" in changed_sets:
+            logger.warning("scores of two validation sets do not compare: best model and patience begin anew")
 
     def finish(self, outcome: Outcome, progress: Progress, best: BestTracker, error: BaseException | None) -> None:
         """Complete the record."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from segformer_spark.config.deepspeed import deepspeed_config
 from segformer_spark.config.schema import Config
 from segformer_spark.data.cache import CachedDataset, check_source
 from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset, fixed_subset
+from segformer_spark.data.identity import FileDigests
+from segformer_spark.data.manifest import read_manifest
 from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.data.sampler import TrainBatchSampler
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import check_precision
+from segformer_spark.errors import DataError
 from segformer_spark.losses.build import WeightedSum, build_loss
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.pretrained import build_model
@@ -37,11 +41,12 @@ class Setup:
     configuration: dict[str, Any]
 
 
-def prepare(config: Config, group: Group, local_cache: Path | None = None) -> Setup:
+def prepare(config: Config, group: Group, local_cache: Path | None = None, files: FileDigests | None = None) -> Setup:
     """Open the data and build model and loss. Collective.
 
     Args:
         local_cache: this node's own copy of the configured cache; it may be None on some nodes only.
+        files: what is known of the contents of the data set's files, if checkpoints shall remember the data.
 
     Raises:
         UserError: anything in configuration, data or weights that cannot be used.
@@ -51,7 +56,7 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None) -> Se
     train_set = open_training_set(config.data.model_copy(update=own), config.augmentation.crop)
     if isinstance(train_set, CachedDataset):
         cached = train_set
-        group.on_main(lambda: check_source(cached, config.data))
+        group.on_main(lambda: check_source(cached, config.data, files))
     val_set = fixed_subset(
         open_dataset(config.data, config.data.val_split), config.data.val_subset, config.experiment.seed
     )
@@ -66,11 +71,23 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None) -> Se
     )
     model = build_model(config.model, train_set.classes.names, config.experiment.seed, config.data.image_size)
     check_model(config, plan, model)
-    loss_config = group.on_main(lambda: resolve_loss(config, train_set))
+    loss_config = group.on_main(lambda: resolve_loss(config, train_set, files))
     loss = build_loss(loss_config, len(train_set.classes), IGNORE_INDEX, group.differentiable_sum)
     deepspeed_config(config, plan)
     fidelity = train_set.fidelity if isinstance(train_set, CachedDataset) else "exact"
     weights = loss_config.class_weights
     assert not isinstance(weights, str)
-    configuration = configuration_state(config, plan, len(train_set), weights, fidelity)
+    identity = None if files is None else group.on_main(lambda: _identity(config, train_set, val_set, files))
+    configuration = configuration_state(config, plan, len(train_set), weights, fidelity, identity)
     return Setup(train_set, val_set, plan, sampler, schedule, model, loss, configuration)
+
+
+def _identity(
+    config: Config, train_set: SegmentationDataset, val_set: SegmentationDataset, files: FileDigests
+) -> dict[str, str]:
+    """The digests of both sets; what their manifests know is not read again."""
+    for split in (config.data.train_split, config.data.val_split):
+        with suppress(DataError):  # a manifest is not needed
+            files.learn(read_manifest(config.data, split).stamps())
+    train = train_set.digest if isinstance(train_set, CachedDataset) else files.of_split(train_set)
+    return {"train": train, "val": files.of_split(val_set)}

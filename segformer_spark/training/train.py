@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from segformer_spark.checkpoint.store import CheckpointStore, StoredState, read,
 from segformer_spark.config.fields import flatten
 from segformer_spark.config.load import ResolvedConfig, run_path
 from segformer_spark.config.schema import Config
+from segformer_spark.config.stored import as_begun
+from segformer_spark.data.identity import FileDigests, read_digests
 from segformer_spark.data.label_check import split_findings
 from segformer_spark.data.loader import TrainLoader
 from segformer_spark.distributed.process_group import Group
@@ -48,16 +50,21 @@ class TrainOptions:
             run's own checkpoints, and the folder as long as there are none).
         overwrite: replace an existing run.
         local_cache: this node's own copy of the data cache.
+        accept_changes: continue although images or masks are others than before.
     """
 
     resume: str | None = None
     overwrite: bool = False
     local_cache: Path | None = None
+    accept_changes: bool = False
 
 
 @dataclass
 class _Start:
-    """Where a training begins; `stored` is the checkpoint at `source`, both None for a fresh start."""
+    """Where a training begins; `stored` is the checkpoint at `source`, both None for a fresh start.
+
+    `changed_sets` are those of train and val that are others than at the checkpoint.
+    """
 
     run: RunDirectory
     store: CheckpointStore
@@ -65,6 +72,7 @@ class _Start:
     stored: StoredState | None
     progress: Progress
     best: BestTracker
+    changed_sets: Sequence[str] = ()
 
 
 def run_training(
@@ -75,15 +83,20 @@ def run_training(
     Raises:
         UserError: anything in configuration, data, weights or checkpoints that cannot be used.
     """
-    setup = prepare(resolved.config, group, options.local_cache)
+    place = RunDirectory(run_path(resolved.config))
+    if options.resume is not None and place.is_run():
+        resolved = as_begun(resolved, place.config)
+    files = read_digests(place.data_files, Path(resolved.config.data.root))
+    setup = prepare(resolved.config, group, options.local_cache, files)
     start = _find_start(resolved, options, setup, group)
     run, progress = start.run, start.progress
     with _leased(run, progress.step, group) as lease, log_file(run.log if group.is_main else None):
-        group.on_main(lambda: _begin(start, resolved))
+        group.on_main(lambda: _begin(start, resolved, files))
         record = TrainingRecord(
             run, resolved, group, setup.plan, setup.schedule.total_steps, setup.sampler.steps_per_epoch, progress
         )
         record.announce(setup.train_set, setup.val_set)
+        record.accept(start.changed_sets)
         if progress.step == 0:
             group.on_main(lambda: _say_findings(resolved.config, setup))
         warning = lr_warning(resolved.config, setup.plan)
@@ -154,12 +167,18 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
     if source is None:
         return _Start(run, store, None, None, Progress(), best)
     stored = read(source)
-    check_compatible(stored.state, config, setup.plan, setup.configuration)
-    if source.parent.resolve() == run.checkpoints.resolve():
+    accept = options.accept_changes
+    changed = check_compatible(stored.state, config, setup.plan, setup.configuration, accept_changes=accept)
+    progress = progress_of(stored)
+    if "val" in changed:
+        progress.validated_step = None
+    elif source.parent.resolve() == run.checkpoints.resolve():
         restore_best(stored, best)
     else:
         logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
-    return _Start(run, store, source, stored, progress_of(stored), best)
+    if stored.state["num_train_images"] != len(setup.train_set):
+        progress.position.step = 0  # the order of another number of images has nothing in common with this one
+    return _Start(run, store, source, stored, progress, best, changed)
 
 
 def _reporter(run: RunDirectory, config: Config, setup: Setup, group: Group, progress: Progress) -> Reporter:
@@ -198,8 +217,9 @@ def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> tuple[RunDirec
     return run, _choose_checkpoint(store, options.resume)
 
 
-def _begin(start: _Start, resolved: ResolvedConfig) -> None:
+def _begin(start: _Start, resolved: ResolvedConfig, files: FileDigests) -> None:
     start.run.create(resolved)
+    files.write(start.run.data_files)
     start.store.discard_after(start.progress.step)
 
 

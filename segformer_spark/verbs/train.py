@@ -35,6 +35,11 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run directory")
     parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="with --resume: continue although images or masks are others than before",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print configuration, batch arithmetic, steps, memory and time; write nothing",
@@ -65,7 +70,12 @@ def train(arguments: argparse.Namespace) -> int:
         from segformer_spark.run.outcome import Outcome
         from segformer_spark.training.train import TrainOptions, run_training
 
-        options = TrainOptions(resume, arguments.overwrite, _local_cache(resolved, arguments.from_env))
+        cache, accept = _local_cache(resolved, arguments.from_env), arguments.accept_changes
+        if arguments.from_env:
+            from segformer_spark.config.environment import flag
+
+            accept = accept or flag(os.environ, "ACCEPT_CHANGES")
+        options = TrainOptions(resume, arguments.overwrite, cache, accept)
         _, outcome = run_training(resolved, options, group, stop)
     return ExitCode.STOPPED if outcome is Outcome.STOPPED else ExitCode.GOOD
 

@@ -29,7 +29,7 @@ def test_facts_of_a_healthy_item(spark_root: Path) -> None:
     assert facts.brightness == pytest.approx(float(sample.image.mean()))
     rows, columns = np.nonzero(sample.mask)
     assert facts.box == (columns.min(), rows.min(), columns.max(), rows.max())
-    assert facts.image_bytes == dataset.files(3)[0].stat().st_size
+    assert facts.image_state[0] == dataset.files(3)[0].stat().st_size
     for index, occupancy in facts.occupancy.items():
         assert occupancy.shape == (OCCUPANCY_SIDE, OCCUPANCY_SIDE)
         assert occupancy.mean() == pytest.approx((sample.mask == index).mean(), abs=1e-5)
