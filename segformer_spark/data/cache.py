@@ -192,12 +192,14 @@ def check_source(dataset: CachedDataset, config: DataConfig, files: FileDigests 
     Raises:
         DataError: the files were changed since.
     """
-    if not manifest_path(config).is_file():
+    if not dataset.root.is_dir():
         logger.warning(
-            "%s: there is no manifest at %s to compare the cache with; it is taken as it is",
-            dataset.folder,
-            manifest_path(config),
+            "%s: the files that it was made from are not at %s; it is taken as it is", *(dataset.folder, dataset.root)
         )
-        return
-    if dataset.root.is_dir():
+    elif manifest_path(config).is_file():
         check_matches(read_manifest(config, config.train_split), dataset, dataset.root, files)
+    elif (files or FileDigests(dataset.root)).of_split(dataset) != dataset.digest:
+        raise DataError(
+            f"{dataset.folder}: the files at {dataset.root} were changed since the cache was built",
+            "Run `segformer-spark data check` and build the cache again.",
+        )

@@ -211,14 +211,20 @@ def test_a_cache_of_other_files_is_refused_before_training(
     cached = CachedDataset(build(config, tmp_path, 48, "raw"), config.data)
     check_source(cached, config.data)
     path = cached.files(0)[0]
-    path.write_bytes(path.read_bytes() + b"\0")
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + b"\0" + content[-8:])
     with pytest.raises(DataError, match="the files were changed since"):
         check_source(cached, config.data)
     manifest_path(config.data).unlink()
+    with pytest.raises(DataError, match="were changed since the cache was built"):
+        check_source(CachedDataset(tmp_path, config.data), config.data)
+    path.write_bytes(content)
+    check_source(CachedDataset(tmp_path, config.data), config.data)
+    own_spark_root.rename(tmp_path / "elsewhere")
     with caplog.at_level("WARNING", logger="segformer_spark"):
         logging.getLogger("segformer_spark").propagate = True
         check_source(CachedDataset(tmp_path, config.data), config.data)
-    assert "there is no manifest" in caplog.text
+    assert "it is taken as it is" in caplog.text
 
 
 def test_another_class_table_needs_another_cache(tmp_path: Path) -> None:
