@@ -337,7 +337,7 @@ def test_the_test_images_follow_the_data_root(
     assert _test_images(None, from_env=True) is None
 
 
-@pytest.mark.parametrize("arguments", [("params", "--help"), ("runs", "list", "{runs}")])
+@pytest.mark.parametrize("arguments", [("params", "--help"), ("runs", "list", "--folder", "{runs}")])
 def test_a_reader_that_has_seen_enough_is_no_crash(arguments: tuple[str, ...], trained_run: Path) -> None:
     """`... | head -1`."""
     command = [sys.executable, "-m", "segformer_spark", *(a.format(runs=trained_run.parent) for a in arguments)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -49,6 +50,19 @@ def read_text(path: Path) -> str:
             raise DataError(f"{path}: this is not text in UTF-16: {error}; save it as UTF-8") from error
         logger.warning("%s: the text is not UTF-8 (%s); it is read as Latin-1", path, error)
         return content.decode("latin-1")
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS and archives made there decompose letters with accents."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def on_disk(path: Path) -> Path:
+    """The file of that name in whatever Unicode form it lies there; `path` itself where there is none."""
+    if path.name.isascii() or path.exists() or not path.parent.is_dir():
+        return path
+    wanted = composed(path.name)
+    return next((other for other in path.parent.iterdir() if composed(other.name) == wanted), path)
 
 
 def visible_files(folder: Path, suffixes: Sequence[str], what: str, *, below: bool = True) -> list[Path]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.files import composed
 from segformer_spark.errors import DataError
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger
@@ -48,11 +49,11 @@ def relative_name(path: Path, root: Path) -> str:
 
 
 def pairs_digest(pairs: Iterable[tuple[str, str, str, str]]) -> str:
-    """The digest of a split: of image, its sha256, mask, its sha256 of each pair, in order."""
+    """The digest of a split: of image, its sha256, mask, its sha256 of each pair, in order; names in composed form."""
     digest = hashlib.sha256()
     for pair in pairs:
         for part in pair:
-            digest.update(f"{part}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{composed(part)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

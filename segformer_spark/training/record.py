@@ -9,6 +9,7 @@ from typing import Any
 
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.deepspeed import deepspeed_file
+from segformer_spark.config.effect import without_effect
 from segformer_spark.config.fields import flatten
 from segformer_spark.config.load import ResolvedConfig, run_name
 from segformer_spark.data.dataset import SegmentationDataset
@@ -83,6 +84,8 @@ class TrainingRecord:
         values = flatten(config.model_dump())
         for dotted, source in self.resolved.overrides.items():
             logger.info("%s = %s from %s", dotted, values[dotted], source.removesuffix(f" {dotted}"))
+        for dotted, needed in without_effect(config).items():
+            logger.warning("%s (%s) has no effect: it needs %s", dotted, self.resolved.provenance[dotted], needed)
         logger.info(
             "run %s: %s from %s, %d px, %s, ZeRO-%d on %d x %s",
             self.run.path,

@@ -19,7 +19,7 @@ from segformer_spark.verbs.arguments import (
     positive_number,
 )
 from segformer_spark.verbs.launch import joined
-from segformer_spark.verbs.overrides import refuse_unused
+from segformer_spark.verbs.overrides import refuse_unused, refuse_without_effect
 
 if TYPE_CHECKING:
     from segformer_spark.evaluation.session import Session
@@ -86,6 +86,7 @@ def _opened(arguments: argparse.Namespace, split: str | None) -> Iterator[tuple[
     if run is None:
         raise UserError(f"anomaly: {arguments.run} does not lie in a run directory")
     resolved = load_stored_config(run / "config.yaml", overrides=arguments.overrides)
+    refuse_without_effect(arguments.overrides, resolved.config)
     config = resolved.config
     with joined(config.hardware) as group:
         from segformer_spark.evaluation.session import InferenceSettings, Session

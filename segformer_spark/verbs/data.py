@@ -132,12 +132,15 @@ def _size(text: str) -> int | None:
 def _config(arguments: argparse.Namespace) -> Config:
     from segformer_spark.config.load import load_config
     from segformer_spark.run.console import setup_logging
+    from segformer_spark.verbs.overrides import refuse_without_effect
 
     setup_logging()
     given = {"dataset": arguments.dataset, "root": arguments.root, "num_workers": arguments.num_workers}
     named = [f"data.{key}={value}" for key, value in given.items() if value is not None]
     environment = os.environ if arguments.from_env else None
-    return load_config(arguments.config, overrides=[*named, *arguments.overrides], environment=environment).config
+    config = load_config(arguments.config, overrides=[*named, *arguments.overrides], environment=environment).config
+    refuse_without_effect(arguments.overrides, config)
+    return config
 
 
 def _scan(dataset: SegmentationDataset, config: Config, label: str, *, occupancy: bool = False) -> list[ItemFacts]:

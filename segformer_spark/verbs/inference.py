@@ -22,7 +22,7 @@ from segformer_spark.verbs.arguments import (
     reading,
 )
 from segformer_spark.verbs.launch import joined, launch_variables, name_unused_variables
-from segformer_spark.verbs.overrides import refuse_unused
+from segformer_spark.verbs.overrides import refuse_unused, refuse_without_effect
 
 if TYPE_CHECKING:
     from segformer_spark.config.schema import HardwareConfig
@@ -129,6 +129,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     environment = os.environ if arguments.from_env else None
     load = load_config if arguments.config else load_stored_config
     resolved = load(config_file, overrides=arguments.overrides, environment=environment)
+    refuse_without_effect(arguments.overrides, resolved.config)
     split = arguments.split or variables.get("SPLIT") or resolved.config.data.val_split
     tta, crops = _choice(arguments, variables, "tta", TTA) or "none", _choice(arguments, variables, "crops", CROPS)
     output = arguments.output or variables.get("OUTPUT")

@@ -44,13 +44,17 @@ def resolve(arguments: argparse.Namespace) -> ResolvedConfig:
     from segformer_spark.config.load import load_config
     from segformer_spark.config.study import pick_run, resolve_run
     from segformer_spark.errors import UserError
+    from segformer_spark.verbs.overrides import refuse_without_effect
 
     environment = os.environ if getattr(arguments, "from_env", False) else None
-    if arguments.sweep is None:
-        return load_config(arguments.config, overrides=arguments.overrides, environment=environment)
-    if arguments.config is not None:
+    if arguments.sweep is not None and arguments.config is not None:
         raise UserError("--sweep names its configuration itself; leave --config out")
-    return resolve_run(pick_run(arguments.sweep, arguments.sweep_index), arguments.overrides, environment)
+    if arguments.sweep is None:
+        resolved = load_config(arguments.config, overrides=arguments.overrides, environment=environment)
+    else:
+        resolved = resolve_run(pick_run(arguments.sweep, arguments.sweep_index), arguments.overrides, environment)
+    refuse_without_effect(arguments.overrides, resolved.config)
+    return resolved
 
 
 def launch_variables(arguments: argparse.Namespace) -> Mapping[str, str]:

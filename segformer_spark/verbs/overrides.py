@@ -1,10 +1,14 @@
-"""Settings that a verb does not use: of `--set` they are refused, of the environment they are named."""
+"""Settings that change nothing: of `--set` they are refused, of files and the environment they are named."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from segformer_spark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from segformer_spark.config.schema import Config
 
 
 def refuse_unused(
@@ -31,6 +35,20 @@ def refuse_unused(
             f"--set {', '.join(unused)}: {verb} does not use {'it' if len(unused) == 1 else 'them'}",
             f"Give {', '.join(hints)}" if hints else "Leave it out",
         )
+
+
+def refuse_without_effect(overrides: Sequence[str], config: Config) -> None:
+    """Check the items of `--set`, which are part of `config`.
+
+    Raises:
+        ConfigError: another setting takes its effect away; what it needs is named.
+    """
+    from segformer_spark.config.effect import without_effect
+
+    useless = without_effect(config)
+    for dotted in (item.partition("=")[0].strip() for item in overrides):
+        if dotted in useless:
+            raise ConfigError(f"--set {dotted}: it has no effect here", f"It needs {useless[dotted]}.")
 
 
 def is_used(dotted: str, used: Sequence[str], not_used: Sequence[str] = ()) -> bool:

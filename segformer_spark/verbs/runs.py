@@ -31,6 +31,8 @@ def runs(arguments: argparse.Namespace) -> int:
     from segformer_spark.run.listing import details, find_runs, summarize, table
 
     if arguments.action == "list":
+        if arguments.name is not None:
+            raise UserError(f"runs list: {arguments.name} has no effect here", "Give the folder with --folder.")
         found = find_runs(arguments.folder)
         if not found:
             print(

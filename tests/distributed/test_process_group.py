@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
 
-from segformer_spark.distributed.process_group import choose_device
+from segformer_spark.distributed.environment import detect_launch
+from segformer_spark.distributed.process_group import choose_device, process_group, set_threads
 from segformer_spark.errors import UserError
 from tests.ranks import Group, run_on_ranks
 
@@ -74,6 +77,30 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("auto", 3) == torch.device("cuda", 3)
     with pytest.raises(UserError, match="local rank 4 .* has no GPU"):
         choose_device("auto", 4)
+
+
+def threads(group: Group, requested: int | None, ranks: int) -> tuple[int, int]:
+    return set_threads(requested, ranks), torch.get_num_threads()
+
+
+def test_threads_are_those_asked_for_or_a_share_of_the_cores() -> None:
+    """hardware.threads"""
+    cores = len(os.sched_getaffinity(0))
+    assert run_on_ranks(1, threads, 3, 2) == [(3, 3)]
+    assert run_on_ranks(1, threads, None, 2) == [(max(1, cores // 2),) * 2]
+
+
+def test_a_collective_waits_as_long_as_timeout_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[timedelta] = []
+
+    def join(*args: Any, timeout: timedelta, **options: Any) -> None:
+        given.append(timeout)
+        raise UserError("enough")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    with pytest.raises(UserError, match="enough"), process_group(detect_launch({}), torch.device("cpu"), 7.5):
+        pass
+    assert given == [timedelta(minutes=7.5)]
 
 
 def test_one_gpu_bound_to_each_task(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo
-from segformer_spark.data.files import read_text
+from segformer_spark.data.files import on_disk, read_text
 from segformer_spark.data.readers.pairs import PairDataset, relative_id
 from segformer_spark.data.suffixes import JPEG, PNG
 from segformer_spark.errors import DataError
@@ -100,7 +100,7 @@ def _read_list(root: Path, split: str) -> list[_Line]:
         parts = line.split()
         if len(parts) != 2 or any(len(Path(part).parts) < 2 for part in parts):
             raise DataError(f"{table}:{number}: expected two paths, of an image and of its mask, got {line!r}")
-        image, mask = (root.joinpath(*Path(part).parts[-2:]) for part in parts)
+        image, mask = (on_disk(root.joinpath(*Path(part).parts[-2:])) for part in parts)
         if not Path(parts[0]).name.startswith("."):
             lines.append(_Line(_either_suffix(image), mask, number))
     if not lines:

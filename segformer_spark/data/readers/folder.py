@@ -14,7 +14,7 @@ from pathlib import Path
 from segformer_spark.config.schema import DataConfig, FolderConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, ClassInfo, Mask
 from segformer_spark.data.decode import ImageFile
-from segformer_spark.data.files import visible_files
+from segformer_spark.data.files import composed, visible_files
 from segformer_spark.data.masks import color_tolerance, decode_color_mask
 from segformer_spark.data.readers.pairs import PairDataset, relative_id
 from segformer_spark.data.suffixes import IMAGES
@@ -92,7 +92,7 @@ def _match(root: Path, split: str, *, check_files: bool) -> list[tuple[Path, Pat
 def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in visible_files(folder, IMAGES, "images"):
-        stem = str(path.relative_to(folder).with_suffix(""))
+        stem = composed(str(path.relative_to(folder).with_suffix("")))
         if stem in found:
             raise DataError(f"{found[stem]} and {path} have the same name; one of them must go")
         found[stem] = path

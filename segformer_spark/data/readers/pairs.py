@@ -10,13 +10,13 @@ from typing import Self
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, ClassInfo, Mask, Sample
 from segformer_spark.data.decode import AS_STORED, Decoding, ImageFile, check_sizes, decode_rgb, open_image
-from segformer_spark.data.files import ReadFile, log_unused, read_file, read_text, visible_files
+from segformer_spark.data.files import ReadFile, composed, log_unused, on_disk, read_file, read_text, visible_files
 from segformer_spark.data.masks import LabelColors, decode_index_mask
 from segformer_spark.data.orientation import refuse_other_orientation
 from segformer_spark.data.suffixes import PNG
 from segformer_spark.errors import DataError
 
-_AMBIGUOUS = re.compile(r"[ %]|^_|_$|_(?=_)|(?<=_)_")
+_AMBIGUOUS = re.compile(r"[ %\udc80-\udcff]|^_|_$|_(?=_)|(?<=_)_")
 _ESCAPED = re.compile(r"%(20|25|5F)")
 
 
@@ -39,7 +39,7 @@ class PairDataset:
     decoding: Decoding = AS_STORED
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
-        self.pairs = list(pairs)
+        self.pairs = [(on_disk(image), on_disk(mask)) for image, mask in pairs]
 
     @classmethod
     def from_config(cls, config: DataConfig, split: str, *, check_files: bool) -> Self:
@@ -122,7 +122,8 @@ def relative_id(path: Path, folder: Path) -> str:
     Slashes become two underscores; what would look like one is escaped as in URLs.
     """
     parts = path.relative_to(folder).with_suffix("").parts
-    return "__".join(_AMBIGUOUS.sub(lambda found: f"%{ord(found[0]):02X}", part) for part in parts)
+    # Bytes of names that are not UTF-8 are U+DC80 to U+DCFF in Python (PEP 383).
+    return "__".join(_AMBIGUOUS.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", composed(part)) for part in parts)
 
 
 def former_id(sample_id: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from segformer_spark.data.dataset import Box, ClassInfo, Mask
 from segformer_spark.data.decode import ImageFile
-from segformer_spark.data.files import read_text
+from segformer_spark.data.files import on_disk, read_text
 from segformer_spark.data.masks import decode_color_mask
 from segformer_spark.data.readers.pairs import PairDataset
 from segformer_spark.errors import DataError
@@ -175,8 +175,8 @@ def _parse_row(root: Path, split: str, record: dict[str, str], table: Path, line
     if spacecraft not in SPACECRAFT:
         raise DataError(f"{where}: the class {spacecraft!r} is not one of {', '.join(SPACECRAFT)}")
     return SparkRow(
-        image=root / "images" / spacecraft / split / image,
-        mask=root / "mask" / spacecraft / split / mask,
+        image=on_disk(root / "images" / spacecraft / split / image),
+        mask=on_disk(root / "mask" / spacecraft / split / mask),
         spacecraft=SPACECRAFT.index(spacecraft),
         box=_box_of(record, where),
         line=line,
