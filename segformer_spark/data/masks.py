@@ -66,18 +66,27 @@ def decode_index_mask(
             labels = _labels_by_color(file, labels, samples.palette, colors)
         else:
             _refuse_other_palette(file, labels, samples.palette, colors)
-    lookup = np.full(_NO_LABEL + 1, -1, np.int16)
-    lookup[list(table)] = list(table.values())
-    wide = labels.astype(np.int64)
-    ids = lookup[np.where((wide < 0) | (wide > _NO_LABEL), _NO_LABEL, wide)]
-    if (ids < 0).any():
-        row, column = (int(index) for index in np.argwhere(ids < 0)[0])
+    ids, unknown = _look_up(labels, table)
+    if unknown.any():
+        row, column = (int(index) for index in np.argwhere(unknown)[0])
         raise DataError(
             f"{file.path}: label {int(labels[row, column])} at x {column}, y {row} is not in the class table; "
             f"labels known: {', '.join(str(label) for label in sorted(table))}"
         )
-    mask: Mask = ids.astype(np.uint8)
-    return mask
+    return ids
+
+
+def _look_up(labels: NDArray[np.integer], table: Mapping[int, int]) -> tuple[Mask, NDArray[np.integer]]:
+    """Class ids of labels, and where (not 0) a label is not in the table."""
+    size = 256 if labels.dtype == np.uint8 else _NO_LABEL + 2
+    ids, unknown = np.zeros(size, np.uint8), np.ones(size, np.uint8)
+    known = [label for label in table if label < size]
+    ids[known], unknown[known] = [table[label] for label in known], 0
+    if labels.dtype == np.uint8:
+        return cv2.LUT(labels, ids), cv2.LUT(labels, unknown)
+    wide = labels.astype(np.int64)
+    wide = np.where((wide < 0) | (wide > _NO_LABEL), _NO_LABEL + 1, wide)
+    return ids[wide], unknown[wide]
 
 
 def _refuse_other_palette(

@@ -16,6 +16,7 @@ from segformer_spark.errors import UserError
 from segformer_spark.evaluation.session import InferenceSettings
 from segformer_spark.submission.submit import SubmitOptions, run_submission
 from tests.conftest import NUM_TEST, SIDE
+from tests.data.image_files import encode, picture, save
 from tests.ranks import Group, run_on_ranks
 
 
@@ -125,6 +126,22 @@ def test_a_damaged_image_is_named(trained_run: Path, own_spark_root: Path, tmp_p
     for message in run_on_ranks(2, submit, *paths(trained_run, own_spark_root, tmp_path / "o")):
         assert "test_00002_img.jpg: the file is truncated" in message, "on the rank that met it and on the other"
     assert not (tmp_path / "o" / "submission.zip").exists()
+
+
+def oriented(group: Group, model: str, images: str, output: str, orientation: str | None) -> str:
+    settings = InferenceSettings(exif_orientation=orientation)  # type: ignore[arg-type]
+    return str(run_submission(SubmitOptions(Path(model), Path(images), Path(output), inference=settings), group))
+
+
+@pytest.mark.parametrize(("orientation", "shape"), [(None, (24, 40, 3)), ("upright", (40, 24, 3))])
+def test_a_turned_image_is_predicted_as_it_is_stored(
+    trained_run: Path, tmp_path: Path, orientation: str | None, shape: tuple[int, ...]
+) -> None:
+    save(tmp_path / "images" / "test_00000_img.jpg", encode(picture(24, 40), "JPEG", 6))
+    where = str(trained_run / "best"), str(tmp_path / "images"), str(tmp_path / "out")
+    run_on_ranks(1, oriented, *where, orientation)
+    with np.load(tmp_path / "out" / "test_00000_layer.npz") as archive:
+        assert archive["data"].shape == shape
 
 
 def write_boxes(images: Path, table: Path, number: int = NUM_TEST) -> dict[str, tuple[int, int, int, int]]:
