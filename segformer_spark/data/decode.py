@@ -29,7 +29,7 @@ from segformer_spark.data.orientation import turn_back, turn_upright
 from segformer_spark.errors import DataError
 
 _END_OF_IMAGE, _PROGRESSIVE = b"\xff\xd9", b"\xff\xc2"
-_PREMATURE_END = "Premature end of JPEG file"
+_PREMATURE_END, _UNSUPPORTED = "Premature end of JPEG file", "Unsupported"
 _STRAY_BYTES, _MOST_ENDS = re.compile(r"(\d+) extraneous bytes before marker 0xd9"), 4
 _REDUCTIONS = (8, 4, 2)
 _PILLOW_ERRORS = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
@@ -188,6 +188,8 @@ def _decode_jpeg(file: ImageFile, needed_side: int | None) -> Image:
         return _jpeg_rows(file.content, smallest)
     except ValueError as error:
         reason = str(error)
+    if reason.startswith(_UNSUPPORTED):
+        raise DataError(f"{file.path}: this kind of JPEG cannot be decoded: {reason}", "Save it as a baseline JPEG.")
     for content in _with_plain_end(file.content, reason):
         with suppress(ValueError):
             return _jpeg_rows(content, smallest)
