@@ -42,5 +42,9 @@ class PeersNotFound(UserError):
     """The ranks did not meet; the command line leaves with ExitCode.PEER_LOST, since another attempt may succeed."""
 
 
+class PortTaken(UserError):
+    """The port at which the ranks were to meet is in use; the command line leaves with ExitCode.PORT_TAKEN."""
+
+
 class RunTakenOver(UserError):
     """A later attempt holds the lease of the run directory; this one must not write into it."""

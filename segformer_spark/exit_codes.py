@@ -17,6 +17,8 @@ class ExitCode(IntEnum):
     """A mistake of ours, with its traceback (EX_SOFTWARE of sysexits.h)."""
     STOPPED = 85
     """A run was asked to stop, saved its state and can be resumed."""
+    PORT_TAKEN = 86
+    """The port that the ranks of a job were told to meet at is in use."""
     PEER_LOST = 87
     """A rank has not heard from another one: a node or the network between them is gone."""
 

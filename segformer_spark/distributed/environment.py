@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from segformer_spark.distributed.host_list import expand_hosts
 from segformer_spark.errors import UserError
 
-_BASE_PORT, _NUM_PORTS = 15000, 17000  # below the range that Linux hands out by itself
+_PORTS = range(15000, 32000)  # below the range that Linux hands out by itself
+_PORTS_TRIED = 8
+_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,9 @@ class Launch:
         launcher: "torchrun", "slurm" or "single".
         local_rank, local_world_size: among the processes of this node.
         master: (host, port) of the rendezvous; None for one process alone.
+        other_ports: what to try, in this order, where something else listens at the first one.
+        token: what only the ranks of this attempt know; who meets others by accident goes on.
+        notice: what the user should know about how this process was started.
     """
 
     launcher: str
@@ -27,63 +34,88 @@ class Launch:
     local_rank: int
     local_world_size: int
     master: tuple[str, int] | None
+    other_ports: tuple[int, ...] = ()
+    token: str = ""
+    notice: str = ""
 
 
 def detect_launch(environment: Mapping[str, str]) -> Launch:
     """Read the launcher's variables.
 
     torchrun wins over SLURM, since it may run inside a SLURM job; `srun` is recognised by SLURM_PROCID within a step
-    (an interactive `salloc` shell has SLURM_NTASKS but is one process).
+    (an interactive `salloc` shell has SLURM_NTASKS but is one process). MASTER_ADDR and MASTER_PORT are read in a step
+    too, for clusters whose node names do not resolve.
 
     Raises:
-        UserError: the variables are incomplete.
+        UserError: the variables are incomplete, or contradict each other.
     """
-    if (
-        "TORCHELASTIC_RUN_ID" in environment
-        or {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys()
-    ):
+    in_step = "SLURM_STEP_ID" in environment and _integer(environment, "SLURM_NTASKS", "1") > 1
+    if "TORCHELASTIC_RUN_ID" in environment or (set(_TORCHRUN) <= environment.keys() and not in_step):
         return Launch(
             launcher="torchrun",
             rank=_integer(environment, "RANK"),
             world_size=_integer(environment, "WORLD_SIZE"),
             local_rank=_integer(environment, "LOCAL_RANK"),
             local_world_size=_integer(environment, "LOCAL_WORLD_SIZE", "1"),
-            master=(environment["MASTER_ADDR"], _integer(environment, "MASTER_PORT")),
+            master=(_text(environment, "MASTER_ADDR"), _integer(environment, "MASTER_PORT")),
         )
-    if "SLURM_STEP_ID" in environment and _integer(environment, "SLURM_NTASKS", "1") > 1:
+    if in_step and "SLURM_PTY_PORT" in environment:
+        return Launch(
+            *("single", 0, 1, 0, 1, None),
+            notice=f"this is an interactive step of {environment['SLURM_NTASKS']} tasks: one process works here. For "
+            "one per task type: srun --overlap python -m segformer_spark ...",
+        )
+    if in_step:
+        _refuse_stale(environment)
+        ports, token = _ports(environment)
         return Launch(
             launcher="slurm",
             rank=_integer(environment, "SLURM_PROCID"),
             world_size=_integer(environment, "SLURM_NTASKS"),
             local_rank=_integer(environment, "SLURM_LOCALID"),
             local_world_size=_tasks_on_node(environment),
-            # The step's own nodes: it may be smaller than the job.
-            master=(
-                first_host(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]),
-                _port(environment),
-            ),
+            master=(environment.get("MASTER_ADDR") or first_host(environment), ports[0]),
+            other_ports=ports[1:],
+            token=token,
         )
     return Launch("single", 0, 1, 0, 1, None)
 
 
-def first_host(node_list: str) -> str:
-    """The first host of a SLURM node list such as `gpu[003-005,9],login1`, without calling scontrol.
-
-    Raises:
-        UserError: not a node list.
-    """
-    match = re.match(r"([A-Za-z0-9._-]+)(?:\[(\d+)[^\]]*\])?([A-Za-z0-9._-]*)", node_list)
-    if match is None:
-        raise UserError(f"SLURM_JOB_NODELIST: {node_list!r} is not a list of nodes")
-    prefix, number, suffix = match.groups()
-    return f"{prefix}{number or ''}{suffix}"
+def first_host(environment: Mapping[str, str]) -> str:
+    """The first host of this step: it may be smaller than the job."""
+    name = "SLURM_STEP_NODELIST" if environment.get("SLURM_STEP_NODELIST") else "SLURM_JOB_NODELIST"
+    try:
+        return expand_hosts(_text(environment, name))[0]
+    except UserError as error:
+        raise UserError(f"{name}: {error.problem}", "Set MASTER_ADDR to the first node's name or address.") from error
 
 
-def _port(environment: Mapping[str, str]) -> int:
-    """A port from the job id: two jobs on one node must not meet on a fixed one."""
+def _refuse_stale(environment: Mapping[str, str]) -> None:
+    """Variables of torchrun that a shell still has from before would make two ranks 0."""
+    pairs = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    for own, slurm in pairs.items():
+        if own in environment and environment[own] != environment.get(slurm):
+            raise UserError(
+                f"the launcher's variables contradict each other: {own}={environment[own]}, {slurm}="
+                f"{environment.get(slurm)}",
+                f"Unset {', '.join(name for name in pairs if name in environment)} before srun, or use torchrun.",
+            )
+
+
+def _ports(environment: Mapping[str, str]) -> tuple[tuple[int, ...], str]:
+    """The ports that all ranks try, and their token; both of job, step and attempt, which may share a node."""
+    parts = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    token = ".".join(environment.get(name, "0") for name in parts)
     if "MASTER_PORT" in environment:
-        return _integer(environment, "MASTER_PORT")
-    return _BASE_PORT + _integer(environment, "SLURM_JOB_ID") % _NUM_PORTS
+        return (_integer(environment, "MASTER_PORT"),), token
+    return tuple(random.Random(token).sample(_PORTS, _PORTS_TRIED)), token
+
+
+def _text(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name)
+    if not value:
+        raise UserError(f"the launcher did not set {name}; start with torchrun, srun or as one process")
+    return value
 
 
 def _tasks_on_node(environment: Mapping[str, str]) -> int:

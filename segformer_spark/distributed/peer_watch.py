@@ -13,13 +13,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
+from segformer_spark.distributed.rendezvous import Meeting
 from segformer_spark.exit_codes import ExitCode
 
 _HEARTBEATS_PER_LIMIT = 6
@@ -97,16 +99,17 @@ class PeerWatch:
 
 
 @contextmanager
-def watch_peers(address: tuple[str, int], rank: int, hosts: Sequence[str], limit: float | None) -> Iterator[None]:
-    """Watch for the duration of the block. `hosts` by rank; `limit` None or a single rank: nothing to watch."""
+def watch_peers(meeting: Meeting, rank: int, limit: float | None) -> Iterator[None]:
+    """Watch for the duration of the block; `limit` None or a single rank: nothing to watch."""
+    hosts = meeting.hosts
     if limit is None or len(hosts) == 1:
         yield
         return
     peers = {other: hosts[other] for other in (range(1, len(hosts)) if rank == 0 else (0,))}
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        *address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=max(1.0, limit / 2))
+        *meeting.address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=max(1.0, limit / 2))
     )
-    watch = PeerWatch(store, rank, peers, limit)
+    watch = PeerWatch(PrefixStore(f"alive/{meeting.name}", store), rank, peers, limit)
     watch.start()
     try:
         yield
@@ -115,8 +118,7 @@ def watch_peers(address: tuple[str, int], rank: int, hosts: Sequence[str], limit
 
 
 def _key(rank: int) -> str:
-    # torchrun keeps one store over its restarts.
-    return f"segformer_spark/alive/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
+    return str(rank)
 
 
 def _end_process(message: str) -> None:

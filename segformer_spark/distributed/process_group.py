@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segformer_spark.distributed.environment import Launch
 from segformer_spark.distributed.peer_watch import watch_peers
+from segformer_spark.distributed.rendezvous import Meeting, meet
 from segformer_spark.errors import PeersNotFound, UserError
 
 T = TypeVar("T")
@@ -183,34 +184,28 @@ def process_group(
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
+    meeting = _meet(launch, timeout_minutes)
     try:
-        options |= {"store": _meet(launch, timeout_minutes), "rank": launch.rank, "world_size": launch.world_size}
-        dist.init_process_group(backend, **options)
+        dist.init_process_group(backend, store=meeting.store, rank=launch.rank, world_size=launch.world_size, **options)
     except (RuntimeError, ValueError, dist.DistError) as error:
         raise PeersNotFound(
-            f"the {launch.world_size} ranks did not find each other at {launch.master}: {error}"
+            f"the {launch.world_size} ranks met at {meeting.address} and cannot connect to each other: {error}",
+            "Set GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME) to the interface that joins the nodes.",
         ) from error
     try:
         control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=options["timeout"])
         group = Group(launch, device, control)
-        hosts = group.gather(socket.gethostname())
-        with watch_peers(launch.master or ("", 0), launch.rank, hosts, peer_timeout):
+        with watch_peers(meeting, launch.rank, peer_timeout):
             yield group
     finally:
         dist.destroy_process_group()
 
 
-def _meet(launch: Launch, timeout_minutes: float) -> Any:
-    """The store that all ranks share. Who waits for a rank that never starts holds its GPU: not for too long."""
+def _meet(launch: Launch, timeout_minutes: float) -> Meeting:
+    """Who waits for a rank that never starts holds its GPU: not for too long."""
     if launch.master is None:
-        return dist.HashStore()  # type: ignore[attr-defined]
-    host, port = launch.master
-    # torchrun's agent holds the store already.
-    url = "env://" if launch.launcher == "torchrun" else f"tcp://{host}:{port}"
-    patience = timedelta(minutes=min(timeout_minutes, _MEETING_MINUTES))
-    store, _, _ = next(dist.rendezvous(url, launch.rank, launch.world_size, timeout=patience))  # type: ignore[attr-defined]
-    store.set_timeout(timedelta(minutes=timeout_minutes))
-    return store
+        return Meeting("", dist.HashStore(), ("", 0), [socket.gethostname()])  # type: ignore[attr-defined]
+    return meet(launch, 60 * min(timeout_minutes, _MEETING_MINUTES))
 
 
 def set_threads(requested: int | None, local_world_size: int) -> int:

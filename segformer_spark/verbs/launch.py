@@ -25,10 +25,12 @@ def joined(hardware: HardwareConfig) -> Iterator[Group]:
         use_deterministic_algorithms,
     )
     from segformer_spark.run.allocator import keep_freed_memory
-    from segformer_spark.run.console import setup_logging
+    from segformer_spark.run.console import logger, setup_logging
 
     launch = detect_launch(os.environ)
     setup_logging(launch.rank, launch.world_size)
+    if launch.notice:
+        logger.info("%s", launch.notice)
     device = choose_device(hardware.device, launch.local_rank)
     if device.type == "cpu":
         keep_freed_memory()

@@ -51,8 +51,47 @@ def test_srun() -> None:
 
 
 def test_two_jobs_have_two_ports() -> None:
-    ports = {detect_launch({**SLURM, "SLURM_JOB_ID": str(job)}).master for job in range(1000, 1200)}
-    assert len(ports) == 200
+    found = [detect_launch({**SLURM, "SLURM_JOB_ID": str(job)}) for job in range(1000, 1200)]
+    assert len({(launch.master, *launch.other_ports) for launch in found}) == 200
+    assert len({launch.token for launch in found}) == 200
+
+
+def test_all_ranks_try_the_same_ports_and_another_step_or_attempt_others() -> None:
+    def ports(**changes: str) -> tuple[int, ...]:
+        launch = detect_launch({**SLURM, **changes})
+        assert launch.master is not None
+        return launch.master[1], *launch.other_ports
+
+    own = ports()
+    assert len(set(own)) == 8
+    assert all(15000 <= port < 32000 for port in own)
+    assert ports(SLURM_PROCID="0", SLURM_NODEID="0") == own
+    assert ports(SLURM_STEP_ID="1") != own != ports(SLURM_RESTART_COUNT="1")
+    assert ports(MASTER_PORT="23456") == (23456,)
+
+
+def test_a_given_address_is_taken_under_srun_too() -> None:
+    launch = detect_launch({**SLURM, "MASTER_ADDR": "10.1.2.3"})
+    assert launch.master is not None
+    assert launch.master[0] == "10.1.2.3"
+
+
+@pytest.mark.parametrize("stale", [{"RANK": "0"}, {"WORLD_SIZE": "4"}, {"LOCAL_RANK": "3"}])
+def test_variables_that_contradict_slurm_are_named(stale: dict[str, str]) -> None:
+    ((name, value),) = stale.items()
+    with pytest.raises(UserError, match=rf"contradict each other: {name}={value}, SLURM_.*Unset {name}"):
+        detect_launch({**SLURM, **stale})
+    whole = {"RANK": "0", "WORLD_SIZE": "7", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+    with pytest.raises(UserError, match="contradict"):
+        detect_launch({**SLURM, **whole})
+    assert detect_launch({**SLURM, **whole, "RANK": "6"}).launcher == "slurm", "what a wrapper set to SLURM's values"
+
+
+def test_an_interactive_step_is_one_process() -> None:
+    """`salloc -n2; srun --pty bash`"""
+    launch = detect_launch({**SLURM, "SLURM_PTY_PORT": "40001"})
+    assert (launch.launcher, launch.world_size) == ("single", 1)
+    assert "srun --overlap" in launch.notice
 
 
 def test_an_interactive_allocation_is_one_process() -> None:
@@ -85,13 +124,14 @@ def test_incomplete_variables_are_named(broken: str) -> None:
     ],
 )
 def test_first_host(nodes: str, host: str) -> None:
-    assert first_host(nodes) == host
+    assert first_host({"SLURM_JOB_NODELIST": nodes}) == host
+    assert first_host({"SLURM_JOB_NODELIST": "other", "SLURM_STEP_NODELIST": nodes}) == host
 
 
 @given(st.text(max_size=20))
 def test_any_node_list_is_a_safe_host_or_an_error(text: str) -> None:
     try:
-        host = first_host(text)
+        host = first_host({"SLURM_JOB_NODELIST": text})
     except UserError:
         return
     assert all(c.isascii() and (c.isalnum() or c in "._-") for c in host)
