@@ -78,7 +78,7 @@ def decide(run: RunDirectory, status: int, job: JobId) -> Decision:
         status = ExitCode.STOPPED
     elif status == 0:
         status = ExitCode.PEER_LOST
-    if status == ExitCode.USER_ERROR:
+    if status in (ExitCode.USER_ERROR, ExitCode.PORT_TAKEN):
         return Decision(
             RequeueVerdict.GIVEN_UP, "the message above says what to fix; another attempt would meet it again"
         )

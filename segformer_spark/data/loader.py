@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,7 @@ from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.sampler import SampleKey, TrainBatchSampler
 from segformer_spark.data.transforms import TrainTransform, image_to_tensor, load_native
 from segformer_spark.data.window import Window
-from segformer_spark.data.workers import end_workers, iterate, worker_options
+from segformer_spark.data.workers import end_workers, iterate, watch, worker_options
 from segformer_spark.errors import DataError
 
 T = TypeVar("T")
@@ -128,9 +128,22 @@ def check_labels(mask: Mask, num_classes: int, name: str) -> None:
 
 
 class TrainLoader:
-    """Training batches of one rank; `epoch(position)` iterates from a position to the epoch's end."""
+    """Training batches of one rank, from the sampler's position to the epoch's end."""
 
-    def __init__(self, dataset: SegmentationDataset, config: Config, sampler: TrainBatchSampler, *, pin: bool) -> None:
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        config: Config,
+        sampler: TrainBatchSampler,
+        *,
+        pin: bool,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Prepare the loader; its processes start with the first iteration.
+
+        Args:
+            interrupted: whether somebody asked to stop; the wait for a batch ends then (LoadingInterrupted).
+        """
         transform = TrainTransform.of(config, dataset.classes.names)
         self.sampler = sampler
         workers = config.data.num_workers
@@ -143,10 +156,11 @@ class TrainLoader:
             **worker_options(workers),
         )
         self._running: Iterator[Any] | None = None
+        self._interrupted = interrupted
 
     def __iter__(self) -> Iterator[TrainBatch]:
         self._running = iter(self._loader)
-        return map(_raise_if_error, self._running)
+        return map(_raise_if_error, watch(self._loader, self._running, self._interrupted))
 
     def close(self) -> None:
         """End the loader's processes."""

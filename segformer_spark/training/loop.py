@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from segformer_spark.config.schema import TrainingConfig
 from segformer_spark.data.loader import TrainBatch, TrainLoader
+from segformer_spark.data.workers import LoadingInterrupted
 from segformer_spark.engine.engine import Engine, StepResult
 from segformer_spark.errors import TrainingDiverged, UserError
 from segformer_spark.run.console import logger, progress
@@ -123,6 +124,8 @@ class Loop:
             if self.lease is not None and self.lease.lost:
                 self.lease.check()
             found = next(batches)
+        except LoadingInterrupted:
+            logger.info("the next batch did not come before the request to stop")
         except UserError as error:
             failure = error
         group = self.engine.group

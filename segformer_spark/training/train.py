@@ -126,7 +126,11 @@ def _train(
 ) -> Outcome:
     """Build engine and loop, train, and export the final model. Collective."""
     run, progress, best = start.run, start.progress, start.best
-    loader = TrainLoader(setup.train_set, config, setup.sampler, pin=group.device.type == "cuda")
+    loader = TrainLoader(
+        *(setup.train_set, config, setup.sampler),
+        pin=group.device.type == "cuda",
+        interrupted=lambda: stop.reason is not None,
+    )
     try:
         engine = Engine(setup.model, setup.loss, config, setup.plan, group)
         if start.stored is not None:

@@ -66,7 +66,8 @@ def train(arguments: argparse.Namespace) -> int:
         return _dry_run(resolved, arguments)
     from segformer_spark.training.stop import catch_signals
 
-    with catch_signals(job_end(os.environ)) as stop, joined(resolved.config.hardware) as group:
+    # Until the ranks have met a signal ends this process at once: there is nothing to save.
+    with joined(resolved.config.hardware) as group, catch_signals(job_end(os.environ)) as stop:
         from segformer_spark.run.outcome import Outcome
         from segformer_spark.training.train import TrainOptions, run_training
 
