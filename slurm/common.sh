@@ -65,9 +65,12 @@ if ((gpus > 0)); then
     tasks_per_node="$gpus"
 fi
 if [[ -z ${SLURM_JOB_END_TIME:-} && -n ${SLURM_JOB_ID:-} ]]; then
-    # SLURM sets it from 23.02 on.
-    end=$(squeue --noheader --job "$job" --format %e 2>/dev/null) &&
-        end=$(date --date="$end" +%s 2>/dev/null) && export SLURM_JOB_END_TIME="$end"
+    # SLURM sets it from 23.02 on. Time left ([days-][hours:]minutes:seconds) does not depend on SLURM_TIME_FORMAT.
+    left=$(squeue --noheader --job "$job" --format %L 2>/dev/null)
+    if [[ $left =~ ^(([0-9]+)-)?(([0-9]+):)?([0-9]+):([0-9]+)$ ]]; then
+        left=$((10#${BASH_REMATCH[2]:-0} * 86400 + 10#${BASH_REMATCH[4]:-0} * 3600 + 10#${BASH_REMATCH[5]} * 60))
+        export SLURM_JOB_END_TIME=$(($(date +%s) + left + 10#${BASH_REMATCH[6]}))
+    fi
 fi
 
 # scancel ends the script as well as the step; it stays to say how the job ended.

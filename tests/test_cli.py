@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from segformer_spark.cli import build_parser, main
 from segformer_spark.exit_codes import ExitCode
+from segformer_spark.verbs.launch import deadline
 from tests.tiny import TINY_SETTINGS
 from tests.verbs import run_verb
 
@@ -347,3 +350,15 @@ def test_a_reader_that_has_seen_enough_is_no_crash(arguments: tuple[str, ...], t
     done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     os.close(write_end)
     assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)
+
+
+def test_an_end_of_the_job_in_the_past_is_no_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """It would save at step 0 and leave, three times, until the requeue gives up."""
+    later = time.time() + 900
+    assert deadline({"SLURM_JOB_END_TIME": f"{later:.0f}"}) == pytest.approx(later, abs=1)
+    assert deadline({}) is None
+    assert deadline({"SLURM_JOB_END_TIME": "10:00:00"}) is None
+    with caplog.at_level("WARNING", "segformer_spark"):
+        logging.getLogger("segformer_spark").propagate = True
+        assert deadline({"SLURM_JOB_END_TIME": "1700000000"}) is None
+    assert "in the past: this run goes on without a limit of its own" in caplog.text

@@ -34,8 +34,9 @@ from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, TrainBatch, fed_sample
 from segformer_spark.data.registry import open_training_set
 from segformer_spark.data.transforms import TrainTransform
+from segformer_spark.distributed.devices import choose_device, set_threads
 from segformer_spark.distributed.environment import Launch
-from segformer_spark.distributed.process_group import choose_device, process_group, set_threads
+from segformer_spark.distributed.process_group import process_group
 from segformer_spark.engine.engine import load_deepspeed
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import Predictor

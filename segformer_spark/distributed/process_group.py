@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,11 +32,13 @@ class Group:
     Attributes:
         device: where this rank computes.
         control: gloo group for decisions on the CPU; on GPUs they must not wait for the device.
+        own_threads: CPU threads that are this rank's share.
     """
 
     launch: Launch
     device: torch.device
     control: Any
+    own_threads: int = 1
 
     @property
     def rank(self) -> int:
@@ -149,42 +152,32 @@ class _DifferentiableSum(torch.autograd.Function):
         return grads[0] * ctx.world_size, None
 
 
-def choose_device(requested: str, local_rank: int) -> torch.device:
-    """The device of a rank.
-
-    Raises:
-        UserError: a GPU was asked for and there is none for this rank.
-    """
-    if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError("hardware.device is cuda, but torch sees no GPU; check the driver, or set hardware.device=cpu")
-    visible = torch.cuda.device_count()
-    # With one GPU bound per task, SLURM shows each rank a single device.
-    index = 0 if visible == 1 and local_rank > 0 and os.environ.get("SLURM_STEP_GPUS") else local_rank
-    if index >= visible:
-        raise UserError(
-            f"local rank {local_rank} on {socket.gethostname()} has no GPU of its own: {visible} visible. "
-            "Start as many processes per node as there are GPUs."
-        )
-    return torch.device("cuda", index)
-
-
 @contextmanager
 def process_group(
-    launch: Launch, device: torch.device, timeout_minutes: float = 30.0, peer_timeout: float | None = None
+    launch: Launch,
+    device: torch.device | Callable[[], torch.device],
+    timeout_minutes: float = 30.0,
+    peer_timeout: float | None = None,
 ) -> Iterator[Group]:
     """Join the ranks for the duration of the block.
 
     Args:
+        device: where this rank computes, or what chooses it; a rank for which that fails has all ranks end.
         timeout_minutes: a collective that waits longer raises.
         peer_timeout: end this process when a rank gives no heartbeat for so many seconds; None: never.
+
+    Raises:
+        UserError: a rank has no device, or they are of different kinds; each is named, on all ranks.
+        PeersNotFound: ranks are missing.
     """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    own, trouble = _device_or_trouble(device)
+    about = {"device": own.type, "trouble": trouble, "cpus": sorted(os.sched_getaffinity(0))}
+    meeting = _meet(launch, timeout_minutes, about)
+    _refuse_troubles(meeting)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    backend = "nccl" if own.type == "cuda" else "gloo"
     options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
-    meeting = _meet(launch, timeout_minutes)
     try:
         dist.init_process_group(backend, store=meeting.store, rank=launch.rank, world_size=launch.world_size, **options)
     except (RuntimeError, ValueError, dist.DistError) as error:
@@ -194,33 +187,48 @@ def process_group(
         ) from error
     try:
         control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=options["timeout"])
-        group = Group(launch, device, control)
+        group = Group(launch, own, control, _share_of_cpus(meeting, launch.rank))
         with watch_peers(meeting, launch.rank, peer_timeout):
             yield group
     finally:
         dist.destroy_process_group()
 
 
-def _meet(launch: Launch, timeout_minutes: float) -> Meeting:
+def _device_or_trouble(device: torch.device | Callable[[], torch.device]) -> tuple[torch.device, str]:
+    if isinstance(device, torch.device):
+        return device, ""
+    try:
+        return device(), ""
+    except UserError as error:
+        return torch.device("cpu"), str(error)
+
+
+def _refuse_troubles(meeting: Meeting) -> None:
+    """Raise, on every rank, what keeps one of them from computing."""
+    for rank, (host, told) in enumerate(zip(meeting.hosts, meeting.about, strict=True)):
+        if told["trouble"]:
+            where = f"rank {rank} on {host}: " if len(meeting.hosts) > 1 else ""
+            raise UserError(f"{where}{told['trouble']}", shared=True)
+    kinds = {told["device"] for told in meeting.about}
+    if len(kinds) > 1:
+        listed = ", ".join(
+            f"{told['device']} on rank {rank} ({host})"
+            for rank, (host, told) in enumerate(zip(meeting.hosts, meeting.about, strict=True))
+        )
+        raise UserError(f"the ranks compute on different devices: {listed}", "Set hardware.device.", shared=True)
+
+
+def _meet(launch: Launch, timeout_minutes: float, about: dict[str, Any]) -> Meeting:
     """Who waits for a rank that never starts holds its GPU: not for too long."""
     if launch.master is None:
-        return Meeting("", dist.HashStore(), ("", 0), [socket.gethostname()])  # type: ignore[attr-defined]
-    return meet(launch, 60 * min(timeout_minutes, _MEETING_MINUTES))
+        return Meeting("", dist.HashStore(), ("", 0), [socket.gethostname()], [about])  # type: ignore[attr-defined]
+    return meet(launch, 60 * min(timeout_minutes, _MEETING_MINUTES), about)
 
 
-def set_threads(requested: int | None, local_world_size: int) -> int:
-    """Share the node's cores among its ranks; returns the threads of this rank."""
-    import cv2
-
-    cores = len(os.sched_getaffinity(0))
-    threads = requested or max(1, cores // local_world_size)
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(1)
-    return threads
-
-
-def use_deterministic_algorithms() -> None:
-    """Let torch choose deterministic kernels in this process, or refuse where it has none."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+def _share_of_cpus(meeting: Meeting, rank: int) -> int:
+    """The cores of this rank's mask, each divided by the ranks of its node that have it too."""
+    own = meeting.hosts[rank]
+    users = Counter(
+        cpu for host, told in zip(meeting.hosts, meeting.about, strict=True) if host == own for cpu in told["cpus"]
+    )
+    return max(1, int(sum(1 / users[cpu] for cpu in meeting.about[rank]["cpus"]) + 1e-9))

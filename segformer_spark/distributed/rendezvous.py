@@ -12,7 +12,7 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -36,22 +36,25 @@ class Meeting:
         store: for it alone.
         address: (host, port) of the store.
         hosts: of all ranks, by rank.
+        about: what each rank said of itself.
     """
 
     name: str
     store: Any
     address: Address
     hosts: Sequence[str]
+    about: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class _Greeting:
-    """A process's number, its host, its address on the way to rank 0, and rank 0's address there."""
+    """A process's number, its host, its address on the way to rank 0, rank 0's address there, and what it adds."""
 
     number: str
     host: str
     address: str
     master: str
+    about: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,12 @@ class _Attempt:
     greetings: list[_Greeting]
 
 
-def meet(launch: Launch, limit: float) -> Meeting:
+def meet(launch: Launch, limit: float, about: dict[str, Any] | None = None) -> Meeting:
     """Wait until all ranks are there. Collective.
 
     Args:
         limit: seconds after which it is an error that ranks are missing.
+        about: what the others shall know of this rank, as JSON values.
 
     Raises:
         PeersNotFound: ranks are missing, or rank 0 is gone; they are named.
@@ -75,18 +79,19 @@ def meet(launch: Launch, limit: float) -> Meeting:
     store, address = open_store(launch, wait)
     root = PrefixStore(f"{_PREFIX}/{launch.token}", store)
     host, port = address
-    own = _Greeting(secrets.token_hex(8), socket.gethostname(), local_address(host, port), address_of(host))
+    number, name = secrets.token_hex(8), socket.gethostname()
+    own = _Greeting(number, name, local_address(host, port), address_of(host), about or {})
     with wait.asking():
         root.set(_greeting_key(launch.rank), json.dumps(asdict(own)))
     attempt = _lead(root, wait, own) if launch.rank == 0 else _follow(root, wait, own)
     choose_interface(own, attempt.greetings)
     store.set_timeout(timedelta(seconds=limit))
-    hosts = [one.host for one in attempt.greetings]
-    return Meeting(attempt.name, PrefixStore(f"{_PREFIX}/{attempt.name}", store), address, hosts)
+    hosts, told = [one.host for one in attempt.greetings], [one.about for one in attempt.greetings]
+    return Meeting(attempt.name, PrefixStore(f"{_PREFIX}/{attempt.name}", store), address, hosts, told)
 
 
 def _lead(root: Any, wait: Wait, own: _Greeting) -> _Attempt:
-    """Rank 0: propose attempts until every rank has taken the same one."""
+    """Rank 0: propose attempts until every rank has taken the same one and knows it; then rank 0 may leave."""
     others = range(1, wait.launch.world_size)
     attempt = _Attempt("", [])
     while True:
@@ -100,6 +105,8 @@ def _lead(root: Any, wait: Wait, own: _Greeting) -> _Attempt:
                 missing = [rank for rank in others if not root.check([_taken_key(attempt, rank)])]
                 if not missing:
                     root.set(_agreed_key(attempt), "1")
+                    missing = [rank for rank in others if not root.check([_known_key(attempt, rank)])]
+                if not missing:
                     return attempt
         wait.pause(f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}")
 
@@ -114,12 +121,17 @@ def _follow(root: Any, wait: Wait, own: _Greeting) -> _Attempt:
                 if own in attempt.greetings:
                     root.set(_taken_key(attempt, wait.launch.rank), "1")
                     if root.check([_agreed_key(attempt)]):
+                        root.set(_known_key(attempt, wait.launch.rank), "1")
                         return attempt
         wait.pause("other ranks, for which rank 0 waits")
 
 
 def _greeting_key(rank: int) -> str:
     return f"greeting/{rank}"
+
+
+def _known_key(attempt: _Attempt, rank: int) -> str:
+    return f"known/{attempt.name}/{rank}"
 
 
 def _agreed_key(attempt: _Attempt) -> str:

@@ -266,7 +266,7 @@ def check_precision(config: Config, device: torch.device) -> None:
     refuse_fp16_on_cpu(precision, device.type)
     if precision == "fp16" and config.deepspeed.zero_stage == 0:
         raise ConfigError("training.precision fp16 needs deepspeed.zero_stage 1 or 2; with stage 0 use bf16 or fp32")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError("training.precision bf16: this GPU has no bf16 arithmetic; use fp32 or fp16")
 
 

@@ -165,7 +165,7 @@ def _model(kind: str, arguments: argparse.Namespace) -> int:
 
 def _model_spec(kind: str, arguments: argparse.Namespace) -> ModelSpec:
     from segformer_spark.bench.workload import ModelSpec
-    from segformer_spark.distributed.process_group import choose_device
+    from segformer_spark.distributed.devices import choose_device
 
     given = {name: getattr(arguments, name) for name in ModelSpec.model_fields if name in arguments}
     return ModelSpec(**{**given, "kind": kind, "device": choose_device(arguments.device, 0).type, "deepspeed": None})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,13 +19,9 @@ if TYPE_CHECKING:
 @contextmanager
 def joined(hardware: HardwareConfig) -> Iterator[Group]:
     """The ranks that the launcher started, with logging and threads set up."""
+    from segformer_spark.distributed.devices import choose_device, set_threads, use_deterministic_algorithms
     from segformer_spark.distributed.environment import detect_launch
-    from segformer_spark.distributed.process_group import (
-        choose_device,
-        process_group,
-        set_threads,
-        use_deterministic_algorithms,
-    )
+    from segformer_spark.distributed.process_group import process_group
     from segformer_spark.run.allocator import keep_freed_memory
     from segformer_spark.run.console import logger, setup_logging
 
@@ -31,13 +29,13 @@ def joined(hardware: HardwareConfig) -> Iterator[Group]:
     setup_logging(launch.rank, launch.world_size)
     if launch.notice:
         logger.info("%s", launch.notice)
-    device = choose_device(hardware.device, launch.local_rank)
-    if device.type == "cpu":
-        keep_freed_memory()
-    set_threads(hardware.threads, launch.local_world_size)
+    choose = functools.partial(choose_device, hardware.device, launch.local_rank)
     if hardware.deterministic:
         use_deterministic_algorithms()
-    with process_group(launch, device, hardware.timeout_minutes, hardware.peer_timeout) as group:
+    with process_group(launch, choose, hardware.timeout_minutes, hardware.peer_timeout) as group:
+        if group.device.type == "cpu":
+            keep_freed_memory()
+        set_threads(hardware.threads or group.own_threads)
         yield group
 
 
@@ -79,6 +77,20 @@ def name_unused_variables(verb: str, used: Sequence[str], not_used: Sequence[str
     if found:
         names = ", ".join(override.source.removeprefix("environment ") for override in found)
         logger.info("in the environment and not used by %s: %s", verb, names)
+
+
+def deadline(environment: Mapping[str, str]) -> float | None:
+    """`job_end`, unless it is in the past: a run that believed it would save at step 0 and leave, again and again."""
+    from segformer_spark.run.console import logger
+
+    end = job_end(environment)
+    if end is not None and end < time.time():
+        logger.warning(
+            "SLURM_JOB_END_TIME=%.0f is %.0f s in the past: this run goes on without a limit of its own",
+            *(end, time.time() - end),
+        )
+        return None
+    return end
 
 
 def job_end(environment: Mapping[str, str]) -> float | None:

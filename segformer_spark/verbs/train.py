@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from segformer_spark.errors import UserError
 from segformer_spark.exit_codes import ExitCode
 from segformer_spark.verbs.arguments import Subparsers, add_config, add_from_env, add_verb, positive
-from segformer_spark.verbs.launch import job_end, joined, resolve
+from segformer_spark.verbs.launch import deadline, joined, resolve
 
 if TYPE_CHECKING:
     from segformer_spark.config.load import ResolvedConfig
@@ -67,7 +67,7 @@ def train(arguments: argparse.Namespace) -> int:
     from segformer_spark.training.stop import catch_signals
 
     # Until the ranks have met a signal ends this process at once: there is nothing to save.
-    with joined(resolved.config.hardware) as group, catch_signals(job_end(os.environ)) as stop:
+    with joined(resolved.config.hardware) as group, catch_signals(deadline(os.environ)) as stop:
         from segformer_spark.run.outcome import Outcome
         from segformer_spark.training.train import TrainOptions, run_training
 
@@ -109,8 +109,8 @@ def _local_cache(resolved: ResolvedConfig, from_env: bool) -> Path | None:
 
 
 def _dry_run(resolved: ResolvedConfig, arguments: argparse.Namespace) -> int:
+    from segformer_spark.distributed.devices import choose_device, set_threads
     from segformer_spark.distributed.environment import detect_launch
-    from segformer_spark.distributed.process_group import choose_device, set_threads
     from segformer_spark.training.dry_run import describe
 
     if arguments.world_size is not None and arguments.nodes is not None:

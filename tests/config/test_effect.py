@@ -326,9 +326,9 @@ ELSEWHERE = {
     "output.tensorboard": (TRAIN, "test_tensorboard_has_the_same_scalars"),
     "output.tensorboard_images": ("training/test_tensorboard.py", "test_the_same_images_at_every_validation"),
     "deepspeed.config": ("config/test_deepspeed.py", "test_contradictions_are_errors"),
-    "hardware.device": (GROUP, "test_devices"),
+    "hardware.device": ("distributed/test_devices.py", "test_devices"),
     "hardware.threads": (
-        "distributed/test_process_group.py",
+        "distributed/test_devices.py",
         "test_threads_are_those_asked_for_or_a_share_of_the_cores",
     ),
     "hardware.deterministic": ("engine/test_options.py", "test_deterministic_mode_repeats_itself"),

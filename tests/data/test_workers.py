@@ -93,6 +93,8 @@ def slow_loader(seconds: float) -> DataLoader[int]:
 @pytest.fixture
 def short_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_QUESTION_SECONDS", 0.2)
+    monkeypatch.setattr(workers, "_GRACE_SECONDS", 1)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
 
 
 @pytest.mark.usefixtures("short_questions")

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
 
-from segformer_spark.distributed.environment import detect_launch
-from segformer_spark.distributed.process_group import choose_device, process_group, set_threads
+from segformer_spark.distributed.environment import Launch, detect_launch
+from segformer_spark.distributed.ports import unused_port
+from segformer_spark.distributed.process_group import process_group
 from segformer_spark.errors import UserError
-from tests.ranks import Group, run_on_ranks
+from tests.ranks import Group, context, forked, run_on_ranks
 
 
 def collect(group: Group) -> dict[str, Any]:
@@ -66,30 +68,6 @@ def test_main_only_runs_once_and_shares_the_value() -> None:
     assert run_on_ranks(3, ran_on) == [(7, 1), (7, 0), (7, 0)]
 
 
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_device("cpu", 0).type == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto", 3).type == "cpu"
-    with pytest.raises(UserError, match="torch sees no GPU"):
-        choose_device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert choose_device("auto", 3) == torch.device("cuda", 3)
-    with pytest.raises(UserError, match="local rank 4 .* has no GPU"):
-        choose_device("auto", 4)
-
-
-def threads(group: Group, requested: int | None, ranks: int) -> tuple[int, int]:
-    return set_threads(requested, ranks), torch.get_num_threads()
-
-
-def test_threads_are_those_asked_for_or_a_share_of_the_cores() -> None:
-    """hardware.threads"""
-    cores = len(os.sched_getaffinity(0))
-    assert run_on_ranks(1, threads, 3, 2) == [(3, 3)]
-    assert run_on_ranks(1, threads, None, 2) == [(max(1, cores // 2),) * 2]
-
-
 def test_a_collective_waits_as_long_as_timeout_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[timedelta] = []
 
@@ -103,11 +81,46 @@ def test_a_collective_waits_as_long_as_timeout_minutes(monkeypatch: pytest.Monke
     assert given == [timedelta(minutes=7.5)]
 
 
-def test_one_gpu_bound_to_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("SLURM_STEP_GPUS", "2")
-    assert choose_device("cuda", 2) == torch.device("cuda", 0)
-    monkeypatch.delenv("SLURM_STEP_GPUS")
-    with pytest.raises(UserError, match="has no GPU"):
-        choose_device("cuda", 2)
+def in_job(rank: int, world: int, port: int, queue: Any, cpus: set[int], device: Any) -> None:
+    os.sched_setaffinity(0, cpus)
+    launch = Launch("test", rank, world, rank, world, ("127.0.0.1", port))
+    try:
+        with process_group(launch, device, 1.0) as group:
+            queue.put((rank, group.own_threads))
+    except UserError as error:
+        queue.put((rank, str(error)))
+
+
+def job_of(masks: list[set[int]], devices: list[Any]) -> list[Any]:
+    """What each rank of a job says, whose ranks have these CPU masks and devices."""
+    port, queue = unused_port(), context.Queue()
+    for rank, (cpus, device) in enumerate(zip(masks, devices, strict=True)):
+        forked(in_job, rank, len(masks), port, queue, cpus, device)
+    found = dict(queue.get(timeout=60) for _ in masks)
+    return [found[rank] for rank in range(len(masks))]
+
+
+CPU = torch.device("cpu")
+
+
+def test_cores_are_divided_only_among_ranks_that_share_them() -> None:
+    """Each task with a mask of its own, as srun binds them, and all with one, as --cpu-bind=none leaves them."""
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    both = {first, second}
+    assert job_of([{first}, {second}], [CPU] * 2) == [1, 1]
+    assert job_of([both, both], [CPU] * 2) == [1, 1]
+    assert job_of([both], [CPU]) == [2]
+    assert job_of([both, {second}], [CPU] * 2) == [1, 1]
+
+
+def no_gpu() -> torch.device:
+    raise UserError("a GPU is granted by SLURM_STEP_GPUS=1, and torch sees no GPU")
+
+
+def test_a_rank_without_its_device_ends_all() -> None:
+    cpus = os.sched_getaffinity(0)
+    for said in job_of([cpus] * 3, [CPU, no_gpu, CPU]):
+        assert said.startswith("rank 1 on ")
+        assert "a GPU is granted by SLURM_STEP_GPUS=1" in said
+    for said in job_of([cpus] * 2, [CPU, torch.device("cuda", 0)]):
+        assert re.search(r"different devices: cpu on rank 0 \(.*\), cuda on rank 1", said)

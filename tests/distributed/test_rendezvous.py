@@ -146,7 +146,7 @@ def attempts(root: Any, world: int, before: Callable[[int], None] = lambda rank:
     def one(rank: int) -> Any:
         before(rank)
         wait = Wait(launch(rank, world, (1,)), time.monotonic() + 20)
-        own = rendezvous._Greeting(os.urandom(4).hex(), "host", "10.0.0.1", "10.0.0.1")
+        own = rendezvous._Greeting(os.urandom(4).hex(), "host", "10.0.0.1", "10.0.0.1", {})
         root.set(rendezvous._greeting_key(rank), rendezvous.json.dumps(rendezvous.asdict(own)))
         attempt = rendezvous._lead(root, wait, own) if rank == 0 else rendezvous._follow(root, wait, own)
         assert attempt.greetings[rank] == own

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ case "$*" in *'requeue --status 0 '*) exit 10 ;; *requeue*) exit "${VERDICT:-0}"
 case "$*" in *' train '*) exit "${TRAIN_STATUS:-0}" ;; *--quick*) exit "${QUICK_STATUS:-0}" ;;
 *'job stage '*) exit "${STAGE_STATUS:-0}" ;; esac""",
         "bin/scontrol": 'echo "JobId=7 JobState=RUNNING Restarts=0"',
-        "bin/squeue": 'echo "2030-01-01T00:00:00"',
+        "bin/squeue": 'case "$*" in *%L*) echo "${LEFT-1:00:00}" ;; *) echo "10:00:00" ;; esac',
     }.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,24 @@ def test_train(project: Path) -> None:
         f"{step}=1 --nodes=2 --ntasks=6 --ntasks-per-node=3 {module} train {config} {context}",
         f"python -m segformer_spark job requeue --status 0 {config}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("left", "seconds"),
+    [("10:05", 605), ("1:00:00", 3600), ("2-03:04:05", 183845), ("08:09", 489), ("UNLIMITED", None), ("", None)],
+)
+def test_the_end_of_the_job_is_reckoned_from_the_time_left(project: Path, left: str, seconds: int | None) -> None:
+    """Before 23.02 SLURM does not set it, and the end as squeue prints it may be a time of day alone."""
+    python = project / ".venv/bin/python"
+    python.write_text(
+        python.read_text().replace("#!/bin/bash", '#!/bin/bash\necho "${SLURM_JOB_END_TIME-none}" >> ends')
+    )
+    submit(project, "segformer_train.sh", LEFT=left)
+    ends = set((project / "ends").read_text().split())
+    if seconds is None:
+        assert ends == {"none"}
+    else:
+        assert abs(int(ends.pop()) - time.time() - seconds) < 20
 
 
 def test_train_with_gpus_configuration_and_staging(project: Path) -> None:
