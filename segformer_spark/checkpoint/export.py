@@ -186,16 +186,23 @@ def _palette(number: int) -> NDArray[np.uint8]:
 def load_model(folder: Path) -> tuple[SegmentationModel, ModelCard]:
     """An exported model in evaluation mode, and its card.
 
+    A run that is training may replace the folder meanwhile: card and weights are those of one export.
+
     Raises:
         CheckpointError: the folder was not exported by this package, or is damaged.
     """
-    card = read_card(folder)
-    model: SegmentationModel
+    while True:
+        card = read_card(folder)
+        model = _load_weights(folder, card)
+        if read_card(folder) == card:
+            model.eval()
+            return model, card
+
+
+def _load_weights(folder: Path, card: ModelCard) -> SegmentationModel:
     if card.model["name"] == "segformer":
-        model = SegFormer(load_network(folder))
-    else:
-        config = ModelConfig(name=card.model["name"], encoder=card.model["encoder"], pretrained="none")
-        model = build_network(config, len(card.class_names), card.image_size)
-        load_whole(model, folder)
-    model.eval()
-    return model, card
+        return SegFormer(load_network(folder))
+    config = ModelConfig(name=card.model["name"], encoder=card.model["encoder"], pretrained="none")
+    model = build_network(config, len(card.class_names), card.image_size)
+    load_whole(model, folder)
+    return model

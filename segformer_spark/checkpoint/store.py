@@ -30,6 +30,7 @@ from segformer_spark.run.digest import sha256_of
 _FORMAT = 2
 _MODEL, _OPTIMIZER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
 _STATE = "state.json"
+_DELETED = "deleted"
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ class CheckpointStore:
         for old in self.folder.glob(".step-*.old"):
             recover_folder(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
             shutil.rmtree(old, ignore_errors=True)
-        for leftover in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for suffix in ("tmp", _DELETED):
+            for leftover in self.folder.glob(f".step-*.{suffix}"):
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def discard_after(self, step: int) -> None:
         """Remove checkpoints of later steps: a run that resumes from `step` will write them again."""
@@ -146,7 +148,7 @@ def read(path: Path) -> StoredState:
 def _remove(path: Path) -> None:
     """Rename first: a kill while files are deleted must not leave half a checkpoint under its name."""
     ask_guard(path)
-    doomed = path.with_name(f".{path.name}.old")
+    doomed = path.with_name(f".{path.name}.{_DELETED}")  # not that of a replacement, which would bring it back
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -8,7 +8,10 @@ import importlib.metadata
 import os
 import platform
 import re
+import resource
 import shutil
+import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +21,15 @@ from segformer_spark import __version__
 from segformer_spark.cluster.checks import EXCLUDE, FAILED, WARNING, Check, passed
 from segformer_spark.config.load import run_path
 from segformer_spark.config.schema import Config
-from segformer_spark.errors import CheckpointError
+from segformer_spark.data.worker_limits import SHARED_MEMORY, shared_memory_free, sockets_fit
+from segformer_spark.distributed.environment import detect_launch
+from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.weights import locate_weights
 from segformer_spark.run.system import output_of
 
 _MIB, _GIB = 2**20, 2**30
 _COMMAND_SECONDS = 30
+_FILES_OF_A_RANK, _FILES_PER_WORKER = 64, 8
 _SKEW_WARNING, _SKEW_FAILED = 5.0, 300.0
 
 
@@ -50,6 +56,8 @@ def quick_checks(config: Config, environment: Mapping[str, str], expected: str |
         check_data(config),
         check_weights(config),
         check_clock(runs),
+        check_loader_limits(config),
+        check_master(environment),
     ]
 
 
@@ -204,6 +212,53 @@ def clock_check(name: str, skew: float, other: str) -> Check:
     if skew > _SKEW_WARNING:
         return Check(name, FAILED if skew > _SKEW_FAILED else WARNING, found, "tell the site: NTP does not run there")
     return passed(name, found)
+
+
+def check_loader_limits(config: Config) -> Check:
+    """What loader processes need: shared memory, open files, a folder for sockets with a short name."""
+    name, workers = "loader", config.data.num_workers
+    if workers == 0:
+        return passed(name, "no loader processes: data.num_workers is 0")
+    batch = 4 * config.data.image_size**2 * config.training.batch_size  # RGB and mask, a byte each
+    needed, free = 2 * workers * batch, shared_memory_free()  # torch prepares two batches per process
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    found = (
+        f"{workers} processes per rank: {free / _MIB:.0f} MiB free in {SHARED_MEMORY}, {needed / _MIB:.0f} needed; up to "
+        f"{'any number of' if files == resource.RLIM_INFINITY else files} open files"
+    )
+    if free < needed:
+        return Check(name, FAILED, found, f"fewer processes (NUM_WORKERS), or a larger {SHARED_MEMORY} (containers)")
+    if files != resource.RLIM_INFINITY and files < _FILES_OF_A_RANK + _FILES_PER_WORKER * workers:
+        return Check(name, FAILED, found, "ulimit -n: raise the hard limit of open files")
+    if not sockets_fit(tempfile.gettempdir()):
+        return Check(
+            name, WARNING, f"{found}; TMPDIR is too long for sockets, they go to /tmp", "set TMPDIR to a shorter folder"
+        )
+    return passed(name, found)
+
+
+def check_master(environment: Mapping[str, str]) -> Check:
+    """Where the ranks of this job meet, and whether that name resolves here."""
+    name = "meeting point"
+    try:
+        launch = detect_launch(environment)
+    except UserError as error:
+        return Check(name, FAILED, error.problem, error.fix)
+    if launch.master is None:
+        return passed(name, "none: one process alone")
+    host, port = launch.master
+    source = "MASTER_ADDR" if environment.get("MASTER_ADDR") else "the list of nodes"
+    try:
+        socket.getaddrinfo(host, port)
+    except OSError as error:
+        return Check(
+            name,
+            FAILED,
+            f"{host}, from {source}, does not resolve here: {error.strerror}",
+            "set MASTER_ADDR to a name or an address under which all nodes reach it",
+        )
+    ports = "given by MASTER_PORT" if environment.get("MASTER_PORT") else f"and {len(launch.other_ports)} more"
+    return passed(name, f"{host}, from {source}, port {port} {ports}")
 
 
 def check_quota(folder: Path) -> Check:

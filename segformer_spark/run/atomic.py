@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from segformer_spark.errors import UserError
 
+_READ_AND_WRITE = 0o666
 _guards: dict[Path, Callable[[], None]] = {}
 
 
@@ -91,7 +92,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Fill a new folder that takes its place as `path` when the block ends without an error.
 
-    Every file in it is fsynced first. An existing `path` is replaced.
+    Every file in it is fsynced first, and gets the mode that the umask asks for: safetensors writes through files that
+    only the owner may read. An existing `path` is replaced.
 
     Raises:
         UserError: something cannot be written; the old `path` stays and nothing half done is left.
@@ -101,8 +103,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
+        mode = temporary.stat().st_mode & _READ_AND_WRITE
         for file in sorted(temporary.rglob("*")):
             if file.is_file():
+                file.chmod(mode)
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
         sync_folder(temporary)
@@ -137,7 +141,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     if not path.exists():
         temporary.rename(path)
         return
-    old = path.with_name(f".{path.name}.old")
+    old = _set_aside(path)
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
     temporary.rename(path)
@@ -146,6 +150,16 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 
 def recover_folder(path: Path) -> None:
     """Undo a replacement that was cut off between its two renames: the old folder comes back."""
-    old = path.with_name(f".{path.name}.old")
+    old = _set_aside(path)
     if old.is_dir() and not path.exists():
         old.rename(path)
+
+
+def complete_folder(path: Path) -> Path | None:
+    """Where the complete folder lies, for readers: `path`, or what a replacement that was cut off set aside."""
+    return next((folder for folder in (path, _set_aside(path)) if folder.is_dir()), None)
+
+
+def _set_aside(path: Path) -> Path:
+    """Where a replacement keeps the old folder between its two renames."""
+    return path.with_name(f".{path.name}.old")

@@ -13,7 +13,7 @@ import yaml
 from segformer_spark.config.load import ResolvedConfig
 from segformer_spark.config.stored import load_stored_config
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.run.atomic import recover_folder, write_json, write_text
+from segformer_spark.run.atomic import complete_folder, recover_folder, write_json, write_text
 
 _GUIDE = """This folder is one training run of segformer_spark.
 
@@ -194,6 +194,8 @@ def _contents(path: Path) -> list[Path]:
 def locate_model(path: Path) -> tuple[Path, Path | None]:
     """The exported model that `path` means, and the run directory it belongs to (None when it is in none).
 
+    For readers, beside whom the run may be training: nothing is renamed.
+
     Args:
         path: a run directory (its best/, else final/) or an exported model folder.
 
@@ -202,16 +204,20 @@ def locate_model(path: Path) -> tuple[Path, Path | None]:
     """
     run = RunDirectory(path)
     if run.is_run():
-        for folder in (run.best, run.final):
-            recover_folder(folder)
-            if folder.is_dir():
-                return folder, path
-        raise CheckpointError(f"{path}: the run has no best/ or final/ model yet")
-    recover_folder(path)
-    if not path.is_dir():
+        found = next((folder for folder in map(complete_folder, (run.best, run.final)) if folder is not None), None)
+        if found is None:
+            raise CheckpointError(f"{path}: the run has no best/ or final/ model yet")
+        return found, path
+    found = complete_folder(path)
+    if found is None:
         raise CheckpointError(f"{path}: there is no such model or run directory")
     parent = RunDirectory(path.resolve().parent)
-    return path, path.parent if parent.is_run() else None
+    return found, path.parent if parent.is_run() else None
+
+
+def model_name(folder: Path) -> str:
+    """The name of an exported model's folder, also where a replacement set it aside."""
+    return folder.name.removeprefix(".").removesuffix(".old") if folder.name.startswith(".") else folder.name
 
 
 def training_record(model: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 from segformer_spark.evaluation.session import InferenceSettings
 from segformer_spark.models.size import ModelSize, size_of
 from segformer_spark.run.console import logger
-from segformer_spark.run.directory import locate_model
+from segformer_spark.run.directory import locate_model, model_name
 from segformer_spark.run.listing import record_of
 from segformer_spark.run.metrics_log import MetricsLog, Row
 from segformer_spark.study.execute import PlannedRun
@@ -128,7 +128,8 @@ def _evaluated(one: PlannedRun, model: Path, step: int, split: str, group: Group
     folder = one.directory.evaluation / split
     if (folder / "results.json").is_file():
         results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        if results["record"]["card"]["step"] == step and Path(results["record"]["model"]).name == model.name:
+        record = results["record"]
+        if record["card"]["step"] == step and model_name(Path(record["model"])) == model_name(model):
             return results
     logger.info("evaluating %s on %s", one.run.name, split)
     config = one.resolved.config

@@ -135,6 +135,7 @@ def _train(
         engine = Engine(setup.model, setup.loss, config, setup.plan, group)
         if start.stored is not None:
             engine.import_state(engine_state(start.stored))
+            start.stored = None  # its tensors are mapped files, which a network file system cannot delete
             logger.info("resumed from %s at step %d", start.source, progress.step)
         group.on_main(lambda: reporter.start(progress.step, validated=progress.validated_step == progress.step))
         export = ModelExport(engine, config, setup.train_set.classes)

@@ -114,7 +114,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate a model of a run."""
     from segformer_spark.config.load import load_config
     from segformer_spark.config.stored import load_stored_config
-    from segformer_spark.run.directory import locate_model
+    from segformer_spark.run.directory import locate_model, model_name
 
     variables = launch_variables(arguments)
     given = arguments.model or arguments.run or variables.get("MODEL_PATH")
@@ -138,7 +138,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise UserError(f"{model} is not a model of the run: give --output, so that results of two models do not mix")
     if output is None:
         # Another model, augmentation, view or precision has a folder of its own.
-        parts = [split, "" if model.name == "best" else model.name, "" if tta == "none" else tta]
+        name = model_name(model)
+        parts = [split, "" if name == "best" else name, "" if tta == "none" else tta]
         parts.append("" if crops is None else f"crops_{crops}")
         parts += [f"{name}_{value}" for name, value in sorted(resolved.overridden_inference().items())]
         parts.append("" if precision == "fp32" else precision)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -73,6 +74,39 @@ def test_a_replacement_cut_off_between_its_renames_is_undone(tmp_path: Path) -> 
     store.clean()
     assert store.newest_intact() == path
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+class Killed(BaseException):
+    """What a kill is to the code that it meets."""
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_a_kill_while_later_checkpoints_are_discarded_brings_none_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """A replacement that was cut off is undone, a deletion is not."""
+    store = CheckpointStore(tmp_path, keep=3)
+    for step in (100, 150, 200):
+        store.save(step, stored(step))
+    calls, rmtree = 0, shutil.rmtree
+
+    def killed_at(path: Path, ignore_errors: bool = False) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == before + 1:
+            raise Killed
+        rmtree(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr("segformer_spark.checkpoint.store.shutil.rmtree", killed_at)
+    with pytest.raises(Killed):
+        store.discard_after(100)
+    monkeypatch.undo()
+    there = [p.name for p in store.committed()]
+    store.clean()
+    assert [p.name for p in store.committed()] == there
+    assert not list(tmp_path.glob(".step-*"))
+    store.discard_after(100)
+    assert [p.name for p in store.committed()] == ["step-00000100"]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])

@@ -13,6 +13,8 @@ from segformer_spark.cluster.node_checks import (
     check_clock,
     check_data,
     check_gpus,
+    check_loader_limits,
+    check_master,
     check_quota,
     check_speed,
     check_time,
@@ -176,3 +178,34 @@ def test_a_job_of_two_ranks(spark_root: Path, tmp_path: Path) -> None:
     assert "gloo, 64 MiB in" in found["all-reduce"]
     broken = run_on_ranks(2, checks_of_a_job, str(spark_root / "none"), str(tmp_path))[0]
     assert [name for name, state, _ in broken if state == FAILED] == ["data"]
+
+
+def test_what_loader_processes_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(overrides=["data.num_workers=8", "training.batch_size=64", "data.image_size=1024"]).config
+    needed = 2 * 8 * 64 * 4 * 1024**2
+    monkeypatch.setattr(node_checks, "shared_memory_free", lambda: needed)
+    monkeypatch.setattr("resource.getrlimit", lambda which: (1024, 4096))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/tmp")
+    assert check_loader_limits(config).state == OK
+    assert (
+        "8 processes per rank: 4096 MiB free in /dev/shm, 4096 needed; up to 4096" in check_loader_limits(config).found
+    )
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/" + "x" * 101)
+    assert check_loader_limits(config).state == WARNING
+    monkeypatch.setattr("resource.getrlimit", lambda which: (40, 40))
+    assert "ulimit -n" in check_loader_limits(config).fix
+    monkeypatch.setattr(node_checks, "shared_memory_free", lambda: needed - 1)
+    assert "NUM_WORKERS" in check_loader_limits(config).fix
+    assert check_loader_limits(load_config(overrides=["data.num_workers=0"]).config).state == OK
+
+
+def test_where_the_ranks_meet() -> None:
+    step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
+    assert check_master({}).found == "none: one process alone"
+    here = check_master({**step, "SLURM_JOB_NODELIST": "localhost"})
+    assert (here.state, here.found[:40]) == (OK, "localhost, from the list of nodes, port ")
+    given = check_master({**step, "SLURM_JOB_NODELIST": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "23456"})
+    assert given.found == "127.0.0.1, from MASTER_ADDR, port 23456 given by MASTER_PORT"
+    unknown = check_master({**step, "SLURM_JOB_NODELIST": "gpu[3-4].invalid"})
+    assert (unknown.state, "MASTER_ADDR" in unknown.fix) == (FAILED, True)
+    assert check_master({**step, "SLURM_JOB_NODELIST": "n["}).state == FAILED

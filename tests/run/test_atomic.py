@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import atomic_file, atomic_folder, recover_folder, write_json, write_text
@@ -82,3 +85,36 @@ def test_a_replacement_cut_off_between_its_renames_is_undone(tmp_path: Path, mon
     assert os.listdir(path) == ["one"]
     recover_folder(path)
     assert os.listdir(path) == ["one"]
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_have_the_mode_that_the_umask_asks_for(tmp_path: Path, umask: int, expected: int) -> None:
+    """safetensors writes through files that only the owner may read."""
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "best") as folder:
+            save_file({"w": torch.zeros(2)}, folder / "model.safetensors")
+            (folder / "card.json").write_text("{}")
+        write_text(tmp_path / "log.txt", "x")
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "best").iterdir(), tmp_path / "log.txt"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {expected}
+    assert stat.S_IMODE((tmp_path / "best").stat().st_mode) == 0o777 & ~umask
+
+
+def test_the_group_of_a_shared_folder_stays(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    os.chown(shared, -1, _other_group())
+    shared.chmod(0o2775)
+    with atomic_folder(shared / "best") as folder:
+        save_file({"w": torch.zeros(2)}, folder / "model.safetensors")
+    file = shared / "best" / "model.safetensors"
+    assert file.stat().st_gid == shared.stat().st_gid
+    assert file.parent.stat().st_mode & stat.S_ISGID
+
+
+def _other_group() -> int:
+    """A group that is not this process's first one, where it may give files away."""
+    return 12345 if os.geteuid() == 0 else os.getgid()

@@ -8,7 +8,7 @@ import yaml
 
 from segformer_spark.config.load import load_config
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.run.directory import RunDirectory, locate_model, open_for_training
+from segformer_spark.run.directory import RunDirectory, locate_model, model_name, open_for_training
 
 
 def make(path: Path) -> RunDirectory:
@@ -69,6 +69,20 @@ def test_locating_a_model(tmp_path: Path) -> None:
     assert locate_model(tmp_path / "loose") == (tmp_path / "loose", None)
     with pytest.raises(CheckpointError, match="no such model"):
         locate_model(tmp_path / "none")
+
+
+def test_a_reader_finds_what_a_replacement_set_aside_and_touches_nothing(tmp_path: Path) -> None:
+    """Beside a run that trains, or after a kill between the two renames."""
+    run = make(tmp_path / "r")
+    aside = run.path / ".best.old"
+    aside.mkdir()
+    before = sorted(run.path.rglob("*"))
+    assert locate_model(run.path) == (aside, run.path)
+    assert locate_model(run.best) == (aside, run.path)
+    assert model_name(aside) == model_name(run.best) == "best"
+    assert sorted(run.path.rglob("*")) == before
+    run.best.mkdir()
+    assert locate_model(run.path) == (run.best, run.path)
 
 
 def test_loading_what_is_no_run(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from segformer_spark.engine.engine import Engine
 from tests.ranks import Group, run_on_ranks, start_on_ranks
 from tests.training.short_run import SHORT, short_run
 from tests.verbs import start_verb
@@ -70,6 +72,28 @@ def test_every_step_counts_once_in_the_training_loss(spark_root: Path, tmp_path:
     with (tmp_path / "parts" / "history.csv").open() as stream:
         history = [float(row["train_loss"]) for row in csv.DictReader(stream)]
     assert history == pytest.approx([sum(step_losses[e : e + 3]) / 3 for e in (0, 3, 6)], rel=1e-12)
+
+
+def mapped_files(group: Group, root: str, path: str) -> list[str]:
+    """Files of checkpoints that are mapped into memory when a resumed run takes its first step."""
+    found: list[str] = []
+    original = Engine.train_step
+
+    def looking(self: Engine, batches: list[Any], step: int) -> Any:
+        found.extend(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if path in line)
+        return original(self, batches, step)
+
+    patched: Any = Engine
+    patched.train_step = looking
+    short_run(group, root, path, (), "auto", 1)
+    return found
+
+
+def test_a_resumed_run_lets_go_of_the_checkpoints_files(spark_root: Path, tmp_path: Path) -> None:
+    """A network file system keeps files that are deleted while they are mapped."""
+    path = str(tmp_path / "run")
+    run_on_ranks(1, short_run, str(spark_root), path, (), None, 2)
+    assert run_on_ranks(1, mapped_files, str(spark_root), path) == [[]]
 
 
 def test_the_validation_before_the_first_step_is_not_done_again(spark_root: Path, tmp_path: Path) -> None:
