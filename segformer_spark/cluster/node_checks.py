@@ -223,8 +223,8 @@ def check_loader_limits(config: Config) -> Check:
     needed, free = 2 * workers * batch, shared_memory_free()  # torch prepares two batches per process
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     found = (
-        f"{workers} processes per rank: {free / _MIB:.0f} MiB free in {SHARED_MEMORY}, {needed / _MIB:.0f} needed; up to "
-        f"{'any number of' if files == resource.RLIM_INFINITY else files} open files"
+        f"{workers} processes per rank: {free / _MIB:.0f} MiB free in {SHARED_MEMORY}, {needed / _MIB:.0f} needed; up "
+        f"to {'any number of' if files == resource.RLIM_INFINITY else files} open files"
     )
     if free < needed:
         return Check(name, FAILED, found, f"fewer processes (NUM_WORKERS), or a larger {SHARED_MEMORY} (containers)")

@@ -115,7 +115,17 @@ def test_data_and_weights(tmp_path: Path) -> None:
     assert weights.state == FAILED
     assert "segformer-spark weights fetch --variant b2" in weights.fix
     checks = quick_checks(good, {}, fingerprint())  # type: ignore[arg-type]
-    assert [check.name for check in checks] == ["versions", "GPUs", "output", "scratch", "data", "weights", "clock"]
+    assert [check.name for check in checks] == [
+        "versions",
+        "GPUs",
+        "output",
+        "scratch",
+        "data",
+        "weights",
+        "clock",
+        "loader",
+        "meeting point",
+    ]
 
 
 def test_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
