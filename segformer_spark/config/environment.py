@@ -31,6 +31,8 @@ LAUNCH_VARIABLES: dict[str, str] = {
     "SITE": "Site file in slurm/sites: generic, meluxina or iris; default generic.",
     "STAGE_DATA": "1 copies the cache (DATA_CACHE) to each node's own disk before training.",
     "LOCAL_SCRATCH": "The node's own disk, for STAGE_DATA; default $SLURM_TMPDIR, $TMPDIR, /tmp.",
+    "MASTER_ADDR": "Name or address of the first node, where the names of nodes do not resolve.",
+    "MASTER_PORT": "Port at which the ranks meet; default the first free one of eight that follow from the job.",
     "REQUEUE_ON_CANCEL": "1 requeues a training job also when scancel ended it; by default scancel is final.",
     "ABLATION": "1 makes segformer_study.sh write the report of an ablation.",
     "TRAIN_OPTIONS": "Options of sbatch for the training job alone, in pipeline.sh.",

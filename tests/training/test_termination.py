@@ -41,14 +41,8 @@ def test_every_process_ends(spark_root: Path, tmp_path: Path, number: int) -> No
     draw = random.Random(f"{MOMENTS}/{number}")
     moment = _LONGEST * (number + draw.random()) / MOMENTS
     mark = uuid.uuid4().hex
-    settings = [
-        *SHORT,
-        "data.num_workers=1",
-        "training.epochs=1000",
-        "training.batch_size=2",
-        f"data.root={spark_root}",
-    ]
-    settings = [item for item in settings if not item.startswith("data.num_workers=0")]
+    settings = [item for item in SHORT if not item.startswith("data.num_workers")]
+    settings += ["data.num_workers=1", "training.epochs=1000", "training.batch_size=2", f"data.root={spark_root}"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "segformer_spark", "train", *(f"--set={item}" for item in settings)]
     command += [f"--set=output.save_path={tmp_path / 'run'}"]
@@ -69,5 +63,5 @@ def test_every_process_ends(spark_root: Path, tmp_path: Path, number: int) -> No
     said = (tmp_path / "log").read_text()
     saved = sorted((tmp_path / "run" / "checkpoints").glob("step-*")) if (tmp_path / "run").exists() else []
     print(f"SIGTERM after {moment:.1f} s: all gone {seconds:.1f} s later, {len(saved)} checkpoints")
-    assert "Traceback" not in said.replace('Traceback (most recent call last):\n  File "<frozen runpy>"', ""), said
+    assert "Traceback" not in said, said
     assert job.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM, 1, ExitCode.STOPPED), said
