@@ -39,6 +39,7 @@ def attempt(restart: int, from_step: int, **more: Any) -> dict[str, Any]:
     ("status", "verdict", "text"),
     [
         (2, GIVEN_UP, "says what to fix"),
+        (86, GIVEN_UP, "says what to fix"),
         (85, REQUEUED, "stopped with its state saved"),
         (87, REQUEUED, "a node or its network was lost"),
         (137, REQUEUED, "ended by SIGKILL"),

@@ -170,3 +170,11 @@ def test_randomness_is_a_function_of_the_step() -> None:
 def test_impossible_precisions_are_refused(overrides: list[str], device: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_precision(load_config(overrides=overrides).config, torch.device(device))
+
+
+def test_emulated_bf16_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A V100 computes it by way of fp32, slower than fp32 itself."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    config = load_config(overrides=["training.precision=bf16"]).config
+    with pytest.raises(ConfigError, match="this GPU has no bf16 arithmetic"):
+        check_precision(config, torch.device("cuda"))
