@@ -127,6 +127,7 @@ def test_environment_overrides_only_when_asked(
         (("submit", "--model", str(Path(__file__).parent)), "submit: give --images"),
         (("train", "--config", "no.yaml"), "no such configuration file"),
         (("train", "--resume", "auto", "--overwrite"), "give one of them"),
+        (("train", "--accept-changes"), "goes with --resume"),
         (("data", "make-demo", "--root", str(Path(__file__).parent)), "not empty"),
     ],
 )

@@ -34,7 +34,7 @@ from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, TrainBatch, fed_sample
 from segformer_spark.data.registry import open_training_set
 from segformer_spark.data.transforms import TrainTransform
-from segformer_spark.distributed.devices import choose_device, set_threads
+from segformer_spark.distributed.devices import choose_device, set_float32_products, set_threads
 from segformer_spark.distributed.environment import Launch
 from segformer_spark.distributed.process_group import process_group
 from segformer_spark.engine.engine import load_deepspeed
@@ -59,9 +59,8 @@ def build(assignment: Assignment) -> Workload:
     """
     spec = assignment.spec
     set_threads(spec.threads, assignment.num_ranks)
-    if isinstance(spec, ModelSpec) and spec.tf32:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
+    if isinstance(spec, ModelSpec):
+        set_float32_products(spec.precision, torch.device(spec.device))
     if spec.implementation == OURS or spec.keep_memory:
         keep_freed_memory()
     if spec.implementation == OURS:
@@ -221,7 +220,8 @@ class _MatrixProducts(Workload):
     spec: ModelSpec
 
     def prepare(self) -> None:
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.spec.precision]
+        narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        dtype = narrow.get(self.spec.precision, torch.float32)
         device = choose_device(self.spec.device, 0)
         rates = {}
         for sides in _PRODUCTS:

@@ -50,7 +50,6 @@ class ModelSpec(_Spec):
     zero_stage: int = 0
     recompute: bool = False
     compile: bool = False
-    tf32: bool = False
     attention: Literal["sdpa", "eager"] = "sdpa"
     deepspeed: str | None = None
     ranks: int = 1

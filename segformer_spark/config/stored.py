@@ -18,6 +18,8 @@ from segformer_spark.config.fields import FIELDS, flatten
 from segformer_spark.config.load import ResolvedConfig, load_config, validate
 from segformer_spark.config.schema import Config
 
+_PRECISION = "training.precision"
+
 
 def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A stored tree with a value for every field of the schema."""
@@ -67,6 +69,9 @@ def as_begun(resolved: ResolvedConfig, stored: Path) -> ResolvedConfig:
         unset = resolved.provenance[dotted] == "default" and field.absent != field.default
         if unset and before[dotted] == field.absent != now[dotted]:
             kept[dotted] = field.absent
+    chosen = resolved.provenance[_PRECISION].startswith(("--set", "environment"))
+    if (before[_PRECISION], now[_PRECISION]) == ("fp32", "tf32") and not chosen:  # configs/spark_base.yaml was fp32
+        kept[_PRECISION] = "fp32"
     for dotted, value in kept.items():
         *sections, leaf = dotted.split(".")
         node = tree

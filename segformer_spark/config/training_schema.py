@@ -136,8 +136,11 @@ class TrainingConfig(Section):
     activation_checkpointing: bool = field(
         False, "Recompute the encoder's blocks in the backward pass instead of keeping them.", resume_safe=True
     )
-    precision: Literal["fp32", "bf16", "fp16"] = field(
-        "fp32", "Arithmetic of the forward and backward pass.", env="PRECISION"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = field(
+        "fp32",
+        "Arithmetic of the forward and backward pass. fp32 is strict; tf32 is fp32 with products in TF32, on GPUs that "
+        "have it (A100, H100), elsewhere fp32.",
+        env="PRECISION",
     )
     gradient_clip: float = field(1.0, "Largest gradient norm; 0 switches clipping off.", ge=0)
     max_skipped_steps: int = field(

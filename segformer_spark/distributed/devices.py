@@ -9,6 +9,10 @@ from collections.abc import Mapping
 import torch
 
 from segformer_spark.errors import UserError
+from segformer_spark.run.console import logger
+
+_FIRST_WITH_TF32 = (8, 0)
+"""Compute capability of Ampere."""
 
 
 def choose_device(requested: str, local_rank: int, environment: Mapping[str, str] = os.environ) -> torch.device:
@@ -46,6 +50,20 @@ def granted_gpus(environment: Mapping[str, str]) -> str:
         if environment.get(name, "").strip() not in ("", "0" if name == "SLURM_GPUS_ON_NODE" else ""):
             return f"{name}={environment[name]}"
     return ""
+
+
+def set_float32_products(precision: str, device: torch.device) -> bool:
+    """Let products and convolutions of fp32 tensors run in TF32 if `precision` is tf32; returns whether they do.
+
+    torch's own default is strict for products, and TF32 for cuDNN's convolutions.
+    """
+    wanted = precision == "tf32"
+    used = wanted and device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FIRST_WITH_TF32
+    torch.backends.cuda.matmul.allow_tf32 = used
+    torch.backends.cudnn.allow_tf32 = used
+    if wanted and not used:
+        logger.info("precision tf32: this device (%s) has no TF32, fp32 is computed", device.type)
+    return used
 
 
 def set_threads(requested: int | None, local_ranks: int = 1) -> int:

@@ -55,7 +55,7 @@ class Predictor:
 
     Attributes:
         view: what the model is shown; with its crops, `background` is the class outside of them.
-        precision: fp32, bf16 or fp16 (autocast).
+        precision: fp32, tf32, bf16 or fp16 (autocast).
         tta: a key of TTA_FLIPS.
         flipped: the class id that each id becomes in an image that is flipped left to right; empty: all stay.
     """
@@ -278,8 +278,8 @@ def enlarged_probabilities(passes: Sequence[Tensor], size: tuple[int, int]) -> T
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Forward passes in bf16 or fp16 arithmetic; nothing for fp32."""
-    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=_AUTOCAST[precision])
+    """Forward passes in bf16 or fp16 arithmetic; nothing for fp32 and tf32 (`devices.set_float32_products`)."""
+    return nullcontext() if precision in ("fp32", "tf32") else torch.autocast(device.type, dtype=_AUTOCAST[precision])
 
 
 def main_box(ids: Mask, background: int | None) -> Box | None:

@@ -17,6 +17,7 @@ from segformer_spark.data.flip_pairs import flipped_ids, refuse_unpaired_sides, 
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader, file_loader
 from segformer_spark.data.registry import open_dataset
+from segformer_spark.distributed.devices import set_float32_products
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, check_view
@@ -30,7 +31,7 @@ class InferenceSettings:
     """How a finished model is asked.
 
     Attributes:
-        precision: fp32, bf16 or fp16 (autocast).
+        precision: fp32, tf32, bf16 or fp16 (autocast).
         batch_size: images per rank at a time.
         tta: test-time augmentation, a key of TTA_FLIPS.
         crops: none, box or two_pass; None as the model was exported.
@@ -85,6 +86,7 @@ class Session:
             flipped = tuple(flipped_ids(card.class_names, card.flip_pairs or ()))
             for first, second in sided_names(card.class_names) if not card.flip_pairs else ():
                 logger.warning("--tta %s: %s and %s are not exchanged (data.flip_pairs)", settings.tta, first, second)
+        set_float32_products(settings.precision, group.device)
         self.predictor = Predictor(
             *(model.to(group.device), group.device, self.view, settings.precision, settings.tta, card.background),
             flipped=flipped,

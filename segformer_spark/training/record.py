@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.deepspeed import deepspeed_file
 from segformer_spark.config.effect import without_effect
@@ -62,6 +64,7 @@ class TrainingRecord:
                 "global_batch": plan.global_batch,
                 "total_steps": total_steps,
                 "steps_per_epoch": steps_per_epoch,
+                "tf32": torch.backends.cuda.matmul.allow_tf32,
                 "deepspeed_file": deepspeed_file(resolved.config).name,
                 "slurm": slurm_record(os.environ),
             },

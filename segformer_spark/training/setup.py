@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from segformer_spark.checkpoint.compatibility import configuration_state
 from segformer_spark.config.batch import BatchPlan, plan_batches
 from segformer_spark.config.deepspeed import deepspeed_config
@@ -17,6 +19,7 @@ from segformer_spark.data.identity import FileDigests
 from segformer_spark.data.manifest import read_manifest
 from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.data.sampler import TrainBatchSampler
+from segformer_spark.distributed.devices import set_float32_products
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import check_precision
 from segformer_spark.errors import DataError
@@ -52,6 +55,9 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None, files
         UserError: anything in configuration, data or weights that cannot be used.
     """
     check_precision(config, group.device)
+    set_float32_products(config.training.precision, group.device)
+    if group.device.type == "cuda":  # training's shapes are all alike
+        torch.backends.cudnn.benchmark = not config.hardware.deterministic
     own = {"cache": str(local_cache)} if local_cache is not None else {}
     train_set = open_training_set(config.data.model_copy(update=own), config.augmentation.crop)
     if isinstance(train_set, CachedDataset):

@@ -10,7 +10,7 @@ from typing import Any
 Verb = Callable[[argparse.Namespace], int]
 Subparsers = Any  # argparse has no public name for it
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 TTA = ("none", "hflip", "flips")
 CROPS = ("none", "box", "two_pass")
 

@@ -110,8 +110,12 @@ def _add_size(parser: argparse.ArgumentParser, *, image_size: int, batch: int, c
 def _add_model(parser: argparse.ArgumentParser, *, batch: int) -> None:
     parser.add_argument("--variant", choices=list(VARIANTS), default="b2", help="(default: %(default)s)")
     _add_size(parser, image_size=512, batch=batch, classes=3)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="(default: %(default)s)")
-    parser.add_argument("--tf32", action="store_true", help="matrix products in TF32 on a GPU, for all")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16"),
+        default="fp32",
+        help="of all implementations (default: %(default)s)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
 
 

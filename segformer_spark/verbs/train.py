@@ -62,6 +62,8 @@ def train(arguments: argparse.Namespace) -> int:
     resume = arguments.resume or (choose_resume(resolved) if arguments.from_env else None)
     if resume is not None and arguments.overwrite:
         raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
+    if resume is None and arguments.accept_changes:
+        raise UserError("--accept-changes goes with --resume: a new run has nothing to compare its data with")
     if arguments.dry_run:
         return _dry_run(resolved, arguments)
     from segformer_spark.training.stop import catch_signals

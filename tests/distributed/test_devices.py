@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from segformer_spark.distributed.devices import choose_device, set_threads
+from segformer_spark.distributed.devices import choose_device, set_float32_products, set_threads
 from segformer_spark.errors import UserError
 from tests.ranks import Group, run_on_ranks
 
@@ -63,3 +65,34 @@ def test_one_gpu_bound_to_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_STEP_GPUS")
     with pytest.raises(UserError, match="has no GPU"):
         choose_device("cuda", 2)
+
+
+@pytest.fixture
+def flags() -> Iterator[None]:
+    """The process's switches come back after the test."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("flags")
+@pytest.mark.parametrize(
+    ("precision", "capability", "used"),
+    [("tf32", (8, 0), True), ("tf32", (9, 0), True), ("tf32", (7, 0), False), ("fp32", (9, 0), False)],
+)
+def test_products_run_in_tf32_if_asked_and_had(
+    precision: str, capability: tuple[int, int], used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp32 is strict for convolutions, too, where torch's own default is TF32."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert set_float32_products(precision, torch.device("cuda", 0)) is used
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is used
+    assert torch.get_float32_matmul_precision() == ("high" if used else "highest")
+
+
+@pytest.mark.usefixtures("flags")
+def test_a_device_without_tf32_computes_fp32_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "segformer_spark"):
+        logging.getLogger("segformer_spark").propagate = True
+        assert not set_float32_products("tf32", torch.device("cpu"))
+    assert "this device (cpu) has no TF32, fp32 is computed" in caplog.text

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from segformer_spark.config.load import load_config
 from segformer_spark.config.variants import VARIANTS
 from segformer_spark.data.transforms import normalize_images
-from segformer_spark.distributed.process_group import use_deterministic_algorithms
+from segformer_spark.distributed.devices import use_deterministic_algorithms
 from segformer_spark.engine.engine import graph_breaks
 from segformer_spark.engine.optimizer import parameter_groups
 from segformer_spark.models.mix_transformer import encode
