@@ -87,7 +87,7 @@ class TrainingRecord:
         values = flatten(config.model_dump())
         for dotted, source in self.resolved.overrides.items():
             logger.info("%s = %s from %s", dotted, values[dotted], source.removesuffix(f" {dotted}"))
-        for dotted, needed in without_effect(config).items():
+        for dotted, needed in without_effect(config).items() if self.group.is_main else ():
             logger.warning("%s (%s) has no effect: it needs %s", dotted, self.resolved.provenance[dotted], needed)
         logger.info(
             "run %s: %s from %s, %d px, %s, ZeRO-%d on %d x %s",
@@ -113,7 +113,9 @@ class TrainingRecord:
         if not changed_sets:
             return
         self.attempt["accepted_changes"] = list(changed_sets)
-        self.group.on_main(self._write)
+        self._write()
+        if not self.group.is_main:
+            return
         logger.warning("the run goes on with other images or masks than before (%s)", ", ".join(changed_sets))
         if "val" in changed_sets:
             logger.warning("scores of two validation sets do not compare: best model and patience begin anew")

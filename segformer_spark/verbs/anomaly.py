@@ -19,13 +19,16 @@ from segformer_spark.verbs.arguments import (
     positive_number,
 )
 from segformer_spark.verbs.launch import joined
-from segformer_spark.verbs.overrides import refuse_unused, refuse_without_effect
+from segformer_spark.verbs.overrides import READING, refuse_unused, refuse_without_effect
 
 if TYPE_CHECKING:
     from segformer_spark.evaluation.session import Session
     from segformer_spark.run.directory import RunDirectory
 
-_USED = ("data.dataset", "data.root", "data.train_split", "data.num_workers", "data.folder", "inference", "hardware")
+_USED = (
+    *("data.dataset", "data.root", "data.train_split", "data.num_workers", "data.folder", *READING),
+    *("inference", "hardware"),
+)
 _NOT_USED = ("inference.crops", "inference.crop_margin", "hardware.compile")
 
 

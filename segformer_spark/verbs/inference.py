@@ -22,7 +22,7 @@ from segformer_spark.verbs.arguments import (
     reading,
 )
 from segformer_spark.verbs.launch import joined, launch_variables, name_unused_variables
-from segformer_spark.verbs.overrides import refuse_unused, refuse_without_effect
+from segformer_spark.verbs.overrides import READING, refuse_unused, refuse_without_effect
 
 if TYPE_CHECKING:
     from segformer_spark.config.schema import HardwareConfig
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HARDWARE = ("hardware.device", "hardware.threads", "hardware.timeout_minutes", "hardware.peer_timeout")
 _USED_BY_EVALUATE = (
     *("data.dataset", "data.root", "data.val_split", "data.num_workers", "data.folder", "inference"),
-    *("data.flip_pairs", "data.exif_orientation", "data.max_pixels", "data.nearest_color", "data.palette_masks"),
+    *("data.flip_pairs", *READING),
     *_HARDWARE,
 )
 _FROM_ENVIRONMENT = ("training.precision", "training.batch_size", *_HARDWARE)

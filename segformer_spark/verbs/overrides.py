@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from segformer_spark.config.schema import Config
 
 
+READING = ("data.exif_orientation", "data.max_pixels", "data.nearest_color", "data.palette_masks")
+"""How the files of a data set are read, for every verb that reads one."""
+
+
 def refuse_unused(
     verb: str,
     overrides: Sequence[str],
