@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,10 @@ def inspect(dataset: SegmentationDataset, index: int, *, occupancy: bool = False
         facts.problems.append(str(error))
     facts.image_sha256, facts.image_state = _stamp(image_path, states, reader)
     facts.mask_sha256, facts.mask_state = _stamp(mask_path, states, reader)
-    if sample is not None and not facts.problems:
+    with suppress(DataError, KeyError):  # what cannot be read is among the problems
         image, mask = (parse_header(reader.contents[path], path) for path in (image_path, mask_path))
         facts.notes = _notes(image, mask)
+    if sample is not None and not facts.problems:
         facts.problems += _depth_problems(facts, image, sample)
         _measure(facts, sample, dataset, occupancy)
         facts.problems += _box_problems(facts, dataset.box(index))

@@ -218,7 +218,7 @@ def _findings(split: str, items: Sequence[ItemFacts], names: Sequence[str], data
 
     decoded = [item for item in items if item.size is not None]
     notes: dict[str, list[ItemFacts]] = {}
-    for item in decoded:
+    for item in items:
         for note in item.notes:
             notes.setdefault(note, []).append(item)
     for note, own in notes.items():

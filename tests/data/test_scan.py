@@ -78,7 +78,12 @@ def test_what_is_left_out_of_an_image_is_noted(own_spark_root: Path) -> None:
     images[2].write_bytes(cv2.imencode(".png", cv2.imread(str(images[2])).astype(np.uint16) * 16)[1].tobytes())
     profile = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("XYZ")).tobytes()
     PIL.Image.open(images[3]).save(images[3], "JPEG", icc_profile=profile, quality=95)
-    found = [inspect(dataset, index) for index in range(4)]
+    turned, upright = PIL.Image.Exif(), PIL.Image.open(dataset.files(4)[0])
+    turned[274] = 6
+    upright.save(dataset.files(4)[0], "JPEG", exif=turned, quality=95)
+    found = [inspect(dataset, index) for index in range(5)]
+    assert found[4].notes == ["have EXIF orientation 6"], "counted, although the mask has no tag and it is refused"
+    assert "Set data.exif_orientation" in found[4].problems[0]
     assert found[0].notes == ["have an alpha channel, which is left out"]
     assert found[1].notes == ["have 16 bits a sample, of which the upper 8 are read"]
     assert found[1].problems == []
