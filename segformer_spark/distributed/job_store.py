@@ -113,7 +113,7 @@ def _store_of_this_job(launch: Launch, port: int) -> Any | None:
         if store is None:
             return None
         if not store.check([_sign(launch)]):
-            time.sleep(PAUSE)  # it may have been opened this moment
+            time.sleep(10 * PAUSE)  # it may have been opened this moment
             if not store.check([_sign(launch)]):
                 return None
         store.set_timeout(_QUESTION)

@@ -13,7 +13,9 @@ from segformer_spark.distributed.environment import Launch
 from segformer_spark.errors import PeersNotFound
 from segformer_spark.run.console import logger
 
-PAUSE = 0.05
+PAUSE, _LONGEST_PAUSE, _GROWTH = 0.005, 0.25, 1.3
+"""Seconds: hundreds of ranks that wait for long must not keep rank 0's store busy."""
+
 _SAY_EVERY = 30.0
 
 
@@ -22,6 +24,7 @@ class Wait:
 
     def __init__(self, launch: Launch, deadline: float) -> None:
         self.launch, self.deadline = launch, deadline
+        self._pause = PAUSE
         self._began = self._said = time.monotonic()
         self.who = f"[rank {launch.rank} on {socket.gethostname()}]"
 
@@ -37,7 +40,8 @@ class Wait:
         if now - self._said > _SAY_EVERY:
             self._said = now
             logger.warning("%s waiting for %s, since %.0f s", self.who, for_whom, now - self._began)
-        time.sleep(PAUSE)
+        time.sleep(self._pause)
+        self._pause = min(_LONGEST_PAUSE, _GROWTH * self._pause)
 
     @contextmanager
     def asking(self) -> Iterator[None]:

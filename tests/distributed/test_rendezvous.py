@@ -181,6 +181,7 @@ def test_torchrun_restarts_a_job(tmp_path: Path) -> None:
                 attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
                 total = int(group.sum(torch.tensor([launch.rank + 1])))
                 pathlib.Path({str(tmp_path)!r}, f"{{attempt}}-{{launch.rank}}").write_text(str(total))
+                group.barrier()
                 if attempt == 0 and launch.rank == 1:
                     os._exit(3)
                 group.barrier()
