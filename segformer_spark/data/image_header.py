@@ -6,6 +6,7 @@ import io
 import struct
 import threading
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ _COLORS = {
 }
 """Colour spaces by Pillow's modes; other modes are their own."""
 
-_ERRORS = (OSError, ValueError, SyntaxError, KeyError, IndexError, TypeError, struct.error, zlib.error)
+_ERRORS = (
+    *(OSError, ValueError, SyntaxError, KeyError, IndexError, TypeError, EOFError, AttributeError, OverflowError),
+    *(struct.error, zlib.error),
+)
+"""What Pillow raises for damaged files."""
 
 _pillow_limit = threading.Lock()
 
@@ -141,7 +146,8 @@ def _png(content: bytes) -> ImageHeader:
         if name == b"tRNS":
             alpha = True
         elif name == b"iCCP":
-            profile = zlib.decompress(data.partition(b"\0")[2][1:])
+            with suppress(zlib.error):  # pixels do not depend on it
+                profile = zlib.decompress(data.partition(b"\0")[2][1:])
         elif name == b"eXIf":
             orientation = _orientation_of(data)
         elif name == b"acTL":
@@ -163,11 +169,19 @@ def _png(content: bytes) -> ImageHeader:
 
 def _orientation_of(exif: bytes) -> int:
     tags = PIL.Image.Exif()
-    tags.load(exif)
-    return _valid(tags.get(_ORIENTATION))
+    try:
+        tags.load(exif)
+    except _ERRORS:
+        return 1
+    return _valid(tags)
 
 
-def _valid(tag: Any) -> int:
+def _valid(tags: PIL.Image.Exif) -> int:
+    """The orientation; 1 where there is none, or none that can be read: viewers do not turn such images either."""
+    try:
+        tag = tags.get(_ORIENTATION)
+    except _ERRORS:
+        return 1
     return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
@@ -176,7 +190,10 @@ def _other(content: bytes) -> ImageHeader:
         mode, name = picture.mode, str(picture.format)
         width, height = picture.size
         bits, bands, floating, inverted = (1 if mode == "1" else 8), len(picture.getbands()), mode == "F", False
-        orientation = _valid(picture.getexif().get(_ORIENTATION))
+        try:
+            orientation = _valid(picture.getexif())
+        except _ERRORS:
+            orientation = 1
         if name == "TIFF":
             tags: Any = picture.tag_v2  # type: ignore[attr-defined]
             bits, bands = max(tags.get(_BITS, (1,))), tags.get(_SAMPLES, 1)

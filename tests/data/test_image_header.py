@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segformer_spark.data.decode import decode_rgb, image_of
 from segformer_spark.data.image_header import ImageHeader, open_with_pillow, parse_header, profile_name
 from segformer_spark.errors import DataError
 from tests.data.image_files import chunk, encode, grey_png, picture
@@ -76,6 +77,22 @@ def test_png_says_its_orientation_behind_the_pixels_too() -> None:
     exif[274] = 8
     late = grey_png(np.ones((3, 5), np.uint8), 8, behind=chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
     assert header(late).orientation == 8
+
+
+@pytest.mark.parametrize(
+    "damage", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01"]
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_is_none(kind: str, damage: bytes) -> None:
+    """Pixels do not depend on it, and viewers do not turn such an image."""
+    if kind == "PNG":
+        content = grey_png(np.ones((3, 5), np.uint8), 8, chunk(b"eXIf", damage[6:]) + chunk(b"iCCP", b"x\0\0junk"))
+    else:
+        content = encode(picture(), kind, exif=damage)
+    found = header(content)
+    assert (found.orientation, found.profile) == (1, None)
+    assert decode_rgb(image_of(content, WHERE)).shape[2] == 3
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
