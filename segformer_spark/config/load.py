@@ -70,7 +70,7 @@ def load_config(
     extra = list(read_environment(environment)) if environment is not None else []
     extra += [_parse_set(item) for item in overrides]
     for override in extra:
-        _assign(tree, override)
+        assign(tree, override.dotted, override.value)
         sources = {k: v for k, v in sources.items() if not k.startswith(f"{override.dotted}.")}
         sources[override.dotted] = override.source
     return validate(tree, sources)
@@ -170,11 +170,12 @@ def _parse_set(item: str) -> Override:
     return Override(dotted.strip(), parse_override(dotted.strip(), text, f"--set {dotted}"), f"--set {dotted.strip()}")
 
 
-def _assign(tree: dict[str, Any], override: Override) -> None:
-    *sections, leaf = override.dotted.split(".")
+def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set the value of a dotted key; sections on the way are copied, or made."""
+    *sections, leaf = dotted.split(".")
     node = tree
     for section in sections:
         child = node.get(section)
         node[section] = dict(child) if isinstance(child, dict) else {}
         node = node[section]
-    node[leaf] = override.value
+    node[leaf] = value

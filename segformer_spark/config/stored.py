@@ -15,7 +15,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from segformer_spark.config.fields import FIELDS, flatten
-from segformer_spark.config.load import ResolvedConfig, load_config, validate
+from segformer_spark.config.load import ResolvedConfig, assign, load_config, validate
 from segformer_spark.config.schema import Config
 
 _PRECISION = "training.precision"
@@ -73,11 +73,7 @@ def as_begun(resolved: ResolvedConfig, stored: Path) -> ResolvedConfig:
     if (before[_PRECISION], now[_PRECISION]) == ("fp32", "tf32") and not chosen:  # configs/spark_base.yaml was fp32
         kept[_PRECISION] = "fp32"
     for dotted, value in kept.items():
-        *sections, leaf = dotted.split(".")
-        node = tree
-        for section in sections:
-            node = node[section]
-        node[leaf] = value
+        assign(tree, dotted, value)
         logging.getLogger("segformer_spark").info(
             "%s = %s, as when the run was begun; new runs have %s", dotted, value, now[dotted]
         )

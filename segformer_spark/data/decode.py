@@ -118,7 +118,7 @@ def decode_rgb(file: ImageFile, decoding: Decoding = AS_STORED, needed_side: int
         pixels = _decode_jpeg(file, needed_side)
     else:
         pixels = _decode_png(file) if header.format == "PNG" else _decode_other(file)
-    return turn_upright(pixels, header.orientation) if decoding.orientation == "upright" else pixels
+    return _shown(pixels, header, decoding)
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,18 @@ def decode_samples(file: ImageFile, decoding: Decoding = AS_STORED) -> Samples:
         raise DataError(f"{path}: the mask's numbers are stored inverted (TIFF, white is zero); save it as PNG")
     if mode == "L" and header.bits < 8:  # Pillow stretches 2 and 4 bits to 0..255
         values = values // (255 // ((1 << header.bits) - 1))
-    values = _turned(values.astype(np.uint8) if mode == "1" else values, header, decoding)
+    values = _as_stored(values.astype(np.uint8) if mode == "1" else values, header)
+    values = _shown(values, header, decoding)
     return Samples(values, np.asarray(palette, np.uint8).reshape(-1, 3) if mode == "P" and palette else None)
 
 
-def _turned(pixels: NDArray[Any], header: ImageHeader, decoding: Decoding) -> NDArray[Any]:
-    """Pixels as Pillow gives them -> as `decoding` asks for: Pillow has turned those of a TIFF already."""
-    if header.format == "TIFF":
-        pixels = turn_back(pixels, header.orientation)
+def _as_stored(pixels: NDArray[Any], header: ImageHeader) -> NDArray[Any]:
+    """Pixels as Pillow gives them -> as the file stores them: Pillow turns those of a TIFF."""
+    return turn_back(pixels, header.orientation) if header.format == "TIFF" else pixels
+
+
+def _shown(pixels: NDArray[Any], header: ImageHeader, decoding: Decoding) -> NDArray[Any]:
+    """Stored pixels -> as `decoding` asks for."""
     return turn_upright(pixels, header.orientation) if decoding.orientation == "upright" else pixels
 
 
@@ -233,7 +237,7 @@ def _decode_other(file: ImageFile) -> Image:
             raise DataError(f"{file.path}: the image has {file.header.bits} bits a sample; save it with 8 or 16")
         else:
             pixels = np.asarray(picture.convert("RGB"))
-    return turn_back(pixels, file.header.orientation) if file.header.format == "TIFF" else pixels
+    return _as_stored(pixels, file.header)
 
 
 def _damaged(file: ImageFile, reason: str) -> DataError:

@@ -6,6 +6,7 @@ import codecs
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from segformer_spark.errors import DataError
@@ -22,8 +23,15 @@ def read_file(path: Path) -> bytes:
     Raises:
         DataError: it cannot be read.
     """
-    try:
+    with named(path):
         return path.read_bytes()
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Raise DataError with the file's name for what the system says in the block."""
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.data.dataset import SegmentationDataset
-from segformer_spark.data.files import composed
-from segformer_spark.errors import DataError
+from segformer_spark.data.files import composed, named
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
@@ -36,10 +35,8 @@ class FileStamp:
 
 def file_state(path: Path) -> FileState:
     """Size, time and inode; raises DataError naming a file that is not there."""
-    try:
+    with named(path):
         status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
@@ -125,7 +122,5 @@ def read_digests(path: Path, root: Path) -> FileDigests:
 
 
 def _digest(path: Path) -> str:
-    try:
+    with named(path):
         return sha256_of(path)
-    except OSError as error:
-        raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error

@@ -6,8 +6,10 @@ import io
 import struct
 import threading
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +151,7 @@ def _png(content: bytes) -> ImageHeader:
             with suppress(zlib.error):  # pixels do not depend on it
                 profile = zlib.decompress(data.partition(b"\0")[2][1:])
         elif name == b"eXIf":
-            orientation = _orientation_of(data)
+            orientation = _orientation_of(partial(_parsed, data))
         elif name == b"acTL":
             pages = max(1, int.from_bytes(data[:4], "big"))
         elif name == b"IEND":
@@ -167,19 +169,16 @@ def _png(content: bytes) -> ImageHeader:
     )
 
 
-def _orientation_of(exif: bytes) -> int:
+def _parsed(exif: bytes) -> PIL.Image.Exif:
     tags = PIL.Image.Exif()
-    try:
-        tags.load(exif)
-    except _ERRORS:
-        return 1
-    return _valid(tags)
+    tags.load(exif)
+    return tags
 
 
-def _valid(tags: PIL.Image.Exif) -> int:
+def _orientation_of(read: Callable[[], PIL.Image.Exif]) -> int:
     """The orientation; 1 where there is none, or none that can be read: viewers do not turn such images either."""
     try:
-        tag = tags.get(_ORIENTATION)
+        tag = read().get(_ORIENTATION)
     except _ERRORS:
         return 1
     return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
@@ -190,10 +189,7 @@ def _other(content: bytes) -> ImageHeader:
         mode, name = picture.mode, str(picture.format)
         width, height = picture.size
         bits, bands, floating, inverted = (1 if mode == "1" else 8), len(picture.getbands()), mode == "F", False
-        try:
-            orientation = _valid(picture.getexif())
-        except _ERRORS:
-            orientation = 1
+        orientation = _orientation_of(picture.getexif)
         if name == "TIFF":
             tags: Any = picture.tag_v2  # type: ignore[attr-defined]
             bits, bands = max(tags.get(_BITS, (1,))), tags.get(_SAMPLES, 1)

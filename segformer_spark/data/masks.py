@@ -132,20 +132,6 @@ def color_tolerance(colors: Sequence[Color], ignored: Color | None = None) -> fl
     return float(distances[~np.eye(len(points), dtype=bool)].min() / 2)
 
 
-def read_color_mask(
-    path: Path,
-    colors: Sequence[Color],
-    *,
-    ignored: Color | None = None,
-    foreign_distance: float = FOREIGN_DISTANCE,
-    read: ReadFile = read_file,
-    decoding: Decoding = AS_STORED,
-) -> Mask:
-    """Decode an RGB mask to class ids by nearest colour, at its stored size (`decode_color_mask`)."""
-    file = open_image(path, decoding, read)
-    return decode_color_mask(file, colors, ignored=ignored, foreign_distance=foreign_distance, decoding=decoding)
-
-
 def decode_color_mask(
     file: ImageFile,
     colors: Sequence[Color],

@@ -46,8 +46,8 @@ def granted_gpus(environment: Mapping[str, str]) -> str:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return ""
-    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
-        if environment.get(name, "").strip() not in ("", "0" if name == "SLURM_GPUS_ON_NODE" else ""):
+    for name, none in {"CUDA_VISIBLE_DEVICES": "", "SLURM_STEP_GPUS": "", "SLURM_GPUS_ON_NODE": "0"}.items():
+        if environment.get(name, "").strip() not in ("", none):  # devices are named, their number is counted
             return f"{name}={environment[name]}"
     return ""
 

@@ -205,16 +205,13 @@ def _device_or_trouble(device: torch.device | Callable[[], torch.device]) -> tup
 
 def _refuse_troubles(meeting: Meeting) -> None:
     """Raise, on every rank, what keeps one of them from computing."""
-    for rank, (host, told) in enumerate(zip(meeting.hosts, meeting.about, strict=True)):
+    ranks = [(rank, meeting.hosts[rank], told) for rank, told in enumerate(meeting.about)]
+    for rank, host, told in ranks:
         if told["trouble"]:
-            where = f"rank {rank} on {host}: " if len(meeting.hosts) > 1 else ""
+            where = f"rank {rank} on {host}: " if len(ranks) > 1 else ""
             raise UserError(f"{where}{told['trouble']}", shared=True)
-    kinds = {told["device"] for told in meeting.about}
-    if len(kinds) > 1:
-        listed = ", ".join(
-            f"{told['device']} on rank {rank} ({host})"
-            for rank, (host, told) in enumerate(zip(meeting.hosts, meeting.about, strict=True))
-        )
+    if len({told["device"] for _, _, told in ranks}) > 1:
+        listed = ", ".join(f"{told['device']} on rank {rank} ({host})" for rank, host, told in ranks)
         raise UserError(f"the ranks compute on different devices: {listed}", "Set hardware.device.", shared=True)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,15 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from segformer_spark.data.dataset import IGNORE_INDEX
-from segformer_spark.data.decode import Decoding, read_image
-from segformer_spark.data.masks import decode_index_mask, nearest_color, open_image, read_color_mask, read_index_mask
+from segformer_spark.data.dataset import IGNORE_INDEX, Color, Mask
+from segformer_spark.data.decode import AS_STORED, Decoding, read_image
+from segformer_spark.data.masks import decode_color_mask, decode_index_mask, nearest_color, open_image, read_index_mask
 from segformer_spark.data.readers.spark import SPARK_CLASSES
 from segformer_spark.data.readers.voc import VocDataset
 from segformer_spark.errors import DataError
 from tests.data.image_files import encode, grey_png, save
 
 PALETTE = SPARK_CLASSES.colors
+
+
+def read_color_mask(path: Path, colors: Sequence[Color], decoding: Decoding = AS_STORED) -> Mask:
+    return decode_color_mask(open_image(path, decoding), colors, decoding=decoding)
 
 
 @given(
