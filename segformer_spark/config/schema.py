@@ -159,6 +159,13 @@ class HardwareConfig(Section):
         "Deterministic kernels; bilinear upsampling's backward is slower on GPUs then, on CPUs it costs nothing.",
         resume_safe=True,
     )
+    kernels: Literal["auto", "cpu", "plain", "gpu"] = field(
+        "auto",
+        "Arithmetic of SegFormer and of CE + Dice. cpu: the CPU's; plain: the GPU's, in plain torch, on any device; "
+        "gpu: the GPU's with custom operations; auto: by the device. SEGFORMER_KERNELS comes before it.",
+        absent="cpu",
+        resume_safe=True,
+    )
     compile: bool = field(
         False, "Compile the encoder with torch.compile; needs a C++ compiler on the nodes.", resume_safe=True
     )

@@ -59,6 +59,8 @@ class Engine:
         model.to(group.device)
         if config.training.activation_checkpointing:
             model.checkpoint_activations()
+        model.use_kernels(config.hardware.kernels)
+        loss.use_kernels(config.hardware.kernels)
         if config.hardware.compile:
             model.compile_encoder()
         if group.world_size > 1:

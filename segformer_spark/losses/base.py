@@ -61,8 +61,12 @@ class GlobalBatchLoss(nn.Module):
 
     def divide(self, total: Tensor, weight: Tensor) -> Tensor:
         """The quotient of two sums (`pixel_sum`) over all ranks; 0 where there is nothing to divide by."""
-        sums = self.reduce(torch.stack([total, weight]))
-        return sums[0] / sums[1].detach().clamp_min(TINY)
+        return quotient(self.reduce(torch.stack([total, weight])))
+
+
+def quotient(sums: Tensor) -> Tensor:
+    """The first of two numbers over the second, which has no gradient; 0 where there is nothing to divide by."""
+    return sums[0] / sums[1].detach().clamp_min(TINY)
 
 
 class SumLoss(GlobalBatchLoss):
@@ -72,10 +76,14 @@ class SumLoss(GlobalBatchLoss):
         """What a set of pixels contributes; the sums of a batch are those of its parts added up."""
         raise NotImplementedError
 
+    def sums_shape(self, num_classes: int) -> tuple[int, ...]:
+        """The shape of `sums` for logits of so many classes."""
+        return (2,)
+
     def value(self, sums: Tensor) -> Tensor:
-        """The loss from the sums of this rank's batch."""
+        """The loss from the sums over all ranks."""
         raise NotImplementedError
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C, H, W) float and labels (B, H, W) int64 -> scalar."""
-        return self.value(self.sums(logits, labels))
+        return self.value(self.reduce(self.sums(logits, labels)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch.nn import functional
 
 from segformer_spark.config.schema import LossConfig
 from segformer_spark.errors import ConfigError
+from segformer_spark.kernels.segmentation_loss import loss_sums
+from segformer_spark.kernels.select import Setting, select_arithmetic
 from segformer_spark.losses.base import Reduce, SumLoss, no_reduce
 from segformer_spark.losses.boundary import BoundaryCrossEntropyLoss
 from segformer_spark.losses.cross_entropy import CrossEntropyLoss, FocalLoss
@@ -28,6 +31,11 @@ class WeightedSum(nn.Module):
         self.auxiliary_weight = auxiliary_weight
         self.weights = {name: weight for name, (weight, _) in parts.items()}
         self.parts = nn.ModuleDict({name: loss for name, (_, loss) in parts.items()})
+        self._kernels: Setting = "auto"
+
+    def use_kernels(self, setting: Setting) -> None:
+        """Choose the arithmetic, as hardware.kernels does."""
+        self._kernels = setting
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C, H, W) and labels (B, H, W) of any integer type -> scalar fp32 (fp64 for fp64 logits)."""
@@ -46,20 +54,38 @@ class WeightedSum(nn.Module):
             size = (labels.shape[-2], labels.shape[-1])
             enlarged = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
             return self.forward(enlarged, labels)
-        shapes: list[torch.Size] = []
+        if select_arithmetic(self._kernels, logits.device) != "cpu" and self._of_cross_entropy_and_dice(parts):
+            return self._from_sums(parts, self._joint_sums(logits, labels), logits)
 
         def sums(enlarged: Tensor, own: Tensor) -> Tensor:
-            values = [part.sums(enlarged, own) for part in parts.values()]
-            shapes[:] = [value.shape for value in values]
-            return torch.cat([value.flatten() for value in values])
+            return torch.cat([part.sums(enlarged, own).flatten() for part in parts.values()])
 
-        streamed = streamed_sums(logits, labels, sums)
-        total = torch.split(streamed, [shape.numel() for shape in shapes])
-        values = {
-            name: part.value(own.view(shape))
-            for (name, part), own, shape in zip(parts.items(), total, shapes, strict=True)
-        }
-        return self._sum(values).to(logits.dtype)
+        return self._from_sums(parts, streamed_sums(logits, labels, sums), logits)
+
+    def _from_sums(self, parts: dict[str, SumLoss], sums: Tensor, logits: Tensor) -> Tensor:
+        """The loss from the sums of all parts, one after the other, of this rank: reduced together."""
+        reduce = next(iter(parts.values())).reduce
+        shapes = [part.sums_shape(logits.shape[1]) for part in parts.values()]
+        own = torch.split(reduce(sums), [math.prod(shape) for shape in shapes])
+        pairs = zip(parts.items(), own, shapes, strict=True)
+        return self._sum({name: part.value(one.view(shape)) for (name, part), one, shape in pairs}).to(logits.dtype)
+
+    @staticmethod
+    def _of_cross_entropy_and_dice(parts: dict[str, SumLoss]) -> bool:
+        return all(isinstance(part, CrossEntropyLoss | DiceLoss) for part in parts.values())
+
+    def _joint_sums(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sums of all parts, from one softmax."""
+        of_pixels: dict[type, SumLoss] = {type(part): part for part in self.parts.values() if isinstance(part, SumLoss)}
+        entropy = of_pixels.get(CrossEntropyLoss)
+        smoothing = entropy.label_smoothing if isinstance(entropy, CrossEntropyLoss) else 0.0
+        weights = None if entropy is None else entropy.class_weights
+        ignore_index = next(iter(of_pixels.values())).ignore_index
+        joint = loss_sums(logits, labels, weights, smoothing, ignore_index)
+        of_entropy, of_dice = joint[:2], joint[2:]
+        return torch.cat(
+            [of_entropy if isinstance(part, CrossEntropyLoss) else of_dice for part in self.parts.values()]
+        )
 
     def of_outputs(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
         """The loss of a model's logits, plus that of its auxiliary logits times their weight."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.losses.base import SumLoss, pixel_sum
+from segformer_spark.losses.base import SumLoss, pixel_sum, quotient
 
 
 class CrossEntropyLoss(SumLoss):
@@ -35,7 +35,7 @@ class CrossEntropyLoss(SumLoss):
         return torch.stack([pixel_sum(losses), pixel_weight(labels, self.class_weights, self.ignore_index)])
 
     def value(self, sums: Tensor) -> Tensor:
-        return self.divide(*sums)
+        return quotient(sums)
 
 
 class FocalLoss(SumLoss):
@@ -57,7 +57,7 @@ class FocalLoss(SumLoss):
         return torch.stack([total, pixel_weight(labels, self.class_weights, self.ignore_index)])
 
     def value(self, sums: Tensor) -> Tensor:
-        return self.divide(*sums)
+        return quotient(sums)
 
 
 def pixel_weight(labels: Tensor, class_weights: Tensor | None, ignore_index: int) -> Tensor:

@@ -34,8 +34,11 @@ class DiceLoss(SumLoss):
         predicted = (probabilities * valid[:, None]).sum(-1).sum((0, 2), dtype=torch.float64)  # rows, then all
         return torch.stack([overlap, predicted, truth])
 
+    def sums_shape(self, num_classes: int) -> tuple[int, ...]:
+        return (3, num_classes)
+
     def value(self, sums: Tensor) -> Tensor:
-        overlap, predicted, truth = self.reduce(sums).unbind(0)
+        overlap, predicted, truth = sums.unbind(0)
         dice = (2 * overlap + self.smooth) / (predicted + truth + self.smooth)
         weights = (truth > 0).to(sums.dtype).detach()
         if self.class_weights is not None:

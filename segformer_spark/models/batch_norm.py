@@ -7,24 +7,13 @@ running statistics stay fp32 when the module is cast to a shorter type.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Reduce = Callable[[Tensor], Tensor]
-"""Returns the elementwise sum of a tensor over all ranks."""
-
-
-@dataclass(frozen=True)
-class BatchStatistics:
-    """Mean and biased variance (C,) of the values of all ranks, and their number per channel."""
-
-    mean: Tensor
-    variance: Tensor
-    count: Tensor
+from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce
 
 
 class CrossRankBatchNorm2d(nn.BatchNorm2d):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segformer_spark.models.batch_norm import BatchStatistics, Reduce
+from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce
 
 _CACHED_VALUES = 400_000
 """Values of a chunk on a CPU: 1.6 MB in fp32, about a core's second-level cache. A GPU takes all pixels at once."""

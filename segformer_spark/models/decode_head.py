@@ -20,6 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segformer_spark.kernels.cast import cast_together
+from segformer_spark.kernels.classify import classify
+from segformer_spark.kernels.merge_levels import merge_levels
+from segformer_spark.kernels.select import Setting, select_arithmetic
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
 from segformer_spark.models.classify_pixels import classify_pixels
 from segformer_spark.models.recomputed import arithmetic
@@ -41,9 +45,12 @@ class MergedDecodeHead(nn.Module):
         for name, child in head.named_children():
             self.add_module(name, child)
         self.batch_norm = CrossRankBatchNorm2d.from_batch_norm(head.batch_norm)  # type: ignore[arg-type]
+        self.kernels: Setting = "auto"
 
     def forward(self, encoder_hidden_states: Sequence[Tensor], **kwargs: Any) -> Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first -> logits (B, num_classes, H_0, W_0)."""
+        if select_arithmetic(self.kernels, encoder_hidden_states[0].device) != "cpu":
+            return self._on_gpu(encoder_hidden_states)
         dtype = arithmetic(encoder_hidden_states[0])
         with torch.autocast(encoder_hidden_states[0].device.type, enabled=False):
             features = [feature.permute(0, 2, 3, 1).to(dtype) for feature in encoder_hidden_states]
@@ -55,6 +62,35 @@ class MergedDecodeHead(nn.Module):
             else:
                 logits = self._infer(features, weights, bias)
         return logits.permute(0, 3, 1, 2).contiguous()
+
+    def _on_gpu(self, maps: Sequence[Tensor]) -> Tensor:
+        """Few bytes in few kernels; the logits stay channels last in memory."""
+        dtype = arithmetic(maps[0])
+        with torch.autocast(maps[0].device.type, enabled=False):
+            features = [feature.permute(0, 2, 3, 1).to(dtype) for feature in maps]
+            norm, classifier = self.batch_norm, self.classifier
+            assert classifier.bias is not None
+            merged = merge_levels(features, *self._merged_in(dtype))
+            last = (norm.weight, norm.bias, classifier.weight.flatten(1), classifier.bias)
+            if not self.training:
+                return self._classify(merged).permute(0, 3, 1, 2)
+            logits, statistics = classify(
+                merged.flatten(0, 2), *last, eps=norm.eps, dropout=self.dropout.p, reduce=norm.reduce
+            )
+            norm.update_running(statistics)
+        return logits.view(*merged.shape[:3], -1).permute(0, 3, 1, 2)
+
+    def _merged_in(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        """F_i W_i (D, C_i) per level and the summed bias (D,), from factors in `dtype`: as exact as their product is
+        in it."""
+        modules: Any = self.linear_projections
+        projections = [module.proj for module in modules]
+        fuse = self.linear_fuse.weight.flatten(1)
+        # The head concatenates the coarsest level first.
+        bias = torch.mv(fuse, torch.cat([projection.bias for projection in reversed(projections)]))
+        fuse, *weights = cast_together([fuse, *(projection.weight for projection in projections)], dtype)
+        parts = fuse.chunk(len(projections), dim=1)[::-1]
+        return [part @ weight for part, weight in zip(parts, weights, strict=True)], bias.to(dtype)
 
     def _train(self, fused: Tensor) -> Tensor:
         norm, classifier = self.batch_norm, self.classifier

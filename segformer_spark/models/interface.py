@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segformer_spark.errors import ConfigError
-from segformer_spark.models.batch_norm import CrossRankBatchNorm2d, Reduce
+from segformer_spark.kernels.select import Setting
+from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
+from segformer_spark.ops.batch_statistics import Reduce
 
 DECODER = "decoder"
 """Name of the map that the classifier sees, among `named_features`."""
@@ -178,6 +180,9 @@ class SegmentationModel(nn.Module):
     def stored_names(self) -> dict[str, str]:
         """{name in `state_dict()`: name in files}: those of the library that the network comes from."""
         return {name: name.removeprefix("network.") for name in self.state_dict()}
+
+    def use_kernels(self, setting: Setting) -> None:
+        """Choose the arithmetic, as hardware.kernels does; only SegFormer has a choice."""
 
     def checkpoint_activations(self) -> None:
         """Recompute the encoder's blocks in the backward pass."""

@@ -73,16 +73,17 @@ class Block(nn.Module):
         rate = own.attention_dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(queries, keys, values, dropout_p=rate, scale=own.scaling)
         mixed = own.o_proj(mixed.transpose(1, 2).reshape(batch, height, width, channels))
-        return self._dropout(mixed)
+        return self.drop_hidden(mixed)
 
     def _mix(self, maps: Tensor) -> Tensor:
         own: Any = self.mlp
         if not (own.dropout.p and self.training):
             return mix_ffn(maps, self.layernorm_after, own.fc1, own.dwconv.dwconv, own.fc2)
         hidden = channels_last_conv(own.fc1(self.layernorm_after(maps)), own.dwconv.dwconv)
-        return self._dropout(own.fc2(self._dropout(functional.gelu(hidden))))
+        return self.drop_hidden(own.fc2(self.drop_hidden(functional.gelu(hidden))))
 
-    def _dropout(self, maps: Tensor) -> Tensor:
+    def drop_hidden(self, maps: Tensor) -> Tensor:
+        """transformers' hidden dropout, off in all published models."""
         dropout: Any = self.hidden_dropout
         return functional.dropout(maps, dropout.p, self.training) if dropout.p else maps
 

@@ -18,6 +18,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging as transformers_logging
 
 from segformer_spark.config.variants import VARIANTS, Variant
+from segformer_spark.kernels.select import Arithmetic, Setting, select_arithmetic
+from segformer_spark.models import mix_transformer_gpu
 from segformer_spark.models.decode_head import MergedDecodeHead
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.mix_transformer import Block, encode, take_over_blocks
@@ -65,7 +67,9 @@ class SegFormer(SegmentationModel):
         take_over_blocks(network.segformer)
         super().__init__(network, _STAGES, freeze_backbone=freeze_backbone)
         self.min_side = smallest_side(network.config)
-        self._transform: Callable[[nn.Module, Tensor], tuple[Tensor, ...]] = encode
+        self._encode_on_cpu: Callable[..., tuple[Tensor, ...]] = encode
+        self._encode_on_gpu: Callable[..., tuple[Tensor, ...]] = mix_transformer_gpu.encode
+        self._kernels: Setting = "auto"
 
     @property
     def encoder(self) -> nn.Module:
@@ -86,7 +90,10 @@ class SegFormer(SegmentationModel):
         return int(self.network.config.num_labels)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps: tuple[Tensor, ...] = self._transform(self.encoder, images)
+        if self._arithmetic(images) == "cpu":
+            maps = self._encode_on_cpu(self.encoder, images)
+        else:
+            maps = self._encode_on_gpu(self.encoder, images, [block.drop_rate for block in self._blocks()])
         return tuple(features.permute(0, 3, 1, 2) for features in maps)
 
     def decode(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -102,6 +109,13 @@ class SegFormer(SegmentationModel):
     def classify(self, maps: Tensor) -> Tensor:
         logits: Tensor = self.network.decode_head.classify(maps)
         return logits
+
+    def use_kernels(self, setting: Setting) -> None:
+        """Choose the arithmetic, as hardware.kernels does."""
+        self._kernels = self.network.decode_head.kernels = setting
+
+    def _arithmetic(self, maps: Tensor) -> Arithmetic:
+        return select_arithmetic(self._kernels, maps.device)
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of the encoder's blocks and recompute the rest in the backward pass (Chen et al. 2016).
@@ -120,7 +134,8 @@ class SegFormer(SegmentationModel):
 
     def compile_encoder(self) -> None:
         """Let torch.compile build the encoder at its first use, for one input size at a time."""
-        self._transform = torch.compile(encode, dynamic=False)
+        self._encode_on_cpu = torch.compile(encode, dynamic=False)
+        self._encode_on_gpu = torch.compile(mix_transformer_gpu.encode, dynamic=False)
 
     def distances_from_head(self) -> dict[str, int]:
         """{name: how many blocks of the encoder lie between a parameter and the head} (`blocks_from_head`)."""

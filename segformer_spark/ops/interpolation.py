@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -24,12 +25,28 @@ def interpolation_matrix(length: int, size: int, device: torch.device, dtype: to
         return matrix.contiguous().to(device, dtype)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def constant_interpolation_matrix(length: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`interpolation_matrix`, a constant of a compiled graph."""
+    return interpolation_matrix(length, size, device, dtype)
+
+
 @functools.lru_cache(maxsize=4096)
 def source_rows(length: int, size: int, first: int, last: int) -> slice:
     """The rows of `length` that rows first to last - 1 of `size` are made of."""
-    matrix = interpolation_matrix(length, size, torch.device("cpu"), torch.float32)
-    columns = matrix[first:last].any(0).nonzero().flatten()
-    return slice(int(columns[0]), int(columns[-1]) + 1)
+    (lowest, _), (highest, fraction) = (source_position(length, size, row) for row in (first, last - 1))
+    return slice(lowest, min(highest + (2 if fraction else 1), length))
+
+
+def source_position(length: int, size: int, row: int) -> tuple[int, float]:
+    """The row of `length` at or before row `row` of `size`, and how far this lies from there to the next one.
+
+    Rounded as torch does it (area_pixel_compute_source_index in aten/src/ATen/native/UpSample.h).
+    """
+    scale = np.float32(length) / np.float32(size)
+    position = max(scale * (np.float32(row) + np.float32(0.5)) - np.float32(0.5), np.float32(0))
+    whole = min(int(position), length - 1)
+    return whole, float(position - np.float32(whole)) if whole < length - 1 else 0.0
 
 
 def bands(size: int, height: int) -> Iterator[slice]:

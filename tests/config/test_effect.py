@@ -332,6 +332,7 @@ ELSEWHERE = {
         "test_threads_are_those_asked_for_or_a_share_of_the_cores",
     ),
     "hardware.deterministic": ("engine/test_options.py", "test_deterministic_mode_repeats_itself"),
+    "hardware.kernels": ("engine/test_options.py", "test_the_arithmetic_of_gpus_trains_alike"),
     "hardware.compile": ("engine/test_options.py", "test_the_gradients_of_a_compiled_encoder_agree"),
     "hardware.timeout_minutes": (
         "distributed/test_process_group.py",

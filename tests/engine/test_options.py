@@ -18,6 +18,7 @@ from segformer_spark.data.transforms import normalize_images
 from segformer_spark.distributed.devices import use_deterministic_algorithms
 from segformer_spark.engine.engine import graph_breaks
 from segformer_spark.engine.optimizer import parameter_groups
+from segformer_spark.kernels.select import Setting
 from segformer_spark.models.mix_transformer import encode
 from segformer_spark.models.segformer import blocks_from_head, build_segformer, portable_names
 from tests.engine.test_parity import global_batch, make_engine, own_batches
@@ -71,10 +72,24 @@ def test_recomputed_activations_change_nothing() -> None:
     assert recomputed == plain
 
 
-def test_recomputation_drops_the_same_paths() -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_arithmetic_of_gpus_trains_alike(world_size: int) -> None:
+    """And it is what ran: it sums in another order."""
+    usual = run_on_ranks(1, step)[0]
+    for kernels in ("plain", "gpu"):
+        found = run_on_ranks(world_size, step, f"hardware.kernels={kernels}")
+        assert all(one == found[0] for one in found)
+        np.testing.assert_allclose(found[0]["losses"], usual["losses"], rtol=1e-5)
+        np.testing.assert_allclose(found[0]["norms"], usual["norms"], rtol=1e-4)
+        assert found[0] != usual
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "plain", "gpu"])
+def test_recomputation_drops_the_same_paths(kernels: Setting) -> None:
     losses, gradients = [], []
     for recompute in (False, True):
         model = tiny_segformer(["a", "b"], drop_path=0.8, seed=0).train()
+        model.use_kernels(kernels)
         if recompute:
             model.checkpoint_activations()
             assert len(model.recomputed_blocks()) == 4
@@ -115,7 +130,7 @@ def gradients(group: Group, compiled: bool) -> dict[str, NDArray[np.float32]]:
     if compiled:
         model.compile_encoder()
     images = normalize_images(global_batch(0).images[:2])
-    torch.stack([maps.square().sum() for maps in model._transform(model.encoder, images)]).sum().backward()
+    torch.stack([maps.square().sum() for maps in model._encode_on_cpu(model.encoder, images)]).sum().backward()
     assert graph_breaks() == 0
     return {n: p.grad.numpy().copy() for n, p in model.encoder.named_parameters() if p.grad is not None}
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import segformer_spark.losses.streamed as streamed
 from segformer_spark.config.schema import LossConfig
+from segformer_spark.kernels.select import Setting
 from segformer_spark.losses.build import build_loss
 
 TYPES = get_args(LossConfig.model_fields["type"].annotation)
@@ -30,7 +31,32 @@ def test_value_and_gradient_are_those_of_the_enlarged_logits(
     kind: str, weights: list[float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streamed, "_CACHED_VALUES", 1)
-    loss = build_loss(LossConfig(type=kind, class_weights=weights), 4, 255).double()  # type: ignore[arg-type]
+    agree(LossConfig(type=kind, class_weights=weights), "cpu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernels", ["plain", "gpu"])
+@pytest.mark.parametrize("weights", [None, [1.0, 0.5, 2.0, 4.0]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["ce", "dice", "ce_dice"])
+def test_the_arithmetic_of_gpus_has_the_same_value_and_gradient(
+    kind: str, smoothing: float, weights: list[float] | None, kernels: Setting
+) -> None:
+    if smoothing == 0 or kind != "dice":
+        agree(LossConfig(type=kind, class_weights=weights, label_smoothing=smoothing), kernels)  # type: ignore[arg-type]
+
+
+def test_a_batch_without_a_label_has_no_loss_and_no_gradient() -> None:
+    loss = build_loss(LossConfig(), 4, 255).double()
+    loss.use_kernels("plain")
+    logits, labels = data()
+    value = loss.of_coarse(logits, torch.full_like(labels, 255))
+    assert float(value) == 0
+    assert not torch.autograd.grad(value, logits)[0].any()
+
+
+def agree(config: LossConfig, kernels: Setting) -> None:
+    loss = build_loss(config, 4, 255).double()
+    loss.use_kernels(kernels)
     logits, labels = data()
     expected = loss(functional.interpolate(logits, size=SIZE, mode="bilinear"), labels)
     found = loss.of_coarse(logits, labels)

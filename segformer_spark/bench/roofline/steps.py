@@ -1,0 +1,161 @@
+"""The steps that are compared, on fake tensors: forward, loss, backward and AdamW, after a step that does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from segformer_spark.bench.roofline.cuda_autocast import cuda_rules_on_cpu
+from segformer_spark.bench.roofline.trace import Trace, tracing
+from segformer_spark.bench.workload import names
+from segformer_spark.config.schema import LossConfig
+from segformer_spark.data.dataset import IGNORE_INDEX
+from segformer_spark.kernels.select import Setting
+from segformer_spark.losses.build import build_loss
+from segformer_spark.models.segformer import SegFormer, segformer_config
+
+OURS = "segformer_spark"
+AUTOCAST = "transformers, autocast"
+NARROW = "transformers, bf16 parameters"
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """A training step.
+
+    Attributes:
+        precision: fp32, tf32, bf16 or fp16.
+        kernels: this package's arithmetic, as hardware.kernels names it.
+    """
+
+    variant: str
+    batch: int
+    image_size: int
+    classes: int
+    precision: str
+    kernels: Setting
+
+    @property
+    def narrow(self) -> torch.dtype | None:
+        """The type that layers compute in under autocast; None without autocast."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+
+
+def trace_steps(spec: StepSpec) -> dict[str, Trace]:
+    """{implementation: what its step does}."""
+    steps: dict[str, Callable[[StepSpec], Trace]] = {OURS: _ours, AUTOCAST: _transformers}
+    if spec.narrow is not None:
+        steps[NARROW] = _transformers_in_narrow_parameters
+    else:
+        steps["transformers"] = steps.pop(AUTOCAST)
+    return {name: step(spec) for name, step in steps.items()}
+
+
+@contextmanager
+def _fake(spec: StepSpec) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised images and labels of a batch, on fake tensors."""
+    with FakeTensorMode():
+        side = spec.image_size
+        images = torch.rand(spec.batch, 3, side, side).contiguous(memory_format=torch.channels_last)
+        yield images, torch.zeros(spec.batch, side, side, dtype=torch.uint8)
+
+
+def _autocast(spec: StepSpec) -> AbstractContextManager[object]:
+    return nullcontext() if spec.narrow is None else cuda_rules_on_cpu(spec.narrow)
+
+
+def _library_model(spec: StepSpec) -> nn.Module:
+    from transformers import SegformerForSemanticSegmentation
+
+    model: nn.Module = SegformerForSemanticSegmentation(segformer_config(spec.variant, names(spec.classes)))
+    return model.train()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New parameters in `dtype`: a module of fake tensors cannot be converted."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _ours(spec: StepSpec) -> Trace:
+    with _fake(spec) as (images, labels):
+        model = SegFormer(_library_model(spec))
+        model.train()
+        loss = build_loss(LossConfig(), spec.classes, IGNORE_INDEX)
+        model.use_kernels(spec.kernels)
+        loss.use_kernels(spec.kernels)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+        def step() -> None:
+            with _autocast(spec):
+                outputs = model(images, with_auxiliary=True)
+            _update(loss.of_outputs(outputs, labels), optimizer)
+
+        return _second(step, model, optimizer, images, labels)
+
+
+def _transformers(spec: StepSpec) -> Trace:
+    with _fake(spec) as (images, labels):
+        model = _library_model(spec)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+        def step() -> None:
+            with _autocast(spec):
+                loss = model(images, labels=labels.long()).loss
+            _update(loss, optimizer)
+
+        return _second(step, model, optimizer, images, labels)
+
+
+def _transformers_in_narrow_parameters(spec: StepSpec) -> Trace:
+    """Parameters in bf16 with an fp32 copy that the optimizer updates, as under DeepSpeed's bf16 section."""
+    with _fake(spec) as (images, labels):
+        with _default_dtype(spec.narrow or torch.float32):
+            model = _library_model(spec)
+        parameters = list(model.parameters())
+        copies = [parameter.detach().float().requires_grad_() for parameter in parameters]
+        optimizer = torch.optim.AdamW(copies, fused=True)
+
+        @torch.no_grad()
+        def update() -> None:
+            wide = [torch.empty_like(copy) for copy in copies]
+            torch._foreach_copy_(wide, [parameter.grad for parameter in parameters if parameter.grad is not None])
+            for copy, grad in zip(copies, wide, strict=True):
+                copy.grad = grad
+            optimizer.step()
+            torch._foreach_copy_([*parameters], copies)
+            model.zero_grad()
+            optimizer.zero_grad()
+
+        def step() -> None:
+            model(images.to(spec.narrow), labels=labels.long()).loss.backward()
+            update()
+
+        return _second(step, model, optimizer, images, labels)
+
+
+def _update(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _second(step: Callable[[], None], model: nn.Module, optimizer: torch.optim.Optimizer, *inputs: Tensor) -> Trace:
+    """The trace of a step when the optimizer's state exists."""
+    with tracing():
+        step()
+    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    with tracing([*model.parameters(), *model.buffers(), *own, *moments, *inputs]) as trace:
+        step()
+    return trace

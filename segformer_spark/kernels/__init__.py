@@ -1,0 +1,1 @@
+"""Operations written for GPUs, each beside its formula in plain torch."""

@@ -1,0 +1,168 @@
+"""The Mix Transformer's forward pass for GPUs: few kernels, few bytes, few dispatched operations.
+
+What mix_transformer.py computes, with the parameters of a stage cast together, and with the residual sum and the norm
+after it as one operation. What the backward pass needs is kept, not computed again: on a GPU that costs bytes. Maps are
+their tokens (N, C), images one after the other and rows one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from segformer_spark.kernels.add_norm import add_norm, norm
+from segformer_spark.kernels.cast import cast_together
+from segformer_spark.kernels.depthwise_gelu import Grid, depthwise_gelu
+from segformer_spark.models.mix_transformer import Block
+from segformer_spark.models.recomputed import arithmetic
+
+
+@dataclass
+class _Stage:
+    """What the blocks of a stage share.
+
+    Attributes:
+        weights: its parameters by name, in the type that they are used in.
+        dtype: of the layers.
+    """
+
+    weights: Mapping[str, Tensor]
+    grid: Grid
+    dtype: torch.dtype
+
+    def linear(self, name: str, tokens: Tensor) -> Tensor:
+        return functional.linear(tokens, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def norm(self, module: nn.LayerNorm, name: str, tokens: Tensor) -> Tensor:
+        return norm(tokens, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], module.eps, self.dtype)
+
+    def add_norm(
+        self, module: nn.LayerNorm, name: str, tokens: Tensor, branch: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream after `branch`, and its norm."""
+        if branch is None:
+            return tokens, self.norm(module, name, tokens)
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return add_norm(tokens, branch, scale, weight, bias, module.eps)
+
+    def convolve(self, conv: nn.Conv2d, name: str, maps: Tensor) -> tuple[Tensor, Grid]:
+        """A convolution of maps (B, H, W, C): tokens and their grid."""
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        convolved = functional.conv2d(maps.permute(0, 3, 1, 2), weight, bias, conv.stride, conv.padding)
+        batch, channels, height, width = convolved.shape
+        return convolved.permute(0, 2, 3, 1).reshape(-1, channels), (batch, height, width)
+
+
+def encode(encoder: nn.Module, images: Tensor, drop_rates: Sequence[float]) -> tuple[Tensor, ...]:
+    """(B, 3, H, W) -> four maps (B, H_i, W_i, C_i), finest first.
+
+    Args:
+        drop_rates: stochastic depth of every block.
+    """
+    dtype = arithmetic(images)
+    with torch.autocast(images.device.type, enabled=False):
+        maps, features = images.permute(0, 2, 3, 1).to(dtype), []
+        scales = iter(_branch_scales(images, drop_rates) if encoder.training else [None] * 2 * len(drop_rates))
+        stages: Any = encoder.stages
+        for stage in stages:
+            maps = _transform(stage, maps, [(next(scales), next(scales)) for _ in stage.blocks], dtype)
+            features.append(maps)
+    return tuple(features)
+
+
+def _branch_scales(images: Tensor, drop_rates: Sequence[float]) -> Sequence[Tensor | None]:
+    """Of both branches of every block, the factor (B,) of stochastic depth: 0 or 1 / keep; None where all are kept.
+
+    All are drawn at once (Huang et al. 2016, section 3).
+    """
+    keep = [1 - rate for rate in drop_rates for _ in range(2)]
+    if min(keep) == 1:
+        return [None] * len(keep)
+    drawn = torch.rand(len(keep), len(images), device=images.device)
+    probability = _constant(tuple(keep), images.device)
+    scales = drawn.add_(probability).floor_().div_(probability)
+    return [None if share == 1 else own for share, own in zip(keep, scales.unbind(), strict=True)]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A column of values, copied to the device once."""
+    key = (values, device)
+    if key not in _CONSTANTS:
+        _CONSTANTS[key] = torch.tensor(values, device=device)[:, None]
+    return _CONSTANTS[key]
+
+
+_CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+
+def _transform(
+    stage: nn.Module, maps: Tensor, scales: Sequence[tuple[Tensor | None, Tensor | None]], dtype: torch.dtype
+) -> Tensor:
+    own = _Stage(_cast(stage, dtype), (0, 0, 0), dtype)
+    embedding: Any = stage.patch_embeddings
+    tokens, own.grid = own.convolve(embedding.proj, "patch_embeddings.proj", maps)
+    tokens = own.norm(embedding.layer_norm, "patch_embeddings.layer_norm", tokens)
+    branch, scale = None, None
+    blocks: Any = stage.blocks
+    for number, (block, (of_attention, of_mix)) in enumerate(zip(blocks, scales, strict=True)):
+        given = (block, own, f"blocks.{number}.", tokens, branch, scale, of_attention)
+        if block.recompute and torch.is_grad_enabled():
+            tokens, branch = checkpoint(_block, *given, use_reentrant=False)
+        else:
+            tokens, branch = _block(*given)
+        scale = of_mix
+    last: Any = stage.layer_norm
+    return own.add_norm(last, "layer_norm", tokens, branch, scale)[1].view(*own.grid, -1)
+
+
+def _cast(stage: nn.Module, dtype: torch.dtype) -> Mapping[str, Tensor]:
+    named = dict(stage.named_parameters())
+    return dict(zip(named, cast_together(list(named.values()), dtype), strict=True))
+
+
+def _block(
+    block: Block,
+    own: _Stage,
+    prefix: str,
+    tokens: Tensor,
+    branch: Tensor | None,
+    scale: Tensor | None,
+    of_attention: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The residual stream before the Mix-FFN's sum, and the Mix-FFN's branch: the next norm adds them."""
+    tokens, normed = own.add_norm(block.layernorm_before, f"{prefix}layernorm_before", tokens, branch, scale)
+    attended = _attend(block, own, f"{prefix}attention.", normed)
+    tokens, normed = own.add_norm(block.layernorm_after, f"{prefix}layernorm_after", tokens, attended, of_attention)
+    hidden = own.linear(f"{prefix}mlp.fc1", normed)
+    conv = f"{prefix}mlp.dwconv.dwconv"
+    mixed = depthwise_gelu(hidden, own.grid, own.weights[f"{conv}.weight"], own.weights[f"{conv}.bias"])
+    mlp: Any = block.mlp
+    mixed = functional.dropout(mixed, mlp.dropout.p, block.training) if mlp.dropout.p else mixed
+    return tokens, block.drop_hidden(own.linear(f"{prefix}mlp.fc2", mixed))
+
+
+def _attend(block: Block, own: _Stage, prefix: str, normed: Tensor) -> Tensor:
+    module: Any = block.attention
+    reduced = normed
+    if module.sequence_reduction_ratio > 1:
+        reduction = module.sequence_reduction
+        name = f"{prefix}sequence_reduction."
+        conv = reduction.sequence_reduction
+        reduced, _ = own.convolve(conv, f"{name}sequence_reduction", normed.view(*own.grid, -1))
+        reduced = own.norm(reduction.layer_norm, f"{name}layer_norm", reduced)
+    queries, keys, values = (
+        own.linear(f"{prefix}{part}_proj", source)
+        .view(own.grid[0], -1, module.num_attention_heads, module.head_dim)
+        .transpose(1, 2)
+        for part, source in (("q", normed), ("k", reduced), ("v", reduced))
+    )
+    rate = module.attention_dropout if block.training else 0.0
+    mixed = functional.scaled_dot_product_attention(queries, keys, values, dropout_p=rate, scale=module.scaling)
+    return block.drop_hidden(own.linear(f"{prefix}o_proj", mixed.transpose(1, 2).reshape(normed.shape)))
