@@ -1,17 +1,252 @@
-"""The end of the decode head in training: batch norm, ReLU, dropout and the classifier."""
+"""The end of the decode head in training: batch norm, ReLU, dropout and the classifier.
+
+The map before it is the widest of the network. Its kernels read it once forward and twice backward, and write its
+gradient once; what lies between is computed in registers, with the same random bits each time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from segformer_spark.kernels.cost import KernelCost
+from segformer_spark.kernels.philox import kept_by_dropout
+from segformer_spark.kernels.registry import NO_TRITON, dot, dot_options, jit, register, tl
 from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce
 
-_ROWS = 128
+if not NO_TRITON:
+    import triton
+
+_LEVELS = 2**16
+_COLUMNS = 64
+_SPLITS = 32
+"""Programs that share the pixels of a block of columns when they are summed."""
+
+
+@jit
+def _kept(seed, rows, start, groups, dropped, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    group = start // 8 + tl.arange(0, COLUMNS // 8)
+    number = rows[:, None] * groups + group[None, :]
+    first, second, third, fourth = tl.randint4x(tl.load(seed), number)
+    words = tl.interleave(tl.interleave(first, third), tl.interleave(second, fourth)).to(tl.uint32)
+    return tl.interleave(words & 0xFFFF, words >> 16) >= dropped
+
+
+@jit
+def _active(values, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale,
+            DROPOUT: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Centred values, the classifier's input, and where a gradient passes."""
+    known = (rows < N)[:, None] & (cols < D)[None, :]
+    value = tl.load(values + rows[:, None] * D + cols[None, :], mask=known, other=0.0).to(tl.float32)
+    centered = value - tl.load(mean + cols, mask=cols < D, other=0.0)[None, :]
+    factor = tl.load(scale + cols, mask=cols < D, other=0.0)
+    active = centered * factor[None, :] + tl.load(shift + cols, mask=cols < D, other=0.0)[None, :]
+    passes = (active > 0.0) & known
+    if DROPOUT:
+        passes = passes & _kept(seed, rows, start, groups, dropped, COLUMNS)
+    return centered, tl.where(passes, active * keep_scale, 0.0), passes, known, factor
+
+
+@jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    values, mean, scale, shift, weight, bias, seed, logits, N, D, C, groups, dropped, keep_scale,
+    DROPOUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CLASSES: tl.constexpr, PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, CLASSES)
+    total = tl.zeros([ROWS, CLASSES], tl.float32)
+    for start in range(0, D, COLUMNS):
+        cols = start + tl.arange(0, COLUMNS)
+        _, active, _, _, _ = _active(
+            values, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale, DROPOUT, COLUMNS
+        )
+        own = (cols < D)[:, None] & (c < C)[None, :]
+        projection = tl.load(weight + c[None, :] * D + cols[:, None], mask=own, other=0.0)
+        total = dot(active.to(projection.dtype), projection, total, PRECISION, WIDEN)
+    total += tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    tl.store(logits + rows[:, None] * C + c[None, :], total, mask=(rows < N)[:, None] & (c < C)[None, :])
+
+
+@jit
+def _sums_kernel(  # type: ignore[no-untyped-def]
+    grad, values, mean, scale, shift, weight, seed, sums, of_weight, N, D, C, groups, dropped, keep_scale,
+    DROPOUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CLASSES: tl.constexpr, PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):  # fmt: skip
+    start, split = tl.program_id(0) * COLUMNS, tl.program_id(1)
+    cols, c = start + tl.arange(0, COLUMNS), tl.arange(0, CLASSES)
+    own = (c < C)[:, None] & (cols < D)[None, :]
+    projection = tl.load(weight + c[:, None] * D + cols[None, :], mask=own, other=0.0)
+    of_inner = tl.zeros([COLUMNS], tl.float32)
+    of_product = tl.zeros([COLUMNS], tl.float32)
+    total = tl.zeros([CLASSES, COLUMNS], tl.float32)
+    for tile in range(split, tl.cdiv(N, ROWS), tl.num_programs(1)):
+        rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        centered, active, passes, _, _ = _active(
+            values, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale, DROPOUT, COLUMNS
+        )
+        of_logits = tl.load(
+            grad + rows[:, None] * C + c[None, :], mask=(rows < N)[:, None] & (c < C)[None, :], other=0.0
+        )
+        inner = dot(of_logits, projection, tl.zeros([ROWS, COLUMNS], tl.float32), PRECISION, WIDEN) * keep_scale
+        inner = tl.where(passes, inner, 0.0)
+        of_inner += tl.sum(inner, 0)
+        of_product += tl.sum(inner * centered, 0)
+        total = dot(tl.trans(of_logits), active.to(of_logits.dtype), total, PRECISION, WIDEN)
+    place = sums + split * 2 * D + cols
+    tl.store(place, of_inner, mask=cols < D)
+    tl.store(place + D, of_product, mask=cols < D)
+    tl.store(of_weight + (split * C + c[:, None]) * D + cols[None, :], total, mask=own)
+
+
+@jit
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    grad, values, mean, scale, shift, weight, seed, mean_grad, slope, out, N, D, C, groups, dropped, keep_scale,
+    DROPOUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CLASSES: tl.constexpr, PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):  # fmt: skip
+    start = tl.program_id(0) * COLUMNS
+    rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    cols, c = start + tl.arange(0, COLUMNS), tl.arange(0, CLASSES)
+    own = (c < C)[:, None] & (cols < D)[None, :]
+    projection = tl.load(weight + c[:, None] * D + cols[None, :], mask=own, other=0.0)
+    centered, _, passes, known, factor = _active(
+        values, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale, DROPOUT, COLUMNS
+    )
+    of_logits = tl.load(grad + rows[:, None] * C + c[None, :], mask=(rows < N)[:, None] & (c < C)[None, :], other=0.0)
+    inner = dot(of_logits, projection, tl.zeros([ROWS, COLUMNS], tl.float32), PRECISION, WIDEN) * keep_scale
+    inner = tl.where(passes, inner, 0.0) - tl.load(mean_grad + cols, mask=cols < D, other=0.0)[None, :]
+    inner -= centered * tl.load(slope + cols, mask=cols < D, other=0.0)[None, :]
+    tl.store(out + rows[:, None] * D + cols[None, :], inner * factor[None, :], mask=known)
+
+
+def _options(values: Tensor, classes: int, dropped: int) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments of all kernels after their tensors, and their constants."""
+    pixels, channels = values.shape
+    block = max(16, triton.next_power_of_2(classes))
+    return (
+        [pixels, channels, classes, -(-channels // 8), dropped, _LEVELS / (_LEVELS - dropped)],
+        {
+            "DROPOUT": dropped > 0,
+            "ROWS": 64 if block <= 64 else 32,
+            "COLUMNS": _COLUMNS,
+            "CLASSES": block,
+            **dot_options(values.dtype),
+            "num_warps": 4 if block <= 64 else 8,
+        },
+    )
+
+
+def _fused_forward(values: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor,
+                   seed: Tensor, dropped: int) -> Tensor:  # fmt: skip
+    numbers, constants = _options(values, len(weight), dropped)
+    logits = values.new_empty(len(values), len(weight))
+    grid = (-(-len(values) // constants["ROWS"]),)
+    _forward_kernel[grid](values, mean, scale, shift, weight, bias, seed, logits, *numbers, **constants)
+    return logits
+
+
+def _fused_sums(grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor,
+                seed: Tensor, dropped: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    numbers, constants = _options(values, len(weight), dropped)
+    channels = values.shape[1]
+    sums = torch.empty(_SPLITS, 2, channels, device=values.device)
+    of_weight = torch.empty(_SPLITS, *weight.shape, device=values.device)
+    grid = (-(-channels // _COLUMNS), _SPLITS)
+    _sums_kernel[grid](grad, values, mean, scale, shift, weight, seed, sums, of_weight, *numbers, **constants)
+    return sums, of_weight
+
+
+def _fused_backward(grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor,
+                    seed: Tensor, mean_grad: Tensor, slope: Tensor, dropped: int) -> Tensor:  # fmt: skip
+    numbers, constants = _options(values, len(weight), dropped)
+    out = torch.empty_like(values)
+    grid = (-(-values.shape[1] // _COLUMNS), -(-len(values) // constants["ROWS"]))
+    _backward_kernel[grid](
+        grad, values, mean, scale, shift, weight, seed, mean_grad, slope, out, *numbers, **constants
+    )
+    return out
+
+
+def _plain_active(values: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, seed: Tensor, dropped: int,
+                  ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    centered = values.to(mean.dtype) - mean
+    active = torch.addcmul(shift, centered, scale)
+    passes = active > 0
+    if dropped:
+        passes &= kept_by_dropout(seed, *values.shape, dropped)
+    return centered, torch.where(passes, active * (_LEVELS / (_LEVELS - dropped)), 0), passes
+
+
+def _plain_inner(grad: Tensor, weight: Tensor, passes: Tensor, dropped: int, dtype: torch.dtype) -> Tensor:
+    inner = grad.to(dtype) @ weight.to(dtype) * (_LEVELS / (_LEVELS - dropped))
+    return torch.where(passes, inner, 0)
+
+
+def _plain_forward(values: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor,
+                   seed: Tensor, dropped: int) -> Tensor:  # fmt: skip
+    active = _plain_active(values, mean, scale, shift, seed, dropped)[1].to(values.dtype)
+    return functional.linear(active, weight, bias.to(values.dtype))
+
+
+def _plain_sums(grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor,
+                seed: Tensor, dropped: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    centered, active, passes = _plain_active(values, mean, scale, shift, seed, dropped)
+    inner = _plain_inner(grad, weight, passes, dropped, mean.dtype)
+    of_weight = grad.T.to(mean.dtype) @ active.to(values.dtype).to(mean.dtype)
+    return torch.stack([inner.sum(0), (inner * centered).sum(0)])[None], of_weight[None]
+
+
+def _plain_backward(grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, weight: Tensor,
+                    seed: Tensor, mean_grad: Tensor, slope: Tensor, dropped: int) -> Tensor:  # fmt: skip
+    centered, _, passes = _plain_active(values, mean, scale, shift, seed, dropped)
+    inner = _plain_inner(grad, weight, passes, dropped, mean.dtype)
+    return ((inner - mean_grad - centered * slope) * scale).to(values.dtype)
+
+
+def _cost(values: Tensor, classes: int, products: int, written: float) -> KernelCost:
+    pixels, channels = values.shape
+    read = values.nbytes + pixels * classes * values.itemsize
+    return KernelCost(2.0 * products * pixels * channels * classes, read, written, product=values.dtype)
+
+
+_SHARED = "Tensor values, Tensor mean, Tensor scale, Tensor shift, Tensor weight"
+
+register(
+    f"classify({_SHARED}, Tensor bias, Tensor seed, int dropped) -> Tensor",
+    plain=_plain_forward,
+    fused=_fused_forward,
+    shapes=lambda values, mean, scale, shift, weight, *_: values.new_empty(len(values), len(weight)),
+    cost=lambda values, mean, scale, shift, weight, *_: KernelCost(
+        2.0 * values.numel() * len(weight),
+        values.nbytes + weight.nbytes,
+        len(values) * len(weight) * values.itemsize,
+        product=values.dtype,
+    ),
+)
+register(
+    f"classify_sums(Tensor grad, {_SHARED}, Tensor seed, int dropped) -> (Tensor, Tensor)",
+    plain=_plain_sums,
+    fused=_fused_sums,
+    shapes=lambda grad, values, mean, scale, shift, weight, *_: (
+        mean.new_empty(_SPLITS, 2, values.shape[1]),
+        mean.new_empty(_SPLITS, *weight.shape),
+    ),
+    cost=lambda grad, values, mean, scale, shift, weight, *_: _cost(
+        values, len(weight), 2, 4.0 * _SPLITS * values.shape[1] * (2 + len(weight))
+    ),
+)
+register(
+    f"classify_backward(Tensor grad, {_SHARED}, Tensor seed, Tensor mean_grad, Tensor slope, int dropped) -> Tensor",
+    plain=_plain_backward,
+    fused=_fused_backward,
+    shapes=lambda grad, values, *_: torch.empty_like(values),
+    cost=lambda grad, values, mean, scale, shift, weight, *_: _cost(values, len(weight), 1, values.nbytes),
+)
 
 
 class _Classify(torch.autograd.Function):
@@ -23,121 +258,53 @@ class _Classify(torch.autograd.Function):
         norm_bias: Tensor,
         weight: Tensor,
         bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        count: Tensor,
         eps: float,
         dropout: float,
         reduce: Reduce | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        statistics = batch_statistics(values, reduce)
-        mean, variance = statistics.mean, statistics.variance
-        active = functional.batch_norm(values, mean, variance, norm_weight, norm_bias, False, 0.0, eps).relu_()
-        if dropout:
-            active = torch.native_dropout(active, dropout, True)[0]
-        ctx.save_for_backward(values, active, norm_weight, weight, mean, variance, statistics.count)
-        ctx.eps, ctx.reduce, ctx.keep_scale = eps, reduce, 1 / (1 - dropout)
-        ctx.mark_non_differentiable(mean, variance, statistics.count)
-        logits = functional.linear(active, weight.to(active.dtype), bias.to(active.dtype))
-        return logits, mean, variance, statistics.count
+    ) -> Tensor:
+        dropped = min(round(dropout * _LEVELS), _LEVELS - 1)
+        seed = torch.randint(2**62, (1,), device=values.device) if dropped else count.new_zeros(1, dtype=torch.int64)
+        inverse_std = torch.rsqrt(variance + eps)
+        scale, projection = norm_weight * inverse_std, weight.to(values.dtype)
+        logits: Tensor = torch.ops.segformer_spark.classify(
+            values, mean, scale, norm_bias, projection, bias, seed, dropped
+        )
+        ctx.save_for_backward(values, mean, scale, norm_bias, projection, seed, inverse_std, count)
+        ctx.dropped, ctx.reduce, ctx.dtype = dropped, reduce, weight.dtype
+        return logits
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        values, active, norm_weight, weight, mean, variance, count = ctx.saved_tensors
-        grad: Tensor = grads[0]
-        of_weight = grad.T @ active
-        projection = (weight * ctx.keep_scale).to(grad.dtype)
-        # What dropout or ReLU left out is 0 in what is kept.
-        inner = torch.ops.aten.threshold_backward(grad @ projection, active, 0)
-        inverse_std = torch.rsqrt(variance + ctx.eps)
-        statistics = (norm_weight, mean, variance, mean, inverse_std)
-        if ctx.reduce is None:
-            of_values, of_norm, of_norm_bias = torch.ops.aten.native_batch_norm_backward(
-                inner, values, *statistics, True, ctx.eps, [True, True, True]
-            )
-        else:
-            _, of_norm, of_norm_bias = torch.ops.aten.native_batch_norm_backward(
-                inner, values, *statistics, False, ctx.eps, [False, True, True]
-            )
-            of_values = _across_ranks(ctx.reduce, inner, values, of_norm, of_norm_bias, inverse_std, mean, count)
-            of_values = _affine(of_values, norm_weight * inverse_std, torch.zeros_like(mean))
-        of_bias = grad.sum(0, dtype=weight.dtype)
-        return of_values, of_norm, of_norm_bias, of_weight.to(weight.dtype), of_bias, None, None, None
+        *shared, seed, inverse_std, count = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        sums, of_weight = torch.ops.segformer_spark.classify_sums(grad, *shared, seed, ctx.dropped)
+        own = sums.sum(0)
+        total = own if ctx.reduce is None else ctx.reduce(own)
+        mean_grad, slope = total[0] / count, total[1] * inverse_std.square() / count
+        of_values = torch.ops.segformer_spark.classify_backward(grad, *shared, seed, mean_grad, slope, ctx.dropped)
+        of_bias = grad.sum(0, dtype=ctx.dtype)
+        return of_values, own[1] * inverse_std, own[0], of_weight.sum(0).to(ctx.dtype), of_bias, *[None] * 6
 
 
-def _across_ranks(
-    reduce: Reduce,
-    inner: Tensor,
-    values: Tensor,
-    of_norm: Tensor,
-    of_norm_bias: Tensor,
-    inverse_std: Tensor,
-    mean: Tensor,
-    count: Tensor,
-) -> Tensor:
-    """inner - mean(inner) - normalised * mean(inner * normalised), with means over all ranks."""
-    mean_grad, mean_product = (reduce(torch.stack([of_norm_bias, of_norm])) / count).unbind(0)
-    slope = mean_product * inverse_std
-    return inner - _affine(values, slope, mean_grad - slope * mean)
-
-
-def _affine(values: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """values * scale + shift per channel, computed in fp32 and stored in the type of `values`."""
-    zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
-    return functional.batch_norm(values, zeros, ones, scale, shift, False, 0.0, 0.0)
-
-
-def classify(
+def fused_classify(
     values: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
     weight: Tensor,
     bias: Tensor,
+    statistics: BatchStatistics,
     *,
     eps: float,
     dropout: float,
     reduce: Reduce | None,
-) -> tuple[Tensor, BatchStatistics]:
-    """classifier(dropout(relu(batch_norm(values)))) in training mode, with the statistics it used.
+) -> Tensor:
+    """`classify_plain.classify` with kernels, for values whose statistics are known: logits (N, C).
 
-    Args:
-        values: (N, D), all pixels of the batch.
-        norm_weight, norm_bias: (D,), fp32.
-        weight, bias: the classifier's, (C, D) and (C,).
-        eps: of the batch norm.
-        dropout: probability of each value to be left out.
-        reduce: sum over ranks, one in each direction; None for this process alone.
-
-    Returns:
-        Logits (N, C), in the type of `values`.
+    Dropout's probability is rounded to 1 / 65536, and what is kept is scaled to match.
     """
-    logits, mean, variance, count = _Classify.apply(values, norm_weight, norm_bias, weight, bias, eps, dropout, reduce)
-    return logits, BatchStatistics(mean, variance, count)
-
-
-def batch_statistics(values: Tensor, reduce: Reduce | None) -> BatchStatistics:
-    """Statistics of (N, D) over N and all ranks, in one collective; at least fp32.
-
-    Ranks add up sums and squares in fp64, where the difference of the two loses nothing.
-    """
-    count = len(values)
-    if values.dtype in (torch.bfloat16, torch.float16):
-        total = _column_sums(values, lambda part: part.sum(1, dtype=torch.float32))
-        squares = _column_sums(
-            values, lambda part: torch.linalg.vector_norm(part, 2, 1, dtype=torch.float32).double().square()
-        )
-    else:
-        variance, mean = torch.var_mean(values, 0, correction=0)
-        total = mean.double() * count
-        squares = (variance.double() + mean.double().square()) * count
-    sums = torch.cat([total, squares, total.new_full((1,), count)])
-    sums = sums if reduce is None else reduce(sums)
-    total, squares = sums[:-1].chunk(2)
-    mean = total / sums[-1]
-    variance = (squares / sums[-1] - mean.square()).clamp_min(0)
-    wide = torch.promote_types(values.dtype, torch.float32)
-    return BatchStatistics(mean.to(wide), variance.to(wide), sums[-1].to(wide))
-
-
-def _column_sums(values: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sums of (N, D) over N in fp64, of sums in fp32 of `_ROWS` rows each."""
-    whole = len(values) // _ROWS * _ROWS
-    parts = [values[:whole].view(-1, _ROWS, values.shape[1]), values[None, whole:]]
-    return torch.cat([of(part) for part in parts if part.numel()]).sum(0, dtype=torch.float64)
+    known = (statistics.mean, statistics.variance, statistics.count)
+    logits: Tensor = _Classify.apply(values, norm_weight, norm_bias, weight, bias, *known, eps, dropout, reduce)
+    return logits

@@ -1,22 +1,208 @@
-"""The Mix-FFN's depthwise convolution with its GELU (Xie et al. 2021, equation 3)."""
+"""The Mix-FFN's depthwise convolution with its GELU (Xie et al. 2021, equation 3), as one operation each way.
+
+The kernel forward keeps GELU's slope beside its value, so that the one backward takes the gradients for maps, weights
+and bias from one reading of each. The maps come without the bias of the linear layer that made them: it is added here,
+and its gradient is summed here.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from segformer_spark.kernels.cost import KernelCost
+from segformer_spark.kernels.registry import NO_TRITON, jit, register, tl
+
+if not NO_TRITON:
+    pass
 
 Grid = tuple[int, int, int]
 """Images, rows and columns of tokens (N, C) that are the pixels of maps, one row after the other."""
 
+_PIXELS, _CHANNELS = 32, 64
+_SPLITS = 64
+"""Programs that share the rows of a block of channels when they are summed."""
 
-def depthwise_gelu(tokens: Tensor, grid: Grid, weight: Tensor, bias: Tensor) -> Tensor:
-    """gelu(3 x 3 depthwise convolution), with zeros around the maps.
+
+@jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    tokens, maps_bias, weight, bias, out, slope, H, W, C, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    x = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
+    line = tl.program_id(2)
+    y, start = line % H, (line // H).to(tl.int64) * H
+    own = c < C
+    added = tl.load(maps_bias + c, mask=own, other=0.0).to(tl.float32)[None, :]
+    total = tl.zeros([PIXELS, CHANNELS], tl.float32) + tl.load(bias + c, mask=own, other=0.0).to(tl.float32)[None, :]
+    for tap in tl.static_range(9):
+        row, col = x * 0 + y + (tap // 3 - 1), x + (tap % 3 - 1)
+        known = ((col >= 0) & (col < W) & (row >= 0) & (row < H))[:, None] & own[None, :]
+        value = tl.load(tokens + ((start + row) * W + col)[:, None] * C + c[None, :], mask=known, other=0.0)
+        factor = tl.load(weight + c * 9 + tap, mask=own, other=0.0).to(tl.float32)[None, :]
+        total += tl.where(known, value.to(tl.float32) + added, 0.0) * factor
+    below = 0.5 + 0.5 * tl.erf(total * 0.7071067811865476)
+    known = (x < W)[:, None] & own[None, :]
+    place = ((start + y) * W + x)[:, None] * C + c[None, :]
+    tl.store(out + place, total * below, mask=known)
+    tl.store(slope + place, below + total * tl.exp(-0.5 * total * total) * 0.3989422804014327, mask=known)
+
+
+@jit
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    grad, slope, tokens, maps_bias, weight, of_tokens, sums, H, W, C, lines,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    tap = tl.arange(0, TAPS)
+    own = c < C
+    added = tl.load(maps_bias + c, mask=own, other=0.0).to(tl.float32)[None, :]
+    of_weight = tl.zeros([TAPS, CHANNELS], tl.float32)
+    of_bias = tl.zeros([CHANNELS], tl.float32)
+    of_maps_bias = tl.zeros([CHANNELS], tl.float32)
+    blocks = tl.cdiv(W, PIXELS)
+    for number in range(tl.program_id(1), lines * blocks, tl.num_programs(1)):
+        line, x = number // blocks, (number % blocks) * PIXELS + tl.arange(0, PIXELS)
+        y, start = line % H, (line // H) * H
+        known = (x < W)[:, None] & own[None, :]
+        place = ((start + y) * W + x).to(tl.int64)[:, None] * C + c[None, :]
+        value = tl.load(tokens + place, mask=known, other=0.0).to(tl.float32)
+        value = tl.where(known, value + added, 0.0)
+        total = tl.zeros([PIXELS, CHANNELS], tl.float32)
+        for k in tl.static_range(9):
+            # The pixel was tap k of the one that lies the other way.
+            row, col = x * 0 + y - (k // 3 - 1), x - (k % 3 - 1)
+            there = ((col >= 0) & (col < W) & (row >= 0) & (row < H) & (x < W))[:, None] & own[None, :]
+            at = ((start + row) * W + col).to(tl.int64)[:, None] * C + c[None, :]
+            inner = tl.load(grad + at, mask=there, other=0.0).to(tl.float32)
+            inner = inner * tl.load(slope + at, mask=there, other=0.0).to(tl.float32)
+            total += inner * tl.load(weight + c * 9 + k, mask=own, other=0.0).to(tl.float32)[None, :]
+            of_weight += tl.where((tap == k)[:, None], tl.sum(inner * value, 0)[None, :], 0.0)
+            if k == 4:
+                of_bias += tl.sum(inner, 0)
+        tl.store(of_tokens + place, total, mask=known)
+        of_maps_bias += tl.sum(total, 0)
+    out = sums + tl.program_id(1) * 11 * C
+    tl.store(out + tap[:, None] * C + c[None, :], of_weight, mask=(tap < 9)[:, None] & own[None, :])
+    tl.store(out + 9 * C + c, of_bias, mask=own)
+    tl.store(out + 10 * C + c, of_maps_bias, mask=own)
+
+
+def _fused_forward(
+    tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, images: int, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    out, slope = torch.empty_like(tokens), torch.empty_like(tokens)
+    channels = tokens.shape[1]
+    grid = (-(-channels // _CHANNELS), -(-width // _PIXELS), images * height)
+    _forward_kernel[grid](
+        tokens, maps_bias, weight, bias, out, slope, height, width, channels, PIXELS=_PIXELS, CHANNELS=_CHANNELS
+    )
+    return out, slope
+
+
+def _fused_backward(grad: Tensor, slope: Tensor, tokens: Tensor, maps_bias: Tensor, weight: Tensor, images: int,
+                    height: int, width: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    of_tokens, channels = torch.empty_like(tokens), tokens.shape[1]
+    sums = torch.empty(_SPLITS, 11, channels, device=tokens.device)
+    _backward_kernel[(-(-channels // _CHANNELS), _SPLITS)](
+        grad, slope, tokens, maps_bias, weight, of_tokens, sums, height, width, channels, images * height,
+        PIXELS=_PIXELS, CHANNELS=_CHANNELS, TAPS=16,
+    )  # fmt: skip
+    return of_tokens, sums
+
+
+def _as_maps(tokens: Tensor, images: int, height: int, width: int) -> Tensor:
+    return tokens.view(images, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _plain_forward(
+    tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, images: int, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    maps = _as_maps(tokens.to(weight.dtype) + maps_bias.to(weight.dtype), images, height, width)
+    convolved = functional.conv2d(maps, weight.view(-1, 1, 3, 3), bias, padding=1, groups=len(weight))
+    convolved = convolved.permute(0, 2, 3, 1).reshape(tokens.shape)
+    slope = torch.ops.aten.gelu_backward(torch.ones_like(convolved), convolved)
+    return functional.gelu(convolved).to(tokens.dtype), slope.to(tokens.dtype)
+
+
+def _plain_backward(grad: Tensor, slope: Tensor, tokens: Tensor, maps_bias: Tensor, weight: Tensor, images: int,
+                    height: int, width: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    grid, channels = (images, height, width), len(weight)
+    inner = grad.to(weight.dtype) * slope.to(weight.dtype)
+    maps = _as_maps(tokens.to(weight.dtype) + maps_bias.to(weight.dtype), *grid)
+    kernel = weight.view(-1, 1, 3, 3)
+    of_maps, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        _as_maps(inner, *grid), maps, kernel, [channels], [1, 1], [1, 1], [1, 1], False, [0, 0], channels,
+        [True, True, True],
+    )  # fmt: skip
+    of_tokens = of_maps.permute(0, 2, 3, 1).reshape(tokens.shape)
+    sums = torch.cat([of_weight.view(-1, 9).T, of_bias[None], of_tokens.sum(0)[None]])[None]
+    return of_tokens.to(tokens.dtype), sums
+
+
+_FLOPS_FORWARD, _FLOPS_BACKWARD = 60, 58
+"""For each value: nine multiply-adds with their bias, and GELU with its slope; twice nine, and the products."""
+
+register(
+    "depthwise_gelu(Tensor tokens, Tensor maps_bias, Tensor weight, Tensor bias, int images, int height, int width)"
+    " -> (Tensor, Tensor)",
+    plain=_plain_forward,
+    fused=_fused_forward,
+    shapes=lambda tokens, *_: (torch.empty_like(tokens), torch.empty_like(tokens)),
+    cost=lambda tokens, *_: KernelCost(_FLOPS_FORWARD * tokens.numel(), tokens.nbytes, 2 * tokens.nbytes),
+)
+register(
+    "depthwise_gelu_backward(Tensor grad, Tensor slope, Tensor tokens, Tensor maps_bias, Tensor weight, int images, "
+    "int height, int width) -> (Tensor, Tensor)",
+    plain=_plain_backward,
+    fused=_fused_backward,
+    shapes=lambda grad, slope, tokens, maps_bias, weight, *_: (
+        torch.empty_like(tokens),
+        weight.new_empty(_SPLITS, 11, tokens.shape[1]),
+    ),
+    cost=lambda grad, slope, tokens, *_: KernelCost(
+        _FLOPS_BACKWARD * tokens.numel(), 3 * tokens.nbytes, tokens.nbytes + 4 * _SPLITS * 11 * tokens.shape[1]
+    ),
+)
+
+
+class _DepthwiseGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:
+        flat = weight.view(-1, 9)
+        out, slope = torch.ops.segformer_spark.depthwise_gelu(tokens, maps_bias, flat, bias, *grid)
+        ctx.save_for_backward(slope, tokens, maps_bias, flat)
+        ctx.grid, ctx.shape = grid, weight.shape
+        result: Tensor = out
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        of_tokens, parts = torch.ops.segformer_spark.depthwise_gelu_backward(
+            grads[0].contiguous(), *ctx.saved_tensors, *ctx.grid
+        )
+        sums = parts.sum(0)
+        of_weight = sums[:9].T.reshape(ctx.shape)
+        return of_tokens, sums[10].to(ctx.saved_tensors[2].dtype), of_weight, sums[9], None
+
+
+def fused_depthwise_gelu(tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:
+    """gelu(3 x 3 depthwise convolution of tokens + maps_bias), with zeros around the maps.
 
     Args:
         tokens: (N, C).
-        weight: (C, 1, 3, 3).
-        bias: (C,).
+        maps_bias: (C,).
+        weight: (C, 1, 3, 3), fp32.
+        bias: (C,), fp32.
     """
-    maps = tokens.view(*grid, -1).permute(0, 3, 1, 2)
-    convolved = functional.conv2d(maps, weight, bias, padding=1, groups=len(weight))
+    result: Tensor = _DepthwiseGelu.apply(tokens, maps_bias, weight, bias, grid)
+    return result
+
+
+def plain_depthwise_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:
+    """The same in plain torch, of maps that have their bias; weights in the maps' type."""
+    convolved = functional.conv2d(_as_maps(tokens, *grid), weight, bias, padding=1, groups=len(weight))
     return functional.gelu(convolved.permute(0, 2, 3, 1).reshape(tokens.shape))

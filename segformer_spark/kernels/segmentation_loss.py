@@ -1,117 +1,344 @@
-"""The sums of cross-entropy and Dice over enlarged logits: one softmax for both, forward and backward."""
+"""The sums of cross-entropy and Dice over enlarged logits: one softmax for both, forward and backward.
+
+Between four neighbouring logits lies a rectangle of pixels that are made of those four alone. The kernels take a row of
+such rectangles at a time: the logits are loaded once for all of their pixels, enlarged, normalised and summed in
+registers, and the gradient of a rectangle is added up there, too. No full-size map is written or read.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from segformer_spark.ops.interpolation import constant_interpolation_matrix
+from segformer_spark.kernels.cost import KernelCost
+from segformer_spark.kernels.registry import NO_TRITON, jit, register, tl
+from segformer_spark.kernels.segmentation_loss_plain import plain_backward, plain_forward, plain_loss_sums
+from segformer_spark.kernels.select import Arithmetic
+from segformer_spark.ops.interpolation import source_position
+
+if not NO_TRITON:
+    import triton
+
+_STRIP = 4
+"""Rows of logits that a program walks down: what the last has for the next one stays in registers."""
+
+_VALUES = 1024
+"""Values of a tile, logits times classes: 8 for each of 128 threads."""
 
 
-class _PlainSums(torch.autograd.Function):
+@jit
+def _pixel(left, right, j, c, col, b, r, H, W, col_scale, labels, ignore, live, C):  # type: ignore[no-untyped-def]
+    """Enlarged logits of one pixel per lane, its label and whether it counts; exponentials and their sum."""
+    share = tl.maximum((col + 0.5) * col_scale - 0.5, 0.0) - j
+    x = left + (right - left) * share[:, None]
+    x = tl.where(c[None, :] < C, x, -float("inf"))
+    label = tl.load(labels + (b * H + r) * W + col, mask=live, other=ignore).to(tl.int32)
+    valid = live & (label != ignore)
+    top = tl.max(x, 1)
+    exponential = tl.exp(x - top[:, None])
+    total = tl.sum(exponential, 1)
+    own = (c[None, :] == label[:, None]) & valid[:, None]  # an ignored label may be one of the tile's classes
+    return x, share, valid, top, exponential / total[:, None], total, own
+
+
+@jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    logits, labels, weights, row_start, col_start, partials, h, w, H, W, C, row_scale, col_scale, smoothing, ignore,
+    WEIGHTED: tl.constexpr, SMOOTH: tl.constexpr, STRIP: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    block, strip, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    j, c = block * LANES + tl.arange(0, LANES), tl.arange(0, BLOCK_C)
+    inside = j < w
+    known = inside[:, None] & (c < C)[None, :]
+    right_j = tl.minimum(j + 1, w - 1)
+    first = tl.load(col_start + j, mask=inside, other=0)
+    last = tl.load(col_start + j + 1, mask=inside, other=0)
+    steps = tl.max(last - first, 0)
+    if WEIGHTED:
+        of_class = tl.load(weights + c, mask=c < C, other=0.0)
+    else:
+        of_class = tl.where(c < C, 1.0, 0.0)
+    loss = tl.zeros([LANES], tl.float32)
+    weight = tl.zeros([LANES], tl.float32)
+    overlap = tl.zeros([LANES, BLOCK_C], tl.float32)
+    predicted = tl.zeros([LANES, BLOCK_C], tl.float32)
+    truth = tl.zeros([LANES, BLOCK_C], tl.float32)
+    for i in range(strip * STRIP, tl.minimum(strip * STRIP + STRIP, h)):
+        upper = logits + ((b * h + i) * w) * C
+        lower = logits + ((b * h + tl.minimum(i + 1, h - 1)) * w) * C
+        upper_left = tl.load(upper + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+        upper_right = tl.load(upper + right_j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+        lower_left = tl.load(lower + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+        lower_right = tl.load(lower + right_j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+        for r in range(tl.load(row_start + i), tl.load(row_start + i + 1)):
+            down = tl.maximum((r + 0.5) * row_scale - 0.5, 0.0) - i
+            left = upper_left + (lower_left - upper_left) * down
+            right = upper_right + (lower_right - upper_right) * down
+            for k in range(0, steps):
+                col = first + k
+                live = inside & (col < last)
+                x, _share, valid, top, p, total, own = _pixel(
+                    left, right, j, c, col, b, r, H, W, col_scale, labels, ignore, live, C
+                )
+                counts = tl.where(valid, 1.0, 0.0)
+                mine = tl.where(own, 1.0, 0.0)
+                of_pixel = tl.sum(mine * of_class[None, :], 1)
+                logarithm = top + tl.log(total)
+                true = tl.sum(tl.where(own, x, 0.0), 1)
+                loss += (1.0 - smoothing) * of_pixel * (logarithm - true)
+                if SMOOTH:
+                    negative_log_p = tl.where(c[None, :] < C, logarithm[:, None] - x, 0.0)
+                    loss += counts * (smoothing / C) * tl.sum(negative_log_p * of_class[None, :], 1)
+                weight += of_pixel
+                predicted += p * counts[:, None]
+                overlap += p * mine
+                truth += mine
+    number = (b * tl.num_programs(1) + strip) * tl.num_programs(0) + block
+    out = partials + number * (2 + 3 * C)
+    tl.store(out, tl.sum(loss, 0))
+    tl.store(out + 1, tl.sum(weight, 0))
+    tl.store(out + 2 + c, tl.sum(overlap, 0), mask=c < C)
+    tl.store(out + 2 + C + c, tl.sum(predicted, 0), mask=c < C)
+    tl.store(out + 2 + 2 * C + c, tl.sum(truth, 0), mask=c < C)
+
+
+@jit
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    logits, labels, weights, row_start, col_start, grads, lefts, rights, edges, h, w, H, W, C, row_scale, col_scale,
+    smoothing, ignore,
+    WEIGHTED: tl.constexpr, SMOOTH: tl.constexpr, STRIP: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    block, strip, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    j, c = block * LANES + tl.arange(0, LANES), tl.arange(0, BLOCK_C)
+    inside = j < w
+    known = inside[:, None] & (c < C)[None, :]
+    right_j = tl.minimum(j + 1, w - 1)
+    first = tl.load(col_start + j, mask=inside, other=0)
+    last = tl.load(col_start + j + 1, mask=inside, other=0)
+    steps = tl.max(last - first, 0)
+    if WEIGHTED:
+        of_class = tl.load(weights + c, mask=c < C, other=0.0)
+    else:
+        of_class = tl.where(c < C, 1.0, 0.0)
+    of_loss = tl.load(grads)
+    of_overlap = tl.load(grads + 2 + c, mask=c < C, other=0.0)
+    of_predicted = tl.load(grads + 2 + C + c, mask=c < C, other=0.0)
+    top_left = tl.zeros([LANES, BLOCK_C], tl.float32)
+    top_right = tl.zeros([LANES, BLOCK_C], tl.float32)
+    end = tl.minimum(strip * STRIP + STRIP, h)
+    for i in range(strip * STRIP, end):
+        upper = logits + ((b * h + i) * w) * C
+        lower = logits + ((b * h + tl.minimum(i + 1, h - 1)) * w) * C
+        upper_left = tl.load(upper + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+        upper_right = tl.load(upper + right_j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+        lower_left = tl.load(lower + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+        lower_right = tl.load(lower + right_j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+        bottom_left = tl.zeros([LANES, BLOCK_C], tl.float32)
+        bottom_right = tl.zeros([LANES, BLOCK_C], tl.float32)
+        for r in range(tl.load(row_start + i), tl.load(row_start + i + 1)):
+            down = tl.maximum((r + 0.5) * row_scale - 0.5, 0.0) - i
+            left = upper_left + (lower_left - upper_left) * down
+            right = upper_right + (lower_right - upper_right) * down
+            of_left = tl.zeros([LANES, BLOCK_C], tl.float32)
+            of_right = tl.zeros([LANES, BLOCK_C], tl.float32)
+            for k in range(0, steps):
+                col = first + k
+                live = inside & (col < last)
+                _x, share, valid, _top, p, _total, own = _pixel(
+                    left, right, j, c, col, b, r, H, W, col_scale, labels, ignore, live, C
+                )
+                counts = tl.where(valid, 1.0, 0.0)
+                one = tl.where(own, 1.0, 0.0)
+                of_pixel = (1.0 - smoothing) * of_loss * tl.sum(one * of_class[None, :], 1)
+                of_p = of_predicted[None, :] + one * of_overlap[None, :]
+                along = tl.sum(p * of_p, 1)
+                inner = p * (of_p - along[:, None]) + of_pixel[:, None] * (p - one)
+                if SMOOTH:
+                    inner += (of_loss * smoothing / C) * (p * tl.sum(of_class, 0) - of_class[None, :])
+                inner = inner * counts[:, None]
+                of_right += inner * share[:, None]
+                of_left += inner * (1.0 - share)[:, None]
+            top_left += of_left * (1.0 - down)
+            top_right += of_right * (1.0 - down)
+            bottom_left += of_left * down
+            bottom_right += of_right * down
+        # At the last row and column both neighbours are the same logit.
+        alone = tl.where(i == h - 1, 1.0, 0.0)
+        top_left += bottom_left * alone
+        top_right += bottom_right * alone
+        at_end = tl.where(j == w - 1, 1.0, 0.0)[:, None]
+        place = ((b * h + i) * w + j)[:, None] * C + c
+        tl.store(lefts + place, top_left + top_right * at_end, mask=known)
+        tl.store(rights + place, top_right, mask=known)
+        top_left, top_right = bottom_left, bottom_right
+    at_end = tl.where(j == w - 1, 1.0, 0.0)[:, None]
+    place = ((b * tl.num_programs(1) + strip) * 2 * w + j)[:, None] * C + c
+    tl.store(edges + place, top_left + top_right * at_end, mask=known)
+    tl.store(edges + place + w * C, top_right, mask=known)
+
+
+@jit
+def _combine_kernel(  # type: ignore[no-untyped-def]
+    lefts, rights, edges, out, h, w, C, strips, STRIP: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Each logit's gradient: from its rectangle, the one to the left, and for the first row of a strip those above."""
+    row, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    value = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # column and class as one number
+    inside, has_left = value < w * C, (value >= C) & (value < w * C)
+    start = (b * h + row) * w * C
+    total = tl.load(lefts + start + value, mask=inside, other=0.0)
+    total += tl.load(rights + start + value - C, mask=has_left, other=0.0)
+    above = (b * strips + row // STRIP - 1) * 2 * w * C
+    rows = tl.zeros([BLOCK], tl.int32) + row
+    is_first = (rows % STRIP == 0) & (rows > 0)
+    total += tl.load(edges + above + value, mask=inside & is_first, other=0.0)
+    total += tl.load(edges + above + w * C + value - C, mask=has_left & is_first, other=0.0)
+    tl.store(out + start + value, total, mask=inside)
+
+
+@functools.lru_cache(maxsize=32)
+def _starts(length: int, size: int, device: torch.device) -> Tensor:
+    """The first pixel between each logit and the next, along one side; `size` at the end. int32 (length + 1,)."""
+    before = [source_position(length, size, pixel)[0] for pixel in range(size)]
+    first = [next((pixel for pixel in range(size) if before[pixel] >= index), size) for index in range(length)]
+    return torch.tensor([*first, size], dtype=torch.int32).to(device)
+
+
+def _tile(classes: int) -> tuple[int, int]:
+    block = max(2, triton.next_power_of_2(classes))
+    return max(1, min(128, _VALUES // block)), block
+
+
+def _shared(logits: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[list[Any], list[Any]]:
+    """Arguments of both kernels before and after their outputs."""
+    _, h, w, classes = logits.shape
+    high, wide = labels.shape[-2:]
+    starts = [_starts(h, high, logits.device), _starts(w, wide, logits.device)]
+    return (
+        [logits, labels, labels if weights is None else weights, *starts],
+        [h, w, high, wide, classes, h / high, w / wide],
+    )
+
+
+def _fused_forward(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float, ignore_index: int
+) -> Tensor:
+    batch, h, w, classes = logits.shape
+    lanes, block = _tile(classes)
+    grid = (-(-w // lanes), -(-h // _STRIP), batch)
+    partials = torch.empty(grid[0] * grid[1] * batch, 2 + 3 * classes, device=logits.device)
+    before, after = _shared(logits, labels, weights)
+    _forward_kernel[grid](
+        *before, partials, *after, smoothing, ignore_index,
+        WEIGHTED=weights is not None, SMOOTH=smoothing > 0, STRIP=_STRIP, LANES=lanes, BLOCK_C=block,
+    )  # fmt: skip
+    return partials
+
+
+def _fused_backward(
+    grads: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float, ignore_index: int
+) -> Tensor:
+    batch, h, w, classes = logits.shape
+    lanes, block = _tile(classes)
+    grid = (-(-w // lanes), -(-h // _STRIP), batch)
+    lefts, rights = (torch.empty(logits.shape, device=logits.device) for _ in range(2))
+    edges = torch.empty(batch, grid[1], 2, w, classes, device=logits.device)
+    before, after = _shared(logits, labels, weights)
+    _backward_kernel[grid](
+        *before, grads, lefts, rights, edges, *after, smoothing, ignore_index,
+        WEIGHTED=weights is not None, SMOOTH=smoothing > 0, STRIP=_STRIP, LANES=lanes, BLOCK_C=block,
+    )  # fmt: skip
+    out = torch.empty_like(logits)
+    _combine_kernel[(-(-w * classes // _VALUES), h, batch)](
+        lefts, rights, edges, out, h, w, classes, grid[1], STRIP=_STRIP, BLOCK=_VALUES
+    )
+    return out
+
+
+_FLOPS_FORWARD, _FLOPS_BACKWARD = 14, 24
+"""For each pixel and class, an exponential counted as four."""
+
+
+def _cost_forward(logits: Tensor, labels: Tensor, weights: Tensor | None, *_: Any) -> KernelCost:
+    batch, h, w, classes = logits.shape
+    lanes = max(1, min(128, _VALUES // (1 << max(1, (classes - 1).bit_length()))))
+    partials = 4 * batch * -(-h // _STRIP) * -(-w // lanes) * (2 + 3 * classes)
+    return KernelCost(_FLOPS_FORWARD * labels.numel() * classes, logits.nbytes + labels.nbytes, partials)
+
+
+def _cost_backward(grads: Tensor, logits: Tensor, labels: Tensor, *_: Any) -> KernelCost:
+    planes = 4 * logits.numel() * (2 + 2 / _STRIP)
+    return KernelCost(
+        _FLOPS_BACKWARD * labels.numel() * logits.shape[-1],
+        logits.nbytes + labels.nbytes + planes,
+        planes + logits.nbytes,
+        launches=2,
+    )
+
+
+register(
+    "loss_sums(Tensor logits, Tensor labels, Tensor? weights, float smoothing, int ignore_index) -> Tensor",
+    plain=plain_forward,
+    fused=_fused_forward,
+    shapes=lambda logits, *_: logits.new_empty(1, 2 + 3 * logits.shape[-1], dtype=torch.float32),
+    cost=_cost_forward,
+)
+register(
+    "loss_sums_backward(Tensor grads, Tensor logits, Tensor labels, Tensor? weights, float smoothing, "
+    "int ignore_index) -> Tensor",
+    plain=plain_backward,
+    fused=_fused_backward,
+    shapes=lambda grads, logits, *_: torch.empty_like(logits),
+    cost=_cost_backward,
+)
+
+
+class _FusedSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, class_weights: Tensor | None, smoothing: float, ignore_index: int
+        ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float, ignore_index: int
     ) -> Tensor:
-        size, classes = (labels.shape[-2], labels.shape[-1]), logits.shape[1]
-        enlarged = logits.contiguous(memory_format=torch.channels_last)
-        enlarged = functional.interpolate(enlarged, size=size, mode="bilinear", align_corners=False)
-        log_p = torch.log_softmax(enlarged.permute(0, 2, 3, 1), -1)
-        valid = labels != ignore_index
-        target = torch.where(valid, labels, 0).long()
-        mask = valid.to(log_p.dtype)
-        of_pixel = mask if class_weights is None else class_weights.to(log_p.dtype)[target] * mask
-        true = log_p.gather(-1, target[..., None]).squeeze(-1)
-        losses = (1 - smoothing) * of_pixel * true
-        if smoothing:
-            of_class = _weights(class_weights, log_p) * (smoothing / classes)
-            losses = losses + mask * (log_p @ of_class)
-        probabilities = log_p.exp_()
-        predicted = (mask.flatten(0, 1)[:, None] @ probabilities.flatten(0, 1)).sum((0, 1), dtype=torch.float64)
-        own = true.exp_().mul_(mask)
-        bins = _bins(target, classes)
-        overlap, truth = _row_sums(own, bins, classes), _row_sums(mask, bins, classes)
-        ctx.save_for_backward(logits, probabilities, target, mask, of_pixel, own, class_weights)
-        ctx.smoothing = smoothing
-        return torch.cat([torch.stack([-_total(losses), _total(of_pixel)]), overlap, predicted, truth])
+        ctx.save_for_backward(logits, labels, weights)
+        ctx.options = (smoothing, ignore_index)
+        parts = torch.ops.segformer_spark.loss_sums(logits, labels, weights, smoothing, ignore_index)
+        total: Tensor = parts.sum(0, dtype=torch.float64)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        logits, probabilities, target, mask, of_pixel, own, class_weights = ctx.saved_tensors
-        classes, dtype = probabilities.shape[-1], probabilities.dtype
-        of_loss, of_overlap, of_predicted, _ = _split(grads[0].to(dtype), classes)
-        of_own = own * of_overlap[target]
-        weighted = (1 - ctx.smoothing) * of_loss[0] * of_pixel
-        shared = weighted - mask * (probabilities @ of_predicted) - of_own
-        if ctx.smoothing:
-            of_class = _weights(class_weights, probabilities) * (ctx.smoothing / classes) * of_loss[0]
-            shared = shared + mask * of_class.sum()
-        grad = torch.addcmul(shared[..., None], mask[..., None], of_predicted).mul_(probabilities)
-        grad.scatter_add_(-1, target[..., None], (of_own - weighted)[..., None])
-        if ctx.smoothing:
-            grad.addcmul_(mask[..., None], of_class, value=-1)
-        return _reduced(grad, logits), None, None, None, None
-
-
-def _weights(class_weights: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_ones(like.shape[-1]) if class_weights is None else class_weights.to(like.dtype)
-
-
-def _total(values: Tensor) -> Tensor:
-    """Each row in its own arithmetic, then all rows in fp64."""
-    return values.sum(-1).sum(dtype=torch.float64)
-
-
-def _bins(target: Tensor, classes: int) -> Tensor:
-    """Row and class of every pixel as one number: sums of rows meet at few addresses, and stay exact in fp32."""
-    rows = target.shape[0] * target.shape[1]
-    first = torch.arange(0, rows * classes, classes, device=target.device)
-    return (target.flatten(0, 1) + first[:, None]).flatten()
-
-
-def _row_sums(values: Tensor, bins: Tensor, classes: int) -> Tensor:
-    rows = values.shape[0] * values.shape[1]
-    sums = values.new_zeros(rows * classes).index_add_(0, bins, values.flatten())
-    return sums.view(rows, classes).sum(0, dtype=torch.float64)
-
-
-def _split(sums: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss, overlap, predicted, truth = sums.split_with_sizes([2, classes, classes, classes])
-    return loss, overlap, predicted, truth
-
-
-def _reduced(grad: Tensor, logits: Tensor) -> Tensor:
-    """The gradient of enlarged logits (B, H, W, C) for those that were enlarged, (B, C, h, w)."""
-    (batch, high, wide, _), (height, width) = grad.shape, logits.shape[-2:]
-    if not torch.are_deterministic_algorithms_enabled():
-        shape = list(logits.shape)
-        channels_first = grad.permute(0, 3, 1, 2)
-        reduced: Tensor = torch.ops.aten.upsample_bilinear2d_backward(channels_first, [high, wide], shape, False)
-        return reduced
-    vertical = constant_interpolation_matrix(height, high, grad.device, grad.dtype).T
-    horizontal = constant_interpolation_matrix(width, wide, grad.device, grad.dtype).T
-    rows = (vertical @ grad.view(batch, high, -1)).view(batch, height, wide, -1)
-    result: Tensor = (horizontal @ rows).permute(0, 3, 1, 2)
-    return result
+        own = ctx.saved_tensors
+        of_sums = grads[0].to(torch.promote_types(own[0].dtype, torch.float32))
+        grad = torch.ops.segformer_spark.loss_sums_backward(of_sums, *own, *ctx.options)
+        return grad, None, None, None, None
 
 
 def loss_sums(
-    logits: Tensor, labels: Tensor, class_weights: Tensor | None, smoothing: float, ignore_index: int
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None,
+    smoothing: float,
+    ignore_index: int,
+    arithmetic: Arithmetic,
 ) -> Tensor:
     """What cross-entropy and Dice need of a batch.
 
     Args:
-        logits: (B, C, h, w), fp32 or fp64; enlarged to the labels' size.
+        logits: (B, C, h, w); enlarged to the labels' size by bilinear interpolation.
         labels: (B, H, W) of any integer type.
         class_weights: (C,) of the cross-entropy, or None.
         smoothing: label smoothing of the cross-entropy.
+        arithmetic: plain or gpu.
 
     Returns:
         fp64 (2 + 3 C,): weighted losses and weights (CrossEntropyLoss.sums), then overlap, predicted and true pixels of
         every class (DiceLoss.sums).
     """
-    result: Tensor = _PlainSums.apply(logits, labels, class_weights, smoothing, ignore_index)
+    if arithmetic == "plain":
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return plain_loss_sums(wide, labels, class_weights, smoothing, ignore_index)
+    own = logits.permute(0, 2, 3, 1).contiguous()
+    result: Tensor = _FusedSums.apply(own, labels, class_weights, smoothing, ignore_index)
     return result

@@ -13,7 +13,7 @@ from torch.nn import functional
 from segformer_spark.config.schema import LossConfig
 from segformer_spark.errors import ConfigError
 from segformer_spark.kernels.segmentation_loss import loss_sums
-from segformer_spark.kernels.select import Setting, select_arithmetic
+from segformer_spark.kernels.select import Arithmetic, Setting, select_arithmetic
 from segformer_spark.losses.base import Reduce, SumLoss, no_reduce
 from segformer_spark.losses.boundary import BoundaryCrossEntropyLoss
 from segformer_spark.losses.cross_entropy import CrossEntropyLoss, FocalLoss
@@ -48,14 +48,15 @@ class WeightedSum(nn.Module):
 
         Where all parts are sums over pixels the full-size logits never exist (losses/streamed.py).
         """
-        logits = logits if logits.dtype == torch.float64 else logits.float()
         parts = {name: part for name, part in self.parts.items() if isinstance(part, SumLoss)}
+        kernels = select_arithmetic(self._kernels, logits.device)
+        if kernels != "cpu" and all(isinstance(part, CrossEntropyLoss | DiceLoss) for part in self.parts.values()):
+            return self._from_sums(parts, self._joint_sums(logits, labels, kernels), logits)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         if len(parts) < len(self.parts):
             size = (labels.shape[-2], labels.shape[-1])
             enlarged = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
             return self.forward(enlarged, labels)
-        if select_arithmetic(self._kernels, logits.device) != "cpu" and self._of_cross_entropy_and_dice(parts):
-            return self._from_sums(parts, self._joint_sums(logits, labels), logits)
 
         def sums(enlarged: Tensor, own: Tensor) -> Tensor:
             return torch.cat([part.sums(enlarged, own).flatten() for part in parts.values()])
@@ -68,20 +69,17 @@ class WeightedSum(nn.Module):
         shapes = [part.sums_shape(logits.shape[1]) for part in parts.values()]
         own = torch.split(reduce(sums), [math.prod(shape) for shape in shapes])
         pairs = zip(parts.items(), own, shapes, strict=True)
-        return self._sum({name: part.value(one.view(shape)) for (name, part), one, shape in pairs}).to(logits.dtype)
+        values = {name: part.value(one.view(shape)) for (name, part), one, shape in pairs}
+        return self._sum(values).to(torch.promote_types(logits.dtype, torch.float32))
 
-    @staticmethod
-    def _of_cross_entropy_and_dice(parts: dict[str, SumLoss]) -> bool:
-        return all(isinstance(part, CrossEntropyLoss | DiceLoss) for part in parts.values())
-
-    def _joint_sums(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _joint_sums(self, logits: Tensor, labels: Tensor, kernels: Arithmetic) -> Tensor:
         """The sums of all parts, from one softmax."""
         of_pixels: dict[type, SumLoss] = {type(part): part for part in self.parts.values() if isinstance(part, SumLoss)}
         entropy = of_pixels.get(CrossEntropyLoss)
         smoothing = entropy.label_smoothing if isinstance(entropy, CrossEntropyLoss) else 0.0
         weights = None if entropy is None else entropy.class_weights
         ignore_index = next(iter(of_pixels.values())).ignore_index
-        joint = loss_sums(logits, labels, weights, smoothing, ignore_index)
+        joint = loss_sums(logits, labels, weights, smoothing, ignore_index, kernels)
         of_entropy, of_dice = joint[:2], joint[2:]
         return torch.cat(
             [of_entropy if isinstance(part, CrossEntropyLoss) else of_dice for part in self.parts.values()]

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segformer_spark.kernels.cast import cast_together
-from segformer_spark.kernels.classify import classify
-from segformer_spark.kernels.merge_levels import merge_levels
-from segformer_spark.kernels.select import Setting, select_arithmetic
+from segformer_spark.kernels.classify import fused_classify
+from segformer_spark.kernels.classify_plain import plain_classify, statistics_of_sums
+from segformer_spark.kernels.merge_levels import fused_merge_levels, merge_levels
+from segformer_spark.kernels.select import Arithmetic, Setting, select_arithmetic
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
 from segformer_spark.models.classify_pixels import classify_pixels
 from segformer_spark.models.recomputed import arithmetic
@@ -49,8 +50,9 @@ class MergedDecodeHead(nn.Module):
 
     def forward(self, encoder_hidden_states: Sequence[Tensor], **kwargs: Any) -> Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first -> logits (B, num_classes, H_0, W_0)."""
-        if select_arithmetic(self.kernels, encoder_hidden_states[0].device) != "cpu":
-            return self._on_gpu(encoder_hidden_states)
+        kernels = select_arithmetic(self.kernels, encoder_hidden_states[0].device)
+        if kernels != "cpu":
+            return self._on_gpu(encoder_hidden_states, kernels)
         dtype = arithmetic(encoder_hidden_states[0])
         with torch.autocast(encoder_hidden_states[0].device.type, enabled=False):
             features = [feature.permute(0, 2, 3, 1).to(dtype) for feature in encoder_hidden_states]
@@ -63,22 +65,33 @@ class MergedDecodeHead(nn.Module):
                 logits = self._infer(features, weights, bias)
         return logits.permute(0, 3, 1, 2).contiguous()
 
-    def _on_gpu(self, maps: Sequence[Tensor]) -> Tensor:
+    def _on_gpu(self, maps: Sequence[Tensor], kernels: Arithmetic) -> Tensor:
         """Few bytes in few kernels; the logits stay channels last in memory."""
         dtype = arithmetic(maps[0])
         with torch.autocast(maps[0].device.type, enabled=False):
             features = [feature.permute(0, 2, 3, 1).to(dtype) for feature in maps]
-            norm, classifier = self.batch_norm, self.classifier
-            assert classifier.bias is not None
-            merged = merge_levels(features, *self._merged_in(dtype))
-            last = (norm.weight, norm.bias, classifier.weight.flatten(1), classifier.bias)
+            weights, bias = self._merged_in(dtype)
             if not self.training:
-                return self._classify(merged).permute(0, 3, 1, 2)
-            logits, statistics = classify(
-                merged.flatten(0, 2), *last, eps=norm.eps, dropout=self.dropout.p, reduce=norm.reduce
-            )
-            norm.update_running(statistics)
-        return logits.view(*merged.shape[:3], -1).permute(0, 3, 1, 2)
+                return self._classify(merge_levels(features, weights, bias)).permute(0, 3, 1, 2)
+            logits = self._train_on_gpu(features, weights, bias, kernels)
+        return logits.permute(0, 3, 1, 2)
+
+    def _train_on_gpu(
+        self, features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor, kernels: Arithmetic
+    ) -> Tensor:
+        norm, classifier = self.batch_norm, self.classifier
+        assert classifier.bias is not None
+        last = (norm.weight, norm.bias, classifier.weight.flatten(1), classifier.bias)
+        options: dict[str, Any] = {"eps": norm.eps, "dropout": self.dropout.p, "reduce": norm.reduce}
+        if kernels == "gpu":
+            merged, sums = fused_merge_levels(features, weights, bias)
+            statistics = statistics_of_sums(sums, merged[..., 0].numel(), norm.reduce)
+            logits = fused_classify(merged.flatten(0, 2), *last, statistics, **options)
+        else:
+            merged = merge_levels(features, weights, bias)
+            logits, statistics = plain_classify(merged.flatten(0, 2), *last, **options)
+        norm.update_running(statistics)
+        return logits.view(*merged.shape[:3], -1)
 
     def _merged_in(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
         """F_i W_i (D, C_i) per level and the summed bias (D,), from factors in `dtype`: as exact as their product is

@@ -82,6 +82,13 @@ class Block(nn.Module):
         hidden = channels_last_conv(own.fc1(self.layernorm_after(maps)), own.dwconv.dwconv)
         return self.drop_hidden(own.fc2(self.drop_hidden(functional.gelu(hidden))))
 
+    @property
+    def drops_hidden(self) -> bool:
+        """Whether `drop_hidden` or the Mix-FFN's own dropout leaves something out."""
+        hidden: Any = self.hidden_dropout
+        own: Any = self.mlp
+        return bool(hidden.p or own.dropout.p)
+
     def drop_hidden(self, maps: Tensor) -> Tensor:
         """transformers' hidden dropout, off in all published models."""
         dropout: Any = self.hidden_dropout

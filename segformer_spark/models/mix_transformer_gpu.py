@@ -7,6 +7,7 @@ their tokens (N, C), images one after the other and rows one after the other.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from segformer_spark.kernels.add_norm import add_norm, norm
+from segformer_spark.kernels.add_norm import fused_add_norm, fused_norm, plain_add_norm, plain_norm
 from segformer_spark.kernels.cast import cast_together
-from segformer_spark.kernels.depthwise_gelu import Grid, depthwise_gelu
+from segformer_spark.kernels.depthwise_gelu import Grid, fused_depthwise_gelu, plain_depthwise_gelu
+from segformer_spark.kernels.select import Arithmetic
 from segformer_spark.models.mix_transformer import Block
 from segformer_spark.models.recomputed import arithmetic
+
+_Branch = tuple[Tensor, Tensor | None]
+"""What a linear layer gives, and the bias that is still to be added."""
 
 
 @dataclass
@@ -30,48 +35,70 @@ class _Stage:
     Attributes:
         weights: its parameters by name, in the type that they are used in.
         dtype: of the layers.
+        fused: whether operations of this package compute what they can.
     """
 
     weights: Mapping[str, Tensor]
     grid: Grid
     dtype: torch.dtype
+    fused: bool
+
+    def both(self, name: str) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a layer."""
+        return self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
 
     def linear(self, name: str, tokens: Tensor) -> Tensor:
-        return functional.linear(tokens, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+        return functional.linear(tokens, *self.both(name))
+
+    def without_bias(self, name: str, tokens: Tensor) -> _Branch:
+        """A linear layer whose bias the next operation adds, where it can."""
+        weight, bias = self.both(name)
+        return (functional.linear(tokens, weight), bias) if self.fused else (self.linear(name, tokens), None)
 
     def norm(self, module: nn.LayerNorm, name: str, tokens: Tensor) -> Tensor:
-        return norm(tokens, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], module.eps, self.dtype)
+        return (fused_norm if self.fused else plain_norm)(tokens, *self.both(name), module.eps, self.dtype)
 
     def add_norm(
-        self, module: nn.LayerNorm, name: str, tokens: Tensor, branch: Tensor | None, scale: Tensor | None
+        self, module: nn.LayerNorm, name: str, tokens: Tensor, branch: _Branch | None, scale: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The residual stream after `branch`, and its norm."""
         if branch is None:
             return tokens, self.norm(module, name, tokens)
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        return add_norm(tokens, branch, scale, weight, bias, module.eps)
+        values, bias = branch
+        if bias is None:
+            return plain_add_norm(tokens, values, scale, *self.both(name), module.eps)
+        return fused_add_norm(tokens, values, bias, scale, *self.both(name), module.eps)
 
     def convolve(self, conv: nn.Conv2d, name: str, maps: Tensor) -> tuple[Tensor, Grid]:
         """A convolution of maps (B, H, W, C): tokens and their grid."""
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        convolved = functional.conv2d(maps.permute(0, 3, 1, 2), weight, bias, conv.stride, conv.padding)
+        convolved = functional.conv2d(maps.permute(0, 3, 1, 2), *self.both(name), conv.stride, conv.padding)
         batch, channels, height, width = convolved.shape
         return convolved.permute(0, 2, 3, 1).reshape(-1, channels), (batch, height, width)
 
+    def mix(self, name: str, hidden: _Branch) -> Tensor:
+        """The depthwise convolution and GELU."""
+        tokens, bias = hidden
+        if bias is None:
+            return plain_depthwise_gelu(tokens, *self.both(name), self.grid)
+        return fused_depthwise_gelu(tokens, bias, *self.both(name), self.grid)
 
-def encode(encoder: nn.Module, images: Tensor, drop_rates: Sequence[float]) -> tuple[Tensor, ...]:
+
+def encode(encoder: nn.Module, images: Tensor, blocks: Sequence[Block], kernels: Arithmetic) -> tuple[Tensor, ...]:
     """(B, 3, H, W) -> four maps (B, H_i, W_i, C_i), finest first.
 
     Args:
-        drop_rates: stochastic depth of every block.
+        blocks: of all stages.
     """
+    # Dropout of hidden maps comes after the bias, and published models have none.
+    fused = kernels == "gpu" and not any(block.drops_hidden for block in blocks)
+    drop_rates = [block.drop_rate for block in blocks]
     dtype = arithmetic(images)
     with torch.autocast(images.device.type, enabled=False):
         maps, features = images.permute(0, 2, 3, 1).to(dtype), []
         scales = iter(_branch_scales(images, drop_rates) if encoder.training else [None] * 2 * len(drop_rates))
         stages: Any = encoder.stages
         for stage in stages:
-            maps = _transform(stage, maps, [(next(scales), next(scales)) for _ in stage.blocks], dtype)
+            maps = _transform(stage, maps, [(next(scales), next(scales)) for _ in stage.blocks], dtype, fused)
             features.append(maps)
     return tuple(features)
 
@@ -103,13 +130,18 @@ _CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
 
 def _transform(
-    stage: nn.Module, maps: Tensor, scales: Sequence[tuple[Tensor | None, Tensor | None]], dtype: torch.dtype
+    stage: nn.Module,
+    maps: Tensor,
+    scales: Sequence[tuple[Tensor | None, Tensor | None]],
+    dtype: torch.dtype,
+    fused: bool,
 ) -> Tensor:
-    own = _Stage(_cast(stage, dtype), (0, 0, 0), dtype)
+    own = _Stage(_cast(stage, dtype, fused), (0, 0, 0), dtype, fused)
     embedding: Any = stage.patch_embeddings
     tokens, own.grid = own.convolve(embedding.proj, "patch_embeddings.proj", maps)
     tokens = own.norm(embedding.layer_norm, "patch_embeddings.layer_norm", tokens)
-    branch, scale = None, None
+    branch: _Branch | None = None
+    scale = None
     blocks: Any = stage.blocks
     for number, (block, (of_attention, of_mix)) in enumerate(zip(blocks, scales, strict=True)):
         given = (block, own, f"blocks.{number}.", tokens, branch, scale, of_attention)
@@ -122,9 +154,16 @@ def _transform(
     return own.add_norm(last, "layer_norm", tokens, branch, scale)[1].view(*own.grid, -1)
 
 
-def _cast(stage: nn.Module, dtype: torch.dtype) -> Mapping[str, Tensor]:
+_KEPT_BY_FUSED = re.compile(r"norm\w*\.\w+$|dwconv\.\w+$|(o_proj|fc1|fc2)\.bias$")
+"""Parameters that operations of this package take in fp32."""
+
+
+def _cast(stage: nn.Module, dtype: torch.dtype, fused: bool) -> Mapping[str, Tensor]:
     named = dict(stage.named_parameters())
-    return dict(zip(named, cast_together(list(named.values()), dtype), strict=True))
+    kept = {name for name in named if fused and _KEPT_BY_FUSED.search(name)}
+    wide = {name: named[name].to(torch.promote_types(named[name].dtype, torch.float32)) for name in kept}
+    narrow = [name for name in named if name not in kept]
+    return wide | dict(zip(narrow, cast_together([named[name] for name in narrow], dtype), strict=True))
 
 
 def _block(
@@ -132,23 +171,22 @@ def _block(
     own: _Stage,
     prefix: str,
     tokens: Tensor,
-    branch: Tensor | None,
+    branch: _Branch | None,
     scale: Tensor | None,
     of_attention: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, _Branch]:
     """The residual stream before the Mix-FFN's sum, and the Mix-FFN's branch: the next norm adds them."""
     tokens, normed = own.add_norm(block.layernorm_before, f"{prefix}layernorm_before", tokens, branch, scale)
     attended = _attend(block, own, f"{prefix}attention.", normed)
     tokens, normed = own.add_norm(block.layernorm_after, f"{prefix}layernorm_after", tokens, attended, of_attention)
-    hidden = own.linear(f"{prefix}mlp.fc1", normed)
-    conv = f"{prefix}mlp.dwconv.dwconv"
-    mixed = depthwise_gelu(hidden, own.grid, own.weights[f"{conv}.weight"], own.weights[f"{conv}.bias"])
+    mixed = own.mix(f"{prefix}mlp.dwconv.dwconv", own.without_bias(f"{prefix}mlp.fc1", normed))
     mlp: Any = block.mlp
     mixed = functional.dropout(mixed, mlp.dropout.p, block.training) if mlp.dropout.p else mixed
-    return tokens, block.drop_hidden(own.linear(f"{prefix}mlp.fc2", mixed))
+    values, bias = own.without_bias(f"{prefix}mlp.fc2", mixed)
+    return tokens, (block.drop_hidden(values), bias)
 
 
-def _attend(block: Block, own: _Stage, prefix: str, normed: Tensor) -> Tensor:
+def _attend(block: Block, own: _Stage, prefix: str, normed: Tensor) -> _Branch:
     module: Any = block.attention
     reduced = normed
     if module.sequence_reduction_ratio > 1:
@@ -165,4 +203,5 @@ def _attend(block: Block, own: _Stage, prefix: str, normed: Tensor) -> Tensor:
     )
     rate = module.attention_dropout if block.training else 0.0
     mixed = functional.scaled_dot_product_attention(queries, keys, values, dropout_p=rate, scale=module.scaling)
-    return block.drop_hidden(own.linear(f"{prefix}o_proj", mixed.transpose(1, 2).reshape(normed.shape)))
+    attended, bias = own.without_bias(f"{prefix}o_proj", mixed.transpose(1, 2).reshape(normed.shape))
+    return block.drop_hidden(attended), bias

@@ -18,7 +18,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging as transformers_logging
 
 from segformer_spark.config.variants import VARIANTS, Variant
-from segformer_spark.kernels.select import Arithmetic, Setting, select_arithmetic
+from segformer_spark.kernels.select import Setting, select_arithmetic
 from segformer_spark.models import mix_transformer_gpu
 from segformer_spark.models.decode_head import MergedDecodeHead
 from segformer_spark.models.interface import SegmentationModel
@@ -90,10 +90,11 @@ class SegFormer(SegmentationModel):
         return int(self.network.config.num_labels)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        if self._arithmetic(images) == "cpu":
+        kernels = select_arithmetic(self._kernels, images.device)
+        if kernels == "cpu":
             maps = self._encode_on_cpu(self.encoder, images)
         else:
-            maps = self._encode_on_gpu(self.encoder, images, [block.drop_rate for block in self._blocks()])
+            maps = self._encode_on_gpu(self.encoder, images, list(self._blocks()), kernels)
         return tuple(features.permute(0, 3, 1, 2) for features in maps)
 
     def decode(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -113,9 +114,6 @@ class SegFormer(SegmentationModel):
     def use_kernels(self, setting: Setting) -> None:
         """Choose the arithmetic, as hardware.kernels does."""
         self._kernels = self.network.decode_head.kernels = setting
-
-    def _arithmetic(self, maps: Tensor) -> Arithmetic:
-        return select_arithmetic(self._kernels, maps.device)
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of the encoder's blocks and recompute the rest in the backward pass (Chen et al. 2016).

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.kernels.classify import batch_statistics, classify
+from segformer_spark.kernels.classify_plain import batch_statistics
+from segformer_spark.kernels.classify_plain import plain_classify as classify
 from tests.ranks import run_on_ranks
 
 PIXELS, WIDTH, CLASSES = 60, 16, 5

@@ -59,7 +59,7 @@ def operation_cost(op: Any, args: Sequence[Any], kwargs: dict[str, Any], result:
     if not fresh and not changed:
         return FREE  # a view
     flops, product = _flops(op, args, result)
-    read = _read(op, args, inputs, fresh, changed)
+    read = _read(op, args, kwargs, inputs, fresh, changed)
     written = sum(map(_bytes, fresh)) + sum(map(_bytes, changed)) if op not in _SPARSE_WRITES else _bytes(args[2])
     return Cost(flops, read, written, _launches(op, args), product)
 
@@ -103,12 +103,18 @@ _PICKING = {aten.gather, aten.index_select, aten.index, aten.embedding}
 
 
 def _read(
-    op: Any, args: Sequence[Any], inputs: Sequence[Tensor], fresh: Sequence[Tensor], changed: Sequence[Tensor]
+    op: Any,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    inputs: Sequence[Tensor],
+    fresh: Sequence[Tensor],
+    changed: Sequence[Tensor],
 ) -> float:
     packet = op.overloadpacket
     if packet in _PICKING:
         return sum(map(_bytes, fresh)) + sum(_bytes(tensor) for tensor in inputs if tensor is not args[0])
-    unread = {id(tensor) for tensor in changed} if packet in _OVERWRITTEN else set()
+    overwrites = packet in _OVERWRITTEN or (packet is aten.baddbmm_ and kwargs.get("beta") == 0)
+    unread = {id(tensor) for tensor in changed} if overwrites else set()
     if packet in (aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.new_zeros, aten.new_full):
         return 0.0
     return sum(_bytes(tensor) for tensor in inputs if id(tensor) not in unread)

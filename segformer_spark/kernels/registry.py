@@ -1,0 +1,103 @@
+"""The custom operations of this package: Triton on a GPU, their plain formula on a CPU.
+
+Each kernel's file registers an operation in torch.ops.segformer_spark with its plain formula, its Triton kernel, the
+shapes of its results and its cost. Under TRITON_INTERPRET=1 the kernel runs on a CPU, too, in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from segformer_spark.kernels.cost import KERNEL_COSTS, KernelCost
+
+try:
+    import triton
+    from triton import language as tl
+except ImportError:  # torch's builds without CUDA bring no Triton
+    triton = tl = None
+
+_LIBRARY: Any = torch.library.Library("segformer_spark", "DEF")  # type: ignore[no-untyped-call]
+
+NO_TRITON = triton is None
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """A Triton kernel; the function itself where there is no Triton, which nothing calls."""
+    return function if NO_TRITON else triton.jit(function)
+
+
+@jit
+def dot(left, right, total, PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # type: ignore[no-untyped-def, name-defined]
+    """total + left @ right, in fp32. WIDEN is for the interpreter, whose products take bf16 for integers."""
+    if WIDEN:
+        left = left.to(tl.float32)
+        right = right.to(tl.float32)
+    return tl.dot(left, right, total, input_precision=PRECISION)
+
+
+def dot_options(dtype: torch.dtype) -> dict[str, Any]:
+    """How `dot` multiplies values of a type."""
+    tf32 = dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return {"PRECISION": "tf32" if tf32 else "ieee", "WIDEN": interpreting()}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation as it was registered.
+
+    Attributes:
+        plain: its formula in torch.
+        fused: its Triton kernel.
+    """
+
+    name: str
+    plain: Callable[..., Any]
+    fused: Callable[..., Any]
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+_REPLACED: dict[str, str] = {}
+"""{operation: why its plain formula runs on GPUs, too}."""
+
+
+def register(
+    schema: str,
+    *,
+    plain: Callable[..., Any],
+    fused: Callable[..., Any],
+    shapes: Callable[..., Any],
+    cost: Callable[..., KernelCost],
+) -> None:
+    """Add an operation to torch.ops.segformer_spark.
+
+    Args:
+        schema: name and arguments as torch.library writes them.
+        shapes: empty results for given arguments, for fake tensors.
+    """
+    name = schema.partition("(")[0]
+    operation = OPERATIONS[name] = Operation(name, plain, fused)
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, lambda *args: (fused if interpreting() else plain)(*args), "CPU")
+    _LIBRARY.impl(name, lambda *args: (plain if name in _REPLACED else operation.fused)(*args), "CUDA")
+    torch.library.register_fake(f"segformer_spark::{name}", shapes, lib=_LIBRARY)
+    KERNEL_COSTS[name] = cost
+
+
+def interpreting() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU."""
+    return not NO_TRITON and bool(triton.knobs.runtime.interpret)
+
+
+def replace_by_plain(reasons: Mapping[str, str]) -> None:
+    """Let the plain formulas of these operations run on GPUs in this process, too."""
+    _REPLACED.update(reasons)
+
+
+def replaced() -> Mapping[str, str]:
+    """{operation: why its plain formula runs}."""
+    return dict(_REPLACED)
