@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.kernels.cost import KernelCost
-from segformer_spark.kernels.registry import NO_TRITON, jit, register, tl
+from segformer_spark.kernels.cost import KernelCost, nbytes
+from segformer_spark.kernels.registry import jit, register, tl
 
-if not NO_TRITON:
-    import triton
-
-_VALUES = 4096
+_VALUES = 2048
 """Values of a tile, tokens times channels."""
 
 _PROGRAMS = 216
@@ -30,26 +27,27 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     tokens, branch, branch_bias, scale, weight, bias, total, normed, mean, inverse_std, N, C, per_image, eps,
     ADDS: tl.constexpr, SCALED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, CHANNELS)
     inside, own = rows < N, cols < C
     known = inside[:, None] & own[None, :]
-    place = rows[:, None] * C + cols[None, :]
-    x = tl.load(tokens + place, mask=known, other=0.0).to(tl.float32)
+    start = tl.program_id(0).to(tl.int64) * ROWS * C  # 64 bits once, 32 within a tile
+    place = tl.arange(0, ROWS)[:, None] * C + cols[None, :]
+    x = tl.load(tokens + start + place, mask=known, other=0.0).to(tl.float32)
     if ADDS:
-        added = tl.load(branch + place, mask=known, other=0.0).to(tl.float32)
+        added = tl.load(branch + start + place, mask=known, other=0.0).to(tl.float32)
         added += tl.load(branch_bias + cols, mask=own, other=0.0).to(tl.float32)[None, :]
         if SCALED:
             added = added * tl.load(scale + rows // per_image, mask=inside, other=0.0)[:, None]
         stored = (x + added).to(total.dtype.element_ty)
-        tl.store(total + place, stored, mask=known)
+        tl.store(total + start + place, stored, mask=known)
         x = tl.where(known, stored.to(tl.float32), 0.0)
     center = tl.sum(x, 1) / C
     x = tl.where(known, x - center[:, None], 0.0)
     inverse = 1.0 / tl.sqrt(tl.sum(x * x, 1) / C + eps)
     y = x * inverse[:, None] * tl.load(weight + cols, mask=own, other=0.0)[None, :]
     y += tl.load(bias + cols, mask=own, other=0.0)[None, :]
-    tl.store(normed + place, y, mask=known)
+    tl.store(normed + start + place, y, mask=known)
     tl.store(mean + rows, center, mask=inside)
     tl.store(inverse_std + rows, inverse, mask=inside)
 
@@ -65,13 +63,14 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     of_weight = tl.zeros([CHANNELS], tl.float32)
     of_bias = tl.zeros([CHANNELS], tl.float32)
     of_branch_bias = tl.zeros([CHANNELS], tl.float32)
+    place = tl.arange(0, ROWS)[:, None] * C + cols[None, :]
     for tile in range(tl.program_id(0), tl.cdiv(N, ROWS), tl.num_programs(0)):
-        rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        rows = tile * ROWS + tl.arange(0, ROWS)
         inside = rows < N
         known = inside[:, None] & own[None, :]
-        place = rows[:, None] * C + cols[None, :]
-        grad = tl.load(of_normed + place, mask=known, other=0.0).to(tl.float32)
-        x = tl.load(total + place, mask=known, other=0.0).to(tl.float32)
+        start = tl.cast(tile, tl.int64) * ROWS * C
+        grad = tl.load(of_normed + start + place, mask=known, other=0.0).to(tl.float32)
+        x = tl.load(total + start + place, mask=known, other=0.0).to(tl.float32)
         inverse = tl.load(inverse_std + rows, mask=inside, other=0.0)[:, None]
         x = tl.where(known, (x - tl.load(mean + rows, mask=inside, other=0.0)[:, None]) * inverse, 0.0)
         of_weight += tl.sum(grad * x, 0)
@@ -79,12 +78,12 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         inner = grad * factor
         inner = (inner - (x * tl.sum(inner * x, 1)[:, None] + tl.sum(inner, 1)[:, None]) / C) * inverse
         if ADDED:
-            inner += tl.load(of_total + place, mask=known, other=0.0).to(tl.float32)
-        tl.store(of_tokens + place, inner, mask=known)
+            inner += tl.load(of_total + start + place, mask=known, other=0.0).to(tl.float32)
+        tl.store(of_tokens + start + place, inner, mask=known)
         if SCALED:
             inner = inner * tl.load(scale + rows // per_image, mask=inside, other=0.0)[:, None]
         if BRANCH:
-            tl.store(of_branch + place, inner, mask=known)
+            tl.store(of_branch + start + place, inner, mask=known)
         of_branch_bias += tl.sum(tl.where(known, inner, 0.0), 0)
     out = sums + tl.program_id(0) * 3 * C + cols
     tl.store(out, of_weight, mask=own)
@@ -93,8 +92,12 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
 
 
 def _tile(channels: int) -> dict[str, int]:
-    block = max(16, triton.next_power_of_2(channels))
+    block = max(16, 1 << (channels - 1).bit_length())
     return {"ROWS": max(1, _VALUES // block), "CHANNELS": block}
+
+
+def _programs(tokens: Tensor) -> int:
+    return min(_PROGRAMS, -(-len(tokens) // _tile(tokens.shape[1])["ROWS"]))
 
 
 def _fused_forward(tokens: Tensor, branch: Tensor, branch_bias: Tensor, scale: Tensor | None, weight: Tensor,
@@ -110,9 +113,9 @@ def _fused_forward(tokens: Tensor, branch: Tensor, branch_bias: Tensor, scale: T
     return total, normed, mean, inverse_std
 
 
-def _fused_norm(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow: Tensor
+def _fused_norm(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
                 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    normed = torch.empty_like(tokens, dtype=narrow.dtype)
+    normed = torch.empty_like(tokens, dtype=dtype)
     mean, inverse_std = (weight.new_empty(len(tokens)) for _ in range(2))
     tile = _tile(tokens.shape[1])
     _forward_kernel[(-(-len(tokens) // tile["ROWS"]),)](
@@ -124,8 +127,7 @@ def _fused_norm(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow
 
 def _fused_backward(of_normed: Tensor, of_total: Tensor | None, total: Tensor, mean: Tensor, inverse_std: Tensor,
                     weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    tile = _tile(total.shape[1])
-    programs = min(_PROGRAMS, -(-len(total) // tile["ROWS"]))
+    tile, programs = _tile(total.shape[1]), _programs(total)
     sums = weight.new_empty(programs, 3, total.shape[1])
     of_tokens = torch.empty_like(total)
     apart = scale is not None or total.dtype != of_normed.dtype
@@ -145,15 +147,15 @@ def _plain_forward(tokens: Tensor, branch: Tensor, branch_bias: Tensor, scale: T
     if scale is not None:
         added = (added.view(len(scale), -1, added.shape[1]) * scale.to(weight.dtype).view(-1, 1, 1)).view(added.shape)
     total = (tokens.to(weight.dtype) + added).to(tokens.dtype)
-    normed, mean, inverse_std = _plain_norm(total, weight, bias, eps, branch)
+    normed, mean, inverse_std = _plain_norm(total, weight, bias, eps, branch.dtype)
     return total, normed, mean, inverse_std
 
 
-def _plain_norm(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow: Tensor
+def _plain_norm(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
                 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     wide = tokens.to(weight.dtype)
     normed, mean, inverse_std = torch.native_layer_norm(wide, wide.shape[-1:], weight, bias, eps)
-    return normed.to(narrow.dtype), mean.flatten(), inverse_std.flatten()
+    return normed.to(dtype), mean.flatten(), inverse_std.flatten()
 
 
 def _plain_backward(of_normed: Tensor, of_total: Tensor | None, total: Tensor, mean: Tensor, inverse_std: Tensor,
@@ -176,7 +178,7 @@ def _shapes_backward(of_normed: Tensor, of_total: Tensor | None, total: Tensor, 
                      weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     apart = scale is not None or total.dtype != of_normed.dtype
     of_branch = torch.empty_like(of_normed) if apart else of_normed.new_empty(0)
-    return torch.empty_like(total), of_branch, weight.new_empty(_PROGRAMS, 3, total.shape[1])
+    return torch.empty_like(total), of_branch, weight.new_empty(_programs(total), 3, total.shape[1])
 
 
 def _shapes_forward(tokens: Tensor, branch: Tensor, branch_bias: Tensor, scale: Tensor | None, weight: Tensor, *_: Any
@@ -188,8 +190,8 @@ def _shapes_forward(tokens: Tensor, branch: Tensor, branch_bias: Tensor, scale: 
 def _cost_backward(of_normed: Tensor, of_total: Tensor | None, total: Tensor, mean: Tensor, inverse_std: Tensor,
                    weight: Tensor, scale: Tensor | None) -> KernelCost:  # fmt: skip
     apart = scale is not None or total.dtype != of_normed.dtype
-    read = of_normed.nbytes + (0 if of_total is None else of_total.nbytes) + total.nbytes + 2 * mean.nbytes
-    sums = _PROGRAMS * 3 * weight.nbytes
+    read = nbytes(of_normed, of_total, total, mean, inverse_std, weight, scale)
+    sums = _programs(total) * 3 * weight.nbytes
     return KernelCost(0.0, read, total.nbytes + (of_normed.nbytes if apart else 0) + sums)
 
 
@@ -199,20 +201,20 @@ register(
     plain=_plain_forward,
     fused=_fused_forward,
     shapes=_shapes_forward,
-    cost=lambda tokens, branch, *_: KernelCost(
-        0.0, tokens.nbytes + branch.nbytes, tokens.nbytes + branch.nbytes + 8 * len(tokens)
+    cost=lambda tokens, branch, *rest: KernelCost(
+        0.0, nbytes(tokens, branch, *rest), nbytes(tokens, branch) + 8 * len(tokens)
     ),
 )
 register(
-    "layer_norm(Tensor tokens, Tensor weight, Tensor bias, float eps, Tensor narrow) -> (Tensor, Tensor, Tensor)",
+    "layer_norm(Tensor tokens, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
     plain=_plain_norm,
     fused=_fused_norm,
-    shapes=lambda tokens, weight, bias, eps, narrow: (
-        torch.empty_like(tokens, dtype=narrow.dtype),
+    shapes=lambda tokens, weight, bias, eps, dtype: (
+        torch.empty_like(tokens, dtype=dtype),
         *(weight.new_empty(len(tokens)) for _ in range(2)),
     ),
-    cost=lambda tokens, weight, bias, eps, narrow: KernelCost(
-        0.0, tokens.nbytes, tokens.numel() * narrow.itemsize + 8 * len(tokens)
+    cost=lambda tokens, weight, bias, eps, dtype: KernelCost(
+        0.0, nbytes(tokens, weight, bias), tokens.numel() * dtype.itemsize + 8 * len(tokens)
     ),
 )
 register(
@@ -258,8 +260,8 @@ class _AddNorm(torch.autograd.Function):
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, narrow: Tensor) -> Tensor:
-        normed, mean, inverse_std = torch.ops.segformer_spark.layer_norm(tokens, weight, bias, eps, narrow)
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        normed, mean, inverse_std = torch.ops.segformer_spark.layer_norm(tokens, weight, bias, eps, dtype)
         ctx.save_for_backward(tokens, mean, inverse_std, weight)
         result: Tensor = normed
         return result
@@ -271,6 +273,10 @@ class _Norm(torch.autograd.Function):
         )
         of_weight, of_bias, _ = sums.sum(0).unbind()
         return of_tokens, of_weight, of_bias, None, None
+
+
+NORMS = ("add_norm", "layer_norm", "add_norm_backward")
+"""The operations of `fused_add_norm` and `fused_norm`."""
 
 
 def fused_add_norm(
@@ -300,8 +306,7 @@ def fused_add_norm(
 
 def fused_norm(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """The layer norm of tokens (N, C) in `dtype`, with fp32 weights and statistics."""
-    narrow = tokens if tokens.dtype == dtype else tokens.new_empty(0, dtype=dtype)
-    result: Tensor = _Norm.apply(tokens, weight, bias, eps, narrow)
+    result: Tensor = _Norm.apply(tokens, weight, bias, eps, dtype)
     return result
 
 

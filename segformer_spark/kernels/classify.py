@@ -12,18 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.kernels.cost import KernelCost
+from segformer_spark.kernels.cost import KernelCost, nbytes
 from segformer_spark.kernels.philox import kept_by_dropout
-from segformer_spark.kernels.registry import NO_TRITON, dot, dot_options, jit, register, tl
+from segformer_spark.kernels.registry import dot, dot_options, jit, register, tl
 from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce
 
-if not NO_TRITON:
-    import triton
-
 _LEVELS = 2**16
-_COLUMNS = 64
+_ROWS = 32
 _SPLITS = 32
-"""Programs that share the pixels of a block of columns when they are summed."""
+"""Programs, at most, that share the pixels of a block of columns when they are summed."""
 
 
 @jit
@@ -36,18 +33,28 @@ def _kept(seed, rows, start, groups, dropped, COLUMNS: tl.constexpr):  # type: i
 
 
 @jit
-def _active(values, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale,
-            DROPOUT: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _active(  # type: ignore[no-untyped-def]
+    values, first, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale,
+    DROPOUT: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Centred values, the classifier's input, and where a gradient passes."""
-    known = (rows < N)[:, None] & (cols < D)[None, :]
-    value = tl.load(values + rows[:, None] * D + cols[None, :], mask=known, other=0.0).to(tl.float32)
+    known = (first + rows < N)[:, None] & (cols < D)[None, :]
+    # 64 bits once, 32 within a tile
+    value = tl.load(values + tl.cast(first, tl.int64) * D + rows[:, None] * D + cols[None, :], mask=known, other=0.0)
+    value = value.to(tl.float32)
     centered = value - tl.load(mean + cols, mask=cols < D, other=0.0)[None, :]
     factor = tl.load(scale + cols, mask=cols < D, other=0.0)
     active = centered * factor[None, :] + tl.load(shift + cols, mask=cols < D, other=0.0)[None, :]
     passes = (active > 0.0) & known
     if DROPOUT:
-        passes = passes & _kept(seed, rows, start, groups, dropped, COLUMNS)
+        passes = passes & _kept(seed, first + rows, start, groups, dropped, COLUMNS)
     return centered, tl.where(passes, active * keep_scale, 0.0), passes, known, factor
+
+
+@jit
+def _gradient(grad, first, rows, c, N, C):  # type: ignore[no-untyped-def]
+    known = (first + rows < N)[:, None] & (c < C)[None, :]
+    return tl.load(grad + tl.cast(first, tl.int64) * C + rows[:, None] * C + c[None, :], mask=known, other=0.0)
 
 
 @jit
@@ -56,19 +63,35 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     DROPOUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CLASSES: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first, rows = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
     c = tl.arange(0, CLASSES)
     total = tl.zeros([ROWS, CLASSES], tl.float32)
     for start in range(0, D, COLUMNS):
         cols = start + tl.arange(0, COLUMNS)
         _, active, _, _, _ = _active(
-            values, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale, DROPOUT, COLUMNS
+            values,
+            first,
+            rows,
+            cols,
+            start,
+            N,
+            D,
+            mean,
+            scale,
+            shift,
+            seed,
+            groups,
+            dropped,
+            keep_scale,
+            DROPOUT,
+            COLUMNS,
         )
         own = (cols < D)[:, None] & (c < C)[None, :]
         projection = tl.load(weight + c[None, :] * D + cols[:, None], mask=own, other=0.0)
         total = dot(active.to(projection.dtype), projection, total, PRECISION, WIDEN)
     total += tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    tl.store(logits + rows[:, None] * C + c[None, :], total, mask=(rows < N)[:, None] & (c < C)[None, :])
+    known = (first + rows < N)[:, None] & (c < C)[None, :]
+    tl.store(logits + tl.cast(first, tl.int64) * C + rows[:, None] * C + c[None, :], total, mask=known)
 
 
 @jit
@@ -85,13 +108,26 @@ def _sums_kernel(  # type: ignore[no-untyped-def]
     of_product = tl.zeros([COLUMNS], tl.float32)
     total = tl.zeros([CLASSES, COLUMNS], tl.float32)
     for tile in range(split, tl.cdiv(N, ROWS), tl.num_programs(1)):
-        rows = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        first, rows = tile * ROWS, tl.arange(0, ROWS)
         centered, active, passes, _, _ = _active(
-            values, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale, DROPOUT, COLUMNS
+            values,
+            first,
+            rows,
+            cols,
+            start,
+            N,
+            D,
+            mean,
+            scale,
+            shift,
+            seed,
+            groups,
+            dropped,
+            keep_scale,
+            DROPOUT,
+            COLUMNS,
         )
-        of_logits = tl.load(
-            grad + rows[:, None] * C + c[None, :], mask=(rows < N)[:, None] & (c < C)[None, :], other=0.0
-        )
+        of_logits = _gradient(grad, first, rows, c, N, C)
         inner = dot(of_logits, projection, tl.zeros([ROWS, COLUMNS], tl.float32), PRECISION, WIDEN) * keep_scale
         inner = tl.where(passes, inner, 0.0)
         of_inner += tl.sum(inner, 0)
@@ -110,33 +146,42 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     WIDEN: tl.constexpr,
 ):  # fmt: skip
     start = tl.program_id(0) * COLUMNS
-    rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first, rows = tl.program_id(1) * ROWS, tl.arange(0, ROWS)
     cols, c = start + tl.arange(0, COLUMNS), tl.arange(0, CLASSES)
     own = (c < C)[:, None] & (cols < D)[None, :]
     projection = tl.load(weight + c[:, None] * D + cols[None, :], mask=own, other=0.0)
     centered, _, passes, known, factor = _active(
-        values, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale, DROPOUT, COLUMNS
+        values, first, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale, DROPOUT, COLUMNS
     )
-    of_logits = tl.load(grad + rows[:, None] * C + c[None, :], mask=(rows < N)[:, None] & (c < C)[None, :], other=0.0)
+    of_logits = _gradient(grad, first, rows, c, N, C)
     inner = dot(of_logits, projection, tl.zeros([ROWS, COLUMNS], tl.float32), PRECISION, WIDEN) * keep_scale
     inner = tl.where(passes, inner, 0.0) - tl.load(mean_grad + cols, mask=cols < D, other=0.0)[None, :]
     inner -= centered * tl.load(slope + cols, mask=cols < D, other=0.0)[None, :]
-    tl.store(out + rows[:, None] * D + cols[None, :], inner * factor[None, :], mask=known)
+    place = tl.cast(first, tl.int64) * D + rows[:, None] * D + cols[None, :]
+    tl.store(out + place, inner * factor[None, :], mask=known)
+
+
+def _splits(values: Tensor) -> int:
+    return min(_SPLITS, -(-len(values) // _ROWS))
+
+
+def _columns(classes: int) -> int:
+    return 64 if classes <= 32 else 32
 
 
 def _options(values: Tensor, classes: int, dropped: int) -> tuple[list[Any], dict[str, Any]]:
     """Arguments of all kernels after their tensors, and their constants."""
     pixels, channels = values.shape
-    block = max(16, triton.next_power_of_2(classes))
+    block = max(16, 1 << (classes - 1).bit_length())
     return (
         [pixels, channels, classes, -(-channels // 8), dropped, _LEVELS / (_LEVELS - dropped)],
         {
             "DROPOUT": dropped > 0,
-            "ROWS": 64 if block <= 64 else 32,
-            "COLUMNS": _COLUMNS,
+            "ROWS": _ROWS,
+            "COLUMNS": _columns(classes),
             "CLASSES": block,
             **dot_options(values.dtype),
-            "num_warps": 4 if block <= 64 else 8,
+            "num_warps": 4 if block <= 32 else 8,
         },
     )
 
@@ -154,9 +199,10 @@ def _fused_sums(grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, shift
                 seed: Tensor, dropped: int) -> tuple[Tensor, Tensor]:  # fmt: skip
     numbers, constants = _options(values, len(weight), dropped)
     channels = values.shape[1]
-    sums = torch.empty(_SPLITS, 2, channels, device=values.device)
-    of_weight = torch.empty(_SPLITS, *weight.shape, device=values.device)
-    grid = (-(-channels // _COLUMNS), _SPLITS)
+    splits = _splits(values)
+    sums = torch.empty(splits, 2, channels, device=values.device)
+    of_weight = torch.empty(splits, *weight.shape, device=values.device)
+    grid = (-(-channels // constants["COLUMNS"]), splits)
     _sums_kernel[grid](grad, values, mean, scale, shift, weight, seed, sums, of_weight, *numbers, **constants)
     return sums, of_weight
 
@@ -165,10 +211,8 @@ def _fused_backward(grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, s
                     seed: Tensor, mean_grad: Tensor, slope: Tensor, dropped: int) -> Tensor:  # fmt: skip
     numbers, constants = _options(values, len(weight), dropped)
     out = torch.empty_like(values)
-    grid = (-(-values.shape[1] // _COLUMNS), -(-len(values) // constants["ROWS"]))
-    _backward_kernel[grid](
-        grad, values, mean, scale, shift, weight, seed, mean_grad, slope, out, *numbers, **constants
-    )
+    grid = (-(-values.shape[1] // constants["COLUMNS"]), -(-len(values) // constants["ROWS"]))
+    _backward_kernel[grid](grad, values, mean, scale, shift, weight, seed, mean_grad, slope, out, *numbers, **constants)
     return out
 
 
@@ -178,7 +222,7 @@ def _plain_active(values: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, se
     active = torch.addcmul(shift, centered, scale)
     passes = active > 0
     if dropped:
-        passes &= kept_by_dropout(seed, *values.shape, dropped)
+        passes &= kept_by_dropout(seed, len(values), values.shape[1], dropped)
     return centered, torch.where(passes, active * (_LEVELS / (_LEVELS - dropped)), 0), passes
 
 
@@ -208,10 +252,8 @@ def _plain_backward(grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, s
     return ((inner - mean_grad - centered * slope) * scale).to(values.dtype)
 
 
-def _cost(values: Tensor, classes: int, products: int, written: float) -> KernelCost:
-    pixels, channels = values.shape
-    read = values.nbytes + pixels * classes * values.itemsize
-    return KernelCost(2.0 * products * pixels * channels * classes, read, written, product=values.dtype)
+def _cost(values: Tensor, weight: Tensor, products: int, read: float, written: float) -> KernelCost:
+    return KernelCost(2.0 * products * values.numel() * len(weight), read, written, product=values.dtype)
 
 
 _SHARED = "Tensor values, Tensor mean, Tensor scale, Tensor shift, Tensor weight"
@@ -221,31 +263,41 @@ register(
     plain=_plain_forward,
     fused=_fused_forward,
     shapes=lambda values, mean, scale, shift, weight, *_: values.new_empty(len(values), len(weight)),
-    cost=lambda values, mean, scale, shift, weight, *_: KernelCost(
-        2.0 * values.numel() * len(weight),
-        values.nbytes + weight.nbytes,
+    cost=lambda values, mean, scale, shift, weight, *rest: _cost(
+        values,
+        weight,
+        1,
+        nbytes(values, mean, scale, shift, weight, *rest),
         len(values) * len(weight) * values.itemsize,
-        product=values.dtype,
     ),
+    multiplies=True,
 )
 register(
     f"classify_sums(Tensor grad, {_SHARED}, Tensor seed, int dropped) -> (Tensor, Tensor)",
     plain=_plain_sums,
     fused=_fused_sums,
     shapes=lambda grad, values, mean, scale, shift, weight, *_: (
-        mean.new_empty(_SPLITS, 2, values.shape[1]),
-        mean.new_empty(_SPLITS, *weight.shape),
+        mean.new_empty(_splits(values), 2, values.shape[1]),
+        mean.new_empty(_splits(values), *weight.shape),
     ),
-    cost=lambda grad, values, mean, scale, shift, weight, *_: _cost(
-        values, len(weight), 2, 4.0 * _SPLITS * values.shape[1] * (2 + len(weight))
+    cost=lambda grad, values, mean, scale, shift, weight, *rest: _cost(
+        values,
+        weight,
+        2,
+        nbytes(grad, values, mean, scale, shift, weight, *rest),
+        4.0 * _splits(values) * values.shape[1] * (2 + len(weight)),
     ),
+    multiplies=True,
 )
 register(
     f"classify_backward(Tensor grad, {_SHARED}, Tensor seed, Tensor mean_grad, Tensor slope, int dropped) -> Tensor",
     plain=_plain_backward,
     fused=_fused_backward,
     shapes=lambda grad, values, *_: torch.empty_like(values),
-    cost=lambda grad, values, mean, scale, shift, weight, *_: _cost(values, len(weight), 1, values.nbytes),
+    cost=lambda grad, values, mean, scale, shift, weight, *rest: _cost(
+        values, weight, 1, nbytes(grad, values, mean, scale, shift, weight, *rest), values.nbytes
+    ),
+    multiplies=True,
 )
 
 
@@ -287,6 +339,10 @@ class _Classify(torch.autograd.Function):
         of_values = torch.ops.segformer_spark.classify_backward(grad, *shared, seed, mean_grad, slope, ctx.dropped)
         of_bias = grad.sum(0, dtype=ctx.dtype)
         return of_values, own[1] * inverse_std, own[0], of_weight.sum(0).to(ctx.dtype), of_bias, *[None] * 6
+
+
+CLASSIFY = ("classify", "classify_sums", "classify_backward")
+"""The operations of `fused_classify`."""
 
 
 def fused_classify(

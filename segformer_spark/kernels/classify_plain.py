@@ -136,9 +136,7 @@ def statistics_of_sums(sums: Tensor, count: int, reduce: Reduce | None) -> Batch
     return _combined(total, squares, count, reduce, sums.dtype)
 
 
-def _combined(
-    total: Tensor, squares: Tensor, count: int, reduce: Reduce | None, dtype: torch.dtype
-) -> BatchStatistics:
+def _combined(total: Tensor, squares: Tensor, count: int, reduce: Reduce | None, dtype: torch.dtype) -> BatchStatistics:
     sums = torch.cat([total, squares, total.new_full((1,), count)])
     sums = sums if reduce is None else reduce(sums)
     total, squares = sums[:-1].chunk(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,6 +25,11 @@ class KernelCost:
     written: float
     launches: int = 1
     product: torch.dtype | None = None
+
+
+def nbytes(*values: Any) -> float:
+    """Of all tensors among the arguments."""
+    return float(sum(value.nbytes for value in values if isinstance(value, torch.Tensor)))
 
 
 KERNEL_COSTS: dict[str, Callable[..., KernelCost]] = {}

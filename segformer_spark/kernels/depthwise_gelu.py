@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.kernels.cost import KernelCost
-from segformer_spark.kernels.registry import NO_TRITON, jit, register, tl
-
-if not NO_TRITON:
-    pass
+from segformer_spark.kernels.cost import KernelCost, nbytes
+from segformer_spark.kernels.registry import jit, register, tl
 
 Grid = tuple[int, int, int]
 """Images, rows and columns of tokens (N, C) that are the pixels of maps, one row after the other."""
 
-_PIXELS, _CHANNELS = 32, 64
+_CHANNELS = 64
+_PIXELS_FORWARD, _PIXELS_BACKWARD = 16, 8
 _SPLITS = 64
-"""Programs that share the rows of a block of channels when they are summed."""
+"""Programs, at most, that share the rows of a block of channels when they are summed."""
 
 
 @jit
@@ -34,21 +32,23 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     x = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
     line = tl.program_id(2)
-    y, start = line % H, (line // H).to(tl.int64) * H
+    y = line % H
+    start = tl.cast(line, tl.int64) * W * C  # 64 bits once, 32 within a row
     own = c < C
     added = tl.load(maps_bias + c, mask=own, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros([PIXELS, CHANNELS], tl.float32) + tl.load(bias + c, mask=own, other=0.0).to(tl.float32)[None, :]
     for tap in tl.static_range(9):
         row, col = x * 0 + y + (tap // 3 - 1), x + (tap % 3 - 1)
         known = ((col >= 0) & (col < W) & (row >= 0) & (row < H))[:, None] & own[None, :]
-        value = tl.load(tokens + ((start + row) * W + col)[:, None] * C + c[None, :], mask=known, other=0.0)
+        at = ((row - y) * W + col)[:, None] * C + c[None, :]
+        value = tl.load(tokens + start + at, mask=known, other=0.0)
         factor = tl.load(weight + c * 9 + tap, mask=own, other=0.0).to(tl.float32)[None, :]
         total += tl.where(known, value.to(tl.float32) + added, 0.0) * factor
     below = 0.5 + 0.5 * tl.erf(total * 0.7071067811865476)
     known = (x < W)[:, None] & own[None, :]
-    place = ((start + y) * W + x)[:, None] * C + c[None, :]
-    tl.store(out + place, total * below, mask=known)
-    tl.store(slope + place, below + total * tl.exp(-0.5 * total * total) * 0.3989422804014327, mask=known)
+    place = x[:, None] * C + c[None, :]
+    tl.store(out + start + place, total * below, mask=known)
+    tl.store(slope + start + place, below + total * tl.exp(-0.5 * total * total) * 0.3989422804014327, mask=known)
 
 
 @jit
@@ -66,24 +66,24 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     blocks = tl.cdiv(W, PIXELS)
     for number in range(tl.program_id(1), lines * blocks, tl.num_programs(1)):
         line, x = number // blocks, (number % blocks) * PIXELS + tl.arange(0, PIXELS)
-        y, start = line % H, (line // H) * H
+        y, start = line % H, tl.cast(line, tl.int64) * W * C
         known = (x < W)[:, None] & own[None, :]
-        place = ((start + y) * W + x).to(tl.int64)[:, None] * C + c[None, :]
-        value = tl.load(tokens + place, mask=known, other=0.0).to(tl.float32)
+        place = x[:, None] * C + c[None, :]
+        value = tl.load(tokens + start + place, mask=known, other=0.0).to(tl.float32)
         value = tl.where(known, value + added, 0.0)
         total = tl.zeros([PIXELS, CHANNELS], tl.float32)
         for k in tl.static_range(9):
             # The pixel was tap k of the one that lies the other way.
             row, col = x * 0 + y - (k // 3 - 1), x - (k % 3 - 1)
             there = ((col >= 0) & (col < W) & (row >= 0) & (row < H) & (x < W))[:, None] & own[None, :]
-            at = ((start + row) * W + col).to(tl.int64)[:, None] * C + c[None, :]
-            inner = tl.load(grad + at, mask=there, other=0.0).to(tl.float32)
-            inner = inner * tl.load(slope + at, mask=there, other=0.0).to(tl.float32)
+            at = ((row - y) * W + col)[:, None] * C + c[None, :]
+            inner = tl.load(grad + start + at, mask=there, other=0.0).to(tl.float32)
+            inner = inner * tl.load(slope + start + at, mask=there, other=0.0).to(tl.float32)
             total += inner * tl.load(weight + c * 9 + k, mask=own, other=0.0).to(tl.float32)[None, :]
             of_weight += tl.where((tap == k)[:, None], tl.sum(inner * value, 0)[None, :], 0.0)
             if k == 4:
                 of_bias += tl.sum(inner, 0)
-        tl.store(of_tokens + place, total, mask=known)
+        tl.store(of_tokens + start + place, total, mask=known)
         of_maps_bias += tl.sum(total, 0)
     out = sums + tl.program_id(1) * 11 * C
     tl.store(out + tap[:, None] * C + c[None, :], of_weight, mask=(tap < 9)[:, None] & own[None, :])
@@ -91,25 +91,31 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + 10 * C + c, of_maps_bias, mask=own)
 
 
+def _splits(images: int, height: int, width: int) -> int:
+    return min(_SPLITS, images * height * -(-width // _PIXELS_BACKWARD))
+
+
 def _fused_forward(
     tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, images: int, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
     out, slope = torch.empty_like(tokens), torch.empty_like(tokens)
     channels = tokens.shape[1]
-    grid = (-(-channels // _CHANNELS), -(-width // _PIXELS), images * height)
+    grid = (-(-channels // _CHANNELS), -(-width // _PIXELS_FORWARD), images * height)
     _forward_kernel[grid](
-        tokens, maps_bias, weight, bias, out, slope, height, width, channels, PIXELS=_PIXELS, CHANNELS=_CHANNELS
-    )
+        tokens, maps_bias, weight, bias, out, slope, height, width, channels,
+        PIXELS=_PIXELS_FORWARD, CHANNELS=_CHANNELS,
+    )  # fmt: skip
     return out, slope
 
 
 def _fused_backward(grad: Tensor, slope: Tensor, tokens: Tensor, maps_bias: Tensor, weight: Tensor, images: int,
                     height: int, width: int) -> tuple[Tensor, Tensor]:  # fmt: skip
     of_tokens, channels = torch.empty_like(tokens), tokens.shape[1]
-    sums = torch.empty(_SPLITS, 11, channels, device=tokens.device)
-    _backward_kernel[(-(-channels // _CHANNELS), _SPLITS)](
+    splits = _splits(images, height, width)
+    sums = torch.empty(splits, 11, channels, device=tokens.device)
+    _backward_kernel[(-(-channels // _CHANNELS), splits)](
         grad, slope, tokens, maps_bias, weight, of_tokens, sums, height, width, channels, images * height,
-        PIXELS=_PIXELS, CHANNELS=_CHANNELS, TAPS=16,
+        PIXELS=_PIXELS_BACKWARD, CHANNELS=_CHANNELS, TAPS=16,
     )  # fmt: skip
     return of_tokens, sums
 
@@ -152,19 +158,21 @@ register(
     plain=_plain_forward,
     fused=_fused_forward,
     shapes=lambda tokens, *_: (torch.empty_like(tokens), torch.empty_like(tokens)),
-    cost=lambda tokens, *_: KernelCost(_FLOPS_FORWARD * tokens.numel(), tokens.nbytes, 2 * tokens.nbytes),
+    cost=lambda tokens, *rest: KernelCost(_FLOPS_FORWARD * tokens.numel(), nbytes(tokens, *rest), 2 * tokens.nbytes),
 )
 register(
     "depthwise_gelu_backward(Tensor grad, Tensor slope, Tensor tokens, Tensor maps_bias, Tensor weight, int images, "
     "int height, int width) -> (Tensor, Tensor)",
     plain=_plain_backward,
     fused=_fused_backward,
-    shapes=lambda grad, slope, tokens, maps_bias, weight, *_: (
+    shapes=lambda grad, slope, tokens, maps_bias, weight, *grid: (
         torch.empty_like(tokens),
-        weight.new_empty(_SPLITS, 11, tokens.shape[1]),
+        weight.new_empty(_splits(*grid), 11, tokens.shape[1]),
     ),
-    cost=lambda grad, slope, tokens, *_: KernelCost(
-        _FLOPS_BACKWARD * tokens.numel(), 3 * tokens.nbytes, tokens.nbytes + 4 * _SPLITS * 11 * tokens.shape[1]
+    cost=lambda grad, slope, tokens, maps_bias, weight, *grid: KernelCost(
+        _FLOPS_BACKWARD * tokens.numel(),
+        nbytes(grad, slope, tokens, maps_bias, weight),
+        tokens.nbytes + 4 * _splits(*grid) * 11 * tokens.shape[1],
     ),
 )
 
@@ -181,12 +189,17 @@ class _DepthwiseGelu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        slope, tokens, maps_bias, flat = ctx.saved_tensors
         of_tokens, parts = torch.ops.segformer_spark.depthwise_gelu_backward(
-            grads[0].contiguous(), *ctx.saved_tensors, *ctx.grid
+            grads[0].contiguous(), slope, tokens, maps_bias, flat, *ctx.grid
         )
         sums = parts.sum(0)
         of_weight = sums[:9].T.reshape(ctx.shape)
-        return of_tokens, sums[10].to(ctx.saved_tensors[2].dtype), of_weight, sums[9], None
+        return of_tokens, sums[10].to(maps_bias.dtype), of_weight, sums[9], None
+
+
+DEPTHWISE = ("depthwise_gelu", "depthwise_gelu_backward")
+"""The operations of `fused_depthwise_gelu`."""
 
 
 def fused_depthwise_gelu(tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:

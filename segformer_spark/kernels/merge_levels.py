@@ -13,14 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.kernels.cost import KernelCost
-from segformer_spark.kernels.registry import NO_TRITON, dot, dot_options, jit, register, tl
+from segformer_spark.kernels.cost import KernelCost, nbytes
+from segformer_spark.kernels.registry import dot, dot_options, jit, register, tl
 from segformer_spark.ops.interpolation import constant_interpolation_matrix
 
-if not NO_TRITON:
-    import triton
-
-_PIXELS, _CHANNELS = 64, 64
+_PIXELS, _CHANNELS = 32, 64
 
 
 @jit
@@ -31,7 +28,8 @@ def _enlarged(level, b, y, x, d, known, h, w, H, W, D):  # type: ignore[no-untyp
     top, left = tl.minimum(row.to(tl.int32), h - 1), tl.minimum(col.to(tl.int32), w - 1)
     down, along = row - top, (col - left)[:, None]
     bottom, right = tl.minimum(top + 1, h - 1), tl.minimum(left + 1, w - 1)
-    upper, lower = level + (b * h + top) * w * D, level + (b * h + bottom) * w * D
+    upper = level + (b * h + top) * w * D  # b has 64 bits, what is added to a row's start 32
+    lower = level + (b * h + bottom) * w * D
     at_left, at_right = left[:, None] * D + d[None, :], right[:, None] * D + d[None, :]
     upper_left = tl.load(upper + at_left, mask=known, other=0.0).to(tl.float32)
     upper_right = tl.load(upper + at_right, mask=known, other=0.0).to(tl.float32)
@@ -52,18 +50,20 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
     x = block * PIXELS + tl.arange(0, PIXELS)
     d, k = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, INNER)
     known = (x < W)[:, None] & (d < D)[None, :]
-    pixel = (b * H + y) * W + x
+    line_start = tl.cast(line, tl.int64) * W
     total = tl.zeros([PIXELS, CHANNELS], tl.float32)
     for start in range(0, C, INNER):
         c = start + k
-        maps = tl.load(finest + pixel[:, None] * C + c[None, :], mask=(x < W)[:, None] & (c < C)[None, :], other=0.0)
+        maps = tl.load(
+            finest + line_start * C + x[:, None] * C + c[None, :], mask=(x < W)[:, None] & (c < C)[None, :], other=0.0
+        )
         own = tl.load(weight + d[None, :] * C + c[:, None], mask=(c < C)[:, None] & (d < D)[None, :], other=0.0)
         total = dot(maps, own, total, PRECISION, WIDEN)
     total += _enlarged(second, b, y, x, d, known, h2, w2, H, W, D)
     total += _enlarged(third, b, y, x, d, known, h3, w3, H, W, D)
     total += _enlarged(fourth, b, y, x, d, known, h4, w4, H, W, D)
     stored = total.to(out.dtype.element_ty)
-    tl.store(out + pixel[:, None] * D + d[None, :], stored, mask=known)
+    tl.store(out + line_start * D + x[:, None] * D + d[None, :], stored, mask=known)
     value = tl.where(known, stored.to(tl.float32), 0.0)
     place = sums + (line * tl.num_programs(1) + block).to(tl.int64) * 2 * D + d
     tl.store(place, tl.sum(value, 0), mask=d < D)
@@ -81,7 +81,7 @@ def _fused_merge(
     sizes = [side for level in (second, third, fourth) for side in level.shape[1:3]]
     _merge_kernel[grid](
         finest, weight, second, third, fourth, out, sums, height, width, channels, wide, *sizes,
-        PIXELS=_PIXELS, CHANNELS=_CHANNELS, INNER=max(16, min(64, triton.next_power_of_2(channels))),
+        PIXELS=_PIXELS, CHANNELS=_CHANNELS, INNER=max(16, min(64, 1 << (channels - 1).bit_length())),
         **dot_options(finest.dtype),
     )  # fmt: skip
     return out, sums
@@ -97,7 +97,7 @@ def _plain_merge(
 
 def _cost(finest: Tensor, weight: Tensor, *levels: Tensor) -> KernelCost:
     pixels, wide = finest[..., 0].numel(), len(weight)
-    read = finest.nbytes + weight.nbytes + sum(level.nbytes for level in levels)
+    read = nbytes(finest, weight, *levels)
     sums = 8 * wide * -(-finest.shape[2] // _PIXELS) * finest.shape[0] * finest.shape[1]
     written = pixels * wide * finest.itemsize + sums
     return KernelCost(2.0 * pixels * wide * finest.shape[-1], read, written, product=finest.dtype)
@@ -116,6 +116,7 @@ register(
     fused=_fused_merge,
     shapes=_shapes,
     cost=_cost,
+    multiplies=True,
 )
 
 
@@ -148,7 +149,9 @@ def _of_levels(grad: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     lines = batch * height
     tall = torch.bmm(horizontal.expand(lines, -1, -1), grad.view(lines, width, channels))
     found = []
-    for (rows, own), part in zip(sizes, tall.view(batch, height, -1, channels).split_with_sizes(columns, 2), strict=True):
+    for (rows, own), part in zip(
+        sizes, tall.view(batch, height, -1, channels).split_with_sizes(columns, 2), strict=True
+    ):
         vertical = _matrix(rows, height, grad).T.expand(batch, -1, -1)
         found.append(torch.bmm(vertical, part.view(batch, height, -1)).view(batch, rows, own, channels))
     return found
@@ -206,6 +209,10 @@ def merge_levels(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Te
         functional.linear(features[0], weights[0]), *_projected(features, weights, bias)
     )
     return merged
+
+
+MERGE = ("merge_levels",)
+"""The operations of `fused_merge_levels`."""
 
 
 def fused_merge_levels(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> tuple[Tensor, Tensor]:

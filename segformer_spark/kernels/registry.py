@@ -6,7 +6,7 @@ shapes of its results and its cost. Under TRITON_INTERPRET=1 the kernel runs on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,12 @@ from segformer_spark.kernels.cost import KERNEL_COSTS, KernelCost
 
 try:
     import triton
-    from triton import language as tl
+    import triton.language as tl
 except ImportError:  # torch's builds without CUDA bring no Triton
     triton = tl = None
+
+__all__ = ["NO_TRITON", "OPERATIONS", "Operation", "dot", "dot_options", "interpreting", "jit", "register", "tl"]
+__all__ += ["replace_by_plain", "runs_fused"]
 
 _LIBRARY: Any = torch.library.Library("segformer_spark", "DEF")  # type: ignore[no-untyped-call]
 
@@ -31,7 +34,7 @@ def jit(function: Callable[..., Any]) -> Any:
 
 
 @jit
-def dot(left, right, total, PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # type: ignore[no-untyped-def, name-defined]
+def dot(left, right, total, PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # type: ignore[no-untyped-def]
     """total + left @ right, in fp32. WIDEN is for the interpreter, whose products take bf16 for integers."""
     if WIDEN:
         left = left.to(tl.float32)
@@ -52,17 +55,22 @@ class Operation:
     Attributes:
         plain: its formula in torch.
         fused: its Triton kernel.
+        multiplies: whether it multiplies matrices, for which Triton wants tensor cores of Ampere or later.
     """
 
     name: str
     plain: Callable[..., Any]
     fused: Callable[..., Any]
+    multiplies: bool
 
 
 OPERATIONS: dict[str, Operation] = {}
 
 _REPLACED: dict[str, str] = {}
-"""{operation: why its plain formula runs on GPUs, too}."""
+"""{operation: why it does not run on GPUs}."""
+
+_WITH_PRODUCTS = (8, 0)
+"""Compute capability of Ampere."""
 
 
 def register(
@@ -72,6 +80,7 @@ def register(
     fused: Callable[..., Any],
     shapes: Callable[..., Any],
     cost: Callable[..., KernelCost],
+    multiplies: bool = False,
 ) -> None:
     """Add an operation to torch.ops.segformer_spark.
 
@@ -80,10 +89,10 @@ def register(
         shapes: empty results for given arguments, for fake tensors.
     """
     name = schema.partition("(")[0]
-    operation = OPERATIONS[name] = Operation(name, plain, fused)
+    OPERATIONS[name] = Operation(name, plain, fused, multiplies)
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, lambda *args: (fused if interpreting() else plain)(*args), "CPU")
-    _LIBRARY.impl(name, lambda *args: (plain if name in _REPLACED else operation.fused)(*args), "CUDA")
+    _LIBRARY.impl(name, fused, "CUDA")
     torch.library.register_fake(f"segformer_spark::{name}", shapes, lib=_LIBRARY)
     KERNEL_COSTS[name] = cost
 
@@ -93,11 +102,14 @@ def interpreting() -> bool:
     return not NO_TRITON and bool(triton.knobs.runtime.interpret)
 
 
+def runs_fused(names: Sequence[str], device: torch.device) -> bool:
+    """Whether all of these operations run on a device; else plain torch takes their place."""
+    if device.type == "cpu":
+        return True
+    able = not NO_TRITON and torch.cuda.get_device_capability(device) >= _WITH_PRODUCTS
+    return all(name not in _REPLACED and (able or not OPERATIONS[name].multiplies) for name in names) and not NO_TRITON
+
+
 def replace_by_plain(reasons: Mapping[str, str]) -> None:
-    """Let the plain formulas of these operations run on GPUs in this process, too."""
+    """Let plain torch take the place of these operations on GPUs, in this process."""
     _REPLACED.update(reasons)
-
-
-def replaced() -> Mapping[str, str]:
-    """{operation: why its plain formula runs}."""
-    return dict(_REPLACED)

@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segformer_spark.kernels.cost import KernelCost
-from segformer_spark.kernels.registry import NO_TRITON, jit, register, tl
+from segformer_spark.kernels.cost import KernelCost, nbytes
+from segformer_spark.kernels.registry import jit, register, runs_fused, tl
 from segformer_spark.kernels.segmentation_loss_plain import plain_backward, plain_forward, plain_loss_sums
 from segformer_spark.kernels.select import Arithmetic
 from segformer_spark.ops.interpolation import source_position
-
-if not NO_TRITON:
-    import triton
 
 _STRIP = 4
 """Rows of logits that a program walks down: what the last has for the next one stays in registers."""
@@ -57,10 +54,9 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     first = tl.load(col_start + j, mask=inside, other=0)
     last = tl.load(col_start + j + 1, mask=inside, other=0)
     steps = tl.max(last - first, 0)
+    of_class = tl.where(c < C, 1.0, 0.0)
     if WEIGHTED:
         of_class = tl.load(weights + c, mask=c < C, other=0.0)
-    else:
-        of_class = tl.where(c < C, 1.0, 0.0)
     loss = tl.zeros([LANES], tl.float32)
     weight = tl.zeros([LANES], tl.float32)
     overlap = tl.zeros([LANES, BLOCK_C], tl.float32)
@@ -119,10 +115,9 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     first = tl.load(col_start + j, mask=inside, other=0)
     last = tl.load(col_start + j + 1, mask=inside, other=0)
     steps = tl.max(last - first, 0)
+    of_class = tl.where(c < C, 1.0, 0.0)
     if WEIGHTED:
         of_class = tl.load(weights + c, mask=c < C, other=0.0)
-    else:
-        of_class = tl.where(c < C, 1.0, 0.0)
     of_loss = tl.load(grads)
     of_overlap = tl.load(grads + 2 + c, mask=c < C, other=0.0)
     of_predicted = tl.load(grads + 2 + C + c, mask=c < C, other=0.0)
@@ -208,7 +203,7 @@ def _starts(length: int, size: int, device: torch.device) -> Tensor:
 
 
 def _tile(classes: int) -> tuple[int, int]:
-    block = max(2, triton.next_power_of_2(classes))
+    block = max(2, 1 << (classes - 1).bit_length())
     return max(1, min(128, _VALUES // block)), block
 
 
@@ -264,16 +259,17 @@ _FLOPS_FORWARD, _FLOPS_BACKWARD = 14, 24
 
 def _cost_forward(logits: Tensor, labels: Tensor, weights: Tensor | None, *_: Any) -> KernelCost:
     batch, h, w, classes = logits.shape
-    lanes = max(1, min(128, _VALUES // (1 << max(1, (classes - 1).bit_length()))))
+    lanes = _tile(classes)[0]
     partials = 4 * batch * -(-h // _STRIP) * -(-w // lanes) * (2 + 3 * classes)
-    return KernelCost(_FLOPS_FORWARD * labels.numel() * classes, logits.nbytes + labels.nbytes, partials)
+    return KernelCost(_FLOPS_FORWARD * labels.numel() * classes, nbytes(logits, labels, weights), partials)
 
 
-def _cost_backward(grads: Tensor, logits: Tensor, labels: Tensor, *_: Any) -> KernelCost:
-    planes = 4 * logits.numel() * (2 + 2 / _STRIP)
+def _cost_backward(grads: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None, *_: Any) -> KernelCost:
+    batch, h, w, classes = logits.shape
+    planes = 4.0 * 2 * batch * w * classes * (h + -(-h // _STRIP))
     return KernelCost(
-        _FLOPS_BACKWARD * labels.numel() * logits.shape[-1],
-        logits.nbytes + labels.nbytes + planes,
+        _FLOPS_BACKWARD * labels.numel() * classes,
+        nbytes(grads, logits, labels, weights) + planes,
         planes + logits.nbytes,
         launches=2,
     )
@@ -315,6 +311,10 @@ class _FusedSums(torch.autograd.Function):
         return grad, None, None, None, None
 
 
+LOSS = ("loss_sums", "loss_sums_backward")
+"""The operations of `loss_sums`."""
+
+
 def loss_sums(
     logits: Tensor,
     labels: Tensor,
@@ -336,7 +336,7 @@ def loss_sums(
         fp64 (2 + 3 C,): weighted losses and weights (CrossEntropyLoss.sums), then overlap, predicted and true pixels of
         every class (DiceLoss.sums).
     """
-    if arithmetic == "plain":
+    if arithmetic == "plain" or not runs_fused(LOSS, logits.device):
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return plain_loss_sums(wide, labels, class_weights, smoothing, ignore_index)
     own = logits.permute(0, 2, 3, 1).contiguous()

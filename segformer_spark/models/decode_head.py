@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segformer_spark.kernels.cast import cast_together
-from segformer_spark.kernels.classify import fused_classify
+from segformer_spark.kernels.classify import CLASSIFY, fused_classify
 from segformer_spark.kernels.classify_plain import plain_classify, statistics_of_sums
-from segformer_spark.kernels.merge_levels import fused_merge_levels, merge_levels
+from segformer_spark.kernels.merge_levels import MERGE, fused_merge_levels, merge_levels
+from segformer_spark.kernels.registry import runs_fused
 from segformer_spark.kernels.select import Arithmetic, Setting, select_arithmetic
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
 from segformer_spark.models.classify_pixels import classify_pixels
@@ -83,7 +84,7 @@ class MergedDecodeHead(nn.Module):
         assert classifier.bias is not None
         last = (norm.weight, norm.bias, classifier.weight.flatten(1), classifier.bias)
         options: dict[str, Any] = {"eps": norm.eps, "dropout": self.dropout.p, "reduce": norm.reduce}
-        if kernels == "gpu":
+        if kernels == "gpu" and runs_fused((*MERGE, *CLASSIFY), features[0].device):
             merged, sums = fused_merge_levels(features, weights, bias)
             statistics = statistics_of_sums(sums, merged[..., 0].numel(), norm.reduce)
             logits = fused_classify(merged.flatten(0, 2), *last, statistics, **options)
@@ -101,7 +102,7 @@ class MergedDecodeHead(nn.Module):
         fuse = self.linear_fuse.weight.flatten(1)
         # The head concatenates the coarsest level first.
         bias = torch.mv(fuse, torch.cat([projection.bias for projection in reversed(projections)]))
-        fuse, *weights = cast_together([fuse, *(projection.weight for projection in projections)], dtype)
+        fuse, *weights = cast_together([[fuse], *([projection.weight] for projection in projections)], dtype)
         parts = fuse.chunk(len(projections), dim=1)[::-1]
         return [part @ weight for part, weight in zip(parts, weights, strict=True)], bias.to(dtype)
 

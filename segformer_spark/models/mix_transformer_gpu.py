@@ -17,9 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from segformer_spark.kernels.add_norm import fused_add_norm, fused_norm, plain_add_norm, plain_norm
+from segformer_spark.kernels.add_norm import NORMS, fused_add_norm, fused_norm, plain_add_norm, plain_norm
 from segformer_spark.kernels.cast import cast_together
-from segformer_spark.kernels.depthwise_gelu import Grid, fused_depthwise_gelu, plain_depthwise_gelu
+from segformer_spark.kernels.depthwise_gelu import (
+    DEPTHWISE,
+    Grid,
+    fused_depthwise_gelu,
+    plain_depthwise_gelu,
+)
+from segformer_spark.kernels.registry import runs_fused
 from segformer_spark.kernels.select import Arithmetic
 from segformer_spark.models.mix_transformer import Block
 from segformer_spark.models.recomputed import arithmetic
@@ -90,7 +96,8 @@ def encode(encoder: nn.Module, images: Tensor, blocks: Sequence[Block], kernels:
         blocks: of all stages.
     """
     # Dropout of hidden maps comes after the bias, and published models have none.
-    fused = kernels == "gpu" and not any(block.drops_hidden for block in blocks)
+    fused = kernels == "gpu" and runs_fused((*NORMS, *DEPTHWISE), images.device)
+    fused = fused and not any(block.drops_hidden for block in blocks)
     drop_rates = [block.drop_rate for block in blocks]
     dtype = arithmetic(images)
     with torch.autocast(images.device.type, enabled=False):
@@ -158,12 +165,19 @@ _KEPT_BY_FUSED = re.compile(r"norm\w*\.\w+$|dwconv\.\w+$|(o_proj|fc1|fc2)\.bias$
 """Parameters that operations of this package take in fp32."""
 
 
+_KEYS_OR_VALUES = re.compile(r"\.[kv]_proj\.")
+"""Two layers of the same maps, computed as one."""
+
+
 def _cast(stage: nn.Module, dtype: torch.dtype, fused: bool) -> Mapping[str, Tensor]:
     named = dict(stage.named_parameters())
     kept = {name for name in named if fused and _KEPT_BY_FUSED.search(name)}
-    wide = {name: named[name].to(torch.promote_types(named[name].dtype, torch.float32)) for name in kept}
-    narrow = [name for name in named if name not in kept]
-    return wide | dict(zip(narrow, cast_together([named[name] for name in narrow], dtype), strict=True))
+    wide = {name: named[name].float() if named[name].itemsize < 4 else named[name] for name in kept}
+    groups: dict[str, list[Tensor]] = {}
+    for name, parameter in named.items():
+        if name not in kept:
+            groups.setdefault(_KEYS_OR_VALUES.sub(".kv_proj.", name), []).append(parameter)
+    return wide | dict(zip(groups, cast_together(list(groups.values()), dtype), strict=True))
 
 
 def _block(
@@ -195,12 +209,10 @@ def _attend(block: Block, own: _Stage, prefix: str, normed: Tensor) -> _Branch:
         conv = reduction.sequence_reduction
         reduced, _ = own.convolve(conv, f"{name}sequence_reduction", normed.view(*own.grid, -1))
         reduced = own.norm(reduction.layer_norm, f"{name}layer_norm", reduced)
-    queries, keys, values = (
-        own.linear(f"{prefix}{part}_proj", source)
-        .view(own.grid[0], -1, module.num_attention_heads, module.head_dim)
-        .transpose(1, 2)
-        for part, source in (("q", normed), ("k", reduced), ("v", reduced))
-    )
+    heads = (module.num_attention_heads, module.head_dim)
+    queries = own.linear(f"{prefix}q_proj", normed).view(own.grid[0], -1, *heads).transpose(1, 2)
+    both = own.linear(f"{prefix}kv_proj", reduced).view(own.grid[0], -1, 2, *heads)
+    keys, values = (one.transpose(1, 2) for one in both.unbind(2))
     rate = module.attention_dropout if block.training else 0.0
     mixed = functional.scaled_dot_product_attention(queries, keys, values, dropout_p=rate, scale=module.scaling)
     attended, bias = own.without_bias(f"{prefix}o_proj", mixed.transpose(1, 2).reshape(normed.shape))

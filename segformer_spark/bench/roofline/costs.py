@@ -217,12 +217,13 @@ def _launches(op: Any, args: Sequence[Any]) -> int:
     name = op.overloadpacket.__name__
     if name.startswith(("_foreach_", "_fused_adam")):
         lists = [value for value in args if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor)]
-        chunks = sum(-(-tensor.numel() // _CHUNK) for tensor in lists[0])
-        tensors = -(-len(lists[0]) // _TENSORS_PER_LAUNCH[min(len(lists), 5)])
+        chunks: int = sum(-(-tensor.numel() // _CHUNK) for tensor in lists[0])
+        tensors: int = -(-len(lists[0]) // _TENSORS_PER_LAUNCH[min(len(lists), 5)])
         return max(tensors, -(-chunks // _CHUNKS_PER_LAUNCH))
     if op is aten.convolution_backward.default:
         return int(sum(args[10]))
-    return _SEVERAL.get(op.overloadpacket, 1)
+    number: int = _SEVERAL.get(op.overloadpacket, 1)
+    return number
 
 
 _SEVERAL: dict[Any, int] = {

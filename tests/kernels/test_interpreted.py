@@ -1,0 +1,46 @@
+"""The kernels in Triton's interpreter against their plain formulas."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from segformer_spark.kernels.check import TOLERANCE, wrong
+from segformer_spark.kernels.registry import NO_TRITON, OPERATIONS
+from tests.ranks import ROOT
+
+pytestmark = pytest.mark.skipif(NO_TRITON, reason="torch's builds without CUDA bring no Triton")
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> Any:
+    command = [sys.executable, "-m", "tests.kernels.interpreted"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_kernel_computes_its_plain_formula(interpreted: Any) -> None:
+    assert interpreted["differences"].keys() == OPERATIONS.keys()
+    assert wrong(interpreted["differences"]) == {}
+    # The bounds are not so wide that they would let a wrong formula pass.
+    assert all(own["float32"] < 1e-5 for own in interpreted["differences"].values())
+    assert max(TOLERANCE.values()) < 0.05
+
+
+def test_a_wrong_kernel_is_found(interpreted: Any) -> None:
+    found = {"layer_norm": {"float32": interpreted["broken"]}, "classify": {"float32": float("nan")}}
+    assert wrong(found).keys() == found.keys()
+
+
+def test_costs_are_what_the_kernels_load_and_store(interpreted: Any) -> None:
+    for name, (read, written, says_read, says_written) in interpreted["traffic"].items():
+        # The loss also reads tables of a few numbers, and at the edges less than all.
+        assert says_read == pytest.approx(read, rel=0.12 if "loss" in name else 0.005), name
+        assert says_written == pytest.approx(written, rel=0.005), name
