@@ -32,7 +32,7 @@ VERBS = [
     "tune batch-size",
     "doctor",
     "sweep",
-    *(f"bench {what}" for what in ("train", "infer", "zero", "loss", "loader", "evaluate", "scaling")),
+    *(f"bench {what}" for what in ("train", "infer", "zero", "loss", "loader", "evaluate", "roofline", "scaling")),
     "job requeue",
     "job stage",
     "job unstage",

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "exit_codes", "__init__"},
     {"config", "run", "ops"},
+    {"kernels"},
     {"data", "models", "losses", "metrics", "distributed"},
     {"engine", "checkpoint"},
     {"evaluation"},
@@ -65,7 +66,7 @@ def test_only_the_engine_imports_deepspeed() -> None:
     assert users == {"engine"}
 
 
-@pytest.mark.parametrize("name", ["ops", "models", "losses", "metrics"])
+@pytest.mark.parametrize("name", ["ops", "kernels", "models", "losses", "metrics"])
 def test_mathematics_knows_nothing_of_ranks(name: str) -> None:
     for path in (PACKAGE / name).glob("*.py"):
         assert not any("distributed" in module for module in imports(path)), path

@@ -2,67 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
+class Stacks:
+    """Which parameters are stacked into one, and where each lies in the memory of all.
+
+    Args:
+        groups: shapes of the parameters of each group, which are stacked along their first side.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[torch.Size]]) -> None:
+        self.shapes = [shape for group in groups for shape in group]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self.rows = [[shape[0] for shape in group] for group in groups]
+        self.stacked = [torch.Size((sum(rows), *group[0][1:])) for rows, group in zip(self.rows, groups, strict=True)]
+        self.stacked_sizes = [math.prod(shape) for shape in self.stacked]
+        self.total = sum(self.sizes)
+
+
 class _CastTogether(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, lengths: Sequence[int], *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.dtype, ctx.lengths = parameters[0].dtype, lengths
-        ctx.rows = [len(parameter) for parameter in parameters]
+    def forward(ctx: Any, dtype: torch.dtype, stacks: Stacks, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtype, ctx.rows = parameters[0].dtype, stacks.rows
         ctx.set_materialize_grads(False)
-        return tuple(_copied(_grouped(parameters, lengths), dtype))
+        memory = torch.empty(stacks.total, dtype=dtype, device=parameters[0].device)
+        parts = _parts(memory, stacks.sizes, stacks.shapes)
+        torch._foreach_copy_(parts, list(parameters))
+        own, copies, start = iter(parts), [], 0
+        for rows, shape, size in zip(stacks.rows, stacks.stacked, stacks.stacked_sizes, strict=True):
+            first, *_ = (next(own) for _ in rows)
+            copies.append(first if len(rows) == 1 else memory[start : start + size].view(shape))
+            start += size
+        return tuple(copies)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         known = [grad.contiguous() for grad in grads if grad is not None]
-        wide = iter(_copied([[grad] for grad in known], ctx.dtype) if known else ())
+        wide: Iterable[Tensor] = ()
+        if known:
+            sizes = [grad.numel() for grad in known]
+            memory = torch.empty(sum(sizes), dtype=ctx.dtype, device=known[0].device)
+            wide = _parts(memory, sizes, [grad.shape for grad in known])
+            torch._foreach_copy_(wide, known)
         found: list[Tensor | None] = []
-        for grad, rows in zip(grads, _grouped(ctx.rows, ctx.lengths), strict=True):
+        rest = iter(wide)
+        for grad, rows in zip(grads, ctx.rows, strict=True):
             if grad is None:
                 found += [None] * len(rows)
             elif len(rows) == 1:
-                found.append(next(wide))
+                found.append(next(rest))
             else:
-                found += next(wide).split_with_sizes(rows)
+                found += next(rest).split_with_sizes(rows)
         return None, None, *found
 
 
-def _grouped(values: Sequence[Any], lengths: Sequence[int]) -> list[list[Any]]:
-    own = iter(values)
-    return [[next(own) for _ in range(length)] for length in lengths]
+def _parts(memory: Tensor, sizes: Sequence[int], shapes: Sequence[torch.Size]) -> list[Tensor]:
+    parts = memory.split_with_sizes(sizes)
+    return [part if len(shape) == 1 else part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _copied(groups: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> list[Tensor]:
-    """Copies in `dtype`, each of a group's tensors one after the other: all are parts of one piece of memory, filled by
-    kernels that take many tensors each."""
-    values = [value for group in groups for value in group]
-    memory = torch.empty(sum(value.numel() for value in values), dtype=dtype, device=values[0].device)
-    parts = memory.split_with_sizes([value.numel() for value in values])
-    copies = [part if value.ndim == 1 else part.view(value.shape) for part, value in zip(parts, values, strict=True)]
-    torch._foreach_copy_(copies, values)
-    stacked, start = [], 0
-    for group, own in zip(groups, _grouped(copies, [len(group) for group in groups]), strict=True):
-        size = sum(value.numel() for value in group)
-        shape = (-1, *group[0].shape[1:])
-        stacked.append(own[0] if len(group) == 1 else memory[start : start + size].view(shape))
-        start += size
-    return stacked
+def cast_together(parameters: Sequence[Tensor], stacks: Stacks, dtype: torch.dtype) -> list[Tensor]:
+    """The parameters in `dtype`, stacked in groups; gradients come back in the parameters' own type.
 
-
-def cast_together(groups: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> list[Tensor]:
-    """Of each group of parameters its tensors in `dtype`, stacked along their first side; gradients come back in the
-    parameters' own type. In a few kernels, and none for a single parameter that has the type.
+    All are parts of one piece of memory, filled by kernels that take many tensors each. Parameters that have the type
+    are not copied, but for stacks of several.
 
     Args:
-        groups: contiguous parameters, all of one type.
+        parameters: contiguous, all of one type, in the order of `stacks`.
     """
-    if groups[0][0].dtype == dtype:
-        return [group[0] if len(group) == 1 else torch.cat([*group]) for group in groups]
-    parameters = [parameter for group in groups for parameter in group]
-    copies: tuple[Tensor, ...] = _CastTogether.apply(dtype, tuple(len(group) for group in groups), *parameters)
+    if parameters[0].dtype == dtype:
+        own = iter(parameters)
+        return [next(own) if len(rows) == 1 else torch.cat([next(own) for _ in rows]) for rows in stacks.rows]
+    copies: tuple[Tensor, ...] = _CastTogether.apply(dtype, stacks, *parameters)
     return list(copies)

@@ -6,7 +6,8 @@ shapes of its results and its cost. Under TRITON_INTERPRET=1 the kernel runs on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,18 @@ try:
 except ImportError:  # torch's builds without CUDA bring no Triton
     triton = tl = None
 
-__all__ = ["NO_TRITON", "OPERATIONS", "Operation", "dot", "dot_options", "interpreting", "jit", "register", "tl"]
-__all__ += ["replace_by_plain", "runs_fused"]
+__all__ = [
+    "NO_TRITON",
+    "OPERATIONS",
+    "Operation",
+    "dot",
+    "dot_options",
+    "interpreting",
+    "jit",
+    "only_shapes",
+    "register",
+]
+__all__ += ["replace_by_plain", "runs_fused", "tl"]
 
 _LIBRARY: Any = torch.library.Library("segformer_spark", "DEF")  # type: ignore[no-untyped-call]
 
@@ -91,10 +102,30 @@ def register(
     name = schema.partition("(")[0]
     OPERATIONS[name] = Operation(name, plain, fused, multiplies)
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, lambda *args: (fused if interpreting() else plain)(*args), "CPU")
+    _LIBRARY.impl(name, lambda *args: _on_cpu(fused, plain, shapes)(*args), "CPU")
     _LIBRARY.impl(name, fused, "CUDA")
     torch.library.register_fake(f"segformer_spark::{name}", shapes, lib=_LIBRARY)
     KERNEL_COSTS[name] = cost
+
+
+def _on_cpu(fused: Callable[..., Any], plain: Callable[..., Any], shapes: Callable[..., Any]) -> Callable[..., Any]:
+    if _ONLY_SHAPES:
+        return shapes
+    return fused if interpreting() else plain
+
+
+_ONLY_SHAPES: list[bool] = []
+
+
+@contextmanager
+def only_shapes() -> Iterator[None]:
+    """Let operations on a CPU return memory that nothing has filled, as after the launch of a kernel: to measure what
+    the host does."""
+    _ONLY_SHAPES.append(True)
+    try:
+        yield
+    finally:
+        _ONLY_SHAPES.pop()
 
 
 def interpreting() -> bool:

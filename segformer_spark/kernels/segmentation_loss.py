@@ -7,7 +7,6 @@ registers, and the gradient of a rectangle is added up there, too. No full-size 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from segformer_spark.kernels.cost import KernelCost, nbytes
 from segformer_spark.kernels.registry import jit, register, runs_fused, tl
 from segformer_spark.kernels.segmentation_loss_plain import plain_backward, plain_forward, plain_loss_sums
 from segformer_spark.kernels.select import Arithmetic
+from segformer_spark.ops.constants import device_constant
 from segformer_spark.ops.interpolation import source_position
 
 _STRIP = 4
@@ -194,7 +194,7 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + start + value, total, mask=inside)
 
 
-@functools.lru_cache(maxsize=32)
+@device_constant
 def _starts(length: int, size: int, device: torch.device) -> Tensor:
     """The first pixel between each logit and the next, along one side; `size` at the end. int32 (length + 1,)."""
     before = [source_position(length, size, pixel)[0] for pixel in range(size)]

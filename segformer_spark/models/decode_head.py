@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segformer_spark.kernels.cast import cast_together
+from segformer_spark.kernels.cast import Stacks, cast_together
 from segformer_spark.kernels.classify import CLASSIFY, fused_classify
 from segformer_spark.kernels.classify_plain import plain_classify, statistics_of_sums
 from segformer_spark.kernels.merge_levels import MERGE, fused_merge_levels, merge_levels
@@ -102,7 +102,8 @@ class MergedDecodeHead(nn.Module):
         fuse = self.linear_fuse.weight.flatten(1)
         # The head concatenates the coarsest level first.
         bias = torch.mv(fuse, torch.cat([projection.bias for projection in reversed(projections)]))
-        fuse, *weights = cast_together([[fuse], *([projection.weight] for projection in projections)], dtype)
+        given = [fuse, *(projection.weight for projection in projections)]
+        fuse, *weights = cast_together(given, Stacks([[weight.shape] for weight in given]), dtype)
         parts = fuse.chunk(len(projections), dim=1)[::-1]
         return [part @ weight for part, weight in zip(parts, weights, strict=True)], bias.to(dtype)
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from segformer_spark.kernels.add_norm import NORMS, fused_add_norm, fused_norm, plain_add_norm, plain_norm
-from segformer_spark.kernels.cast import cast_together
+from segformer_spark.kernels.cast import Stacks, cast_together
 from segformer_spark.kernels.depthwise_gelu import (
     DEPTHWISE,
     Grid,
@@ -29,6 +29,7 @@ from segformer_spark.kernels.registry import runs_fused
 from segformer_spark.kernels.select import Arithmetic
 from segformer_spark.models.mix_transformer import Block
 from segformer_spark.models.recomputed import arithmetic
+from segformer_spark.ops.constants import device_constant
 
 _Branch = tuple[Tensor, Tensor | None]
 """What a linear layer gives, and the bias that is still to be added."""
@@ -119,21 +120,20 @@ def _branch_scales(images: Tensor, drop_rates: Sequence[float]) -> Sequence[Tens
     if min(keep) == 1:
         return [None] * len(keep)
     drawn = torch.rand(len(keep), len(images), device=images.device)
-    probability = _constant(tuple(keep), images.device)
+    probability = _column(tuple(keep), images.device)
     scales = drawn.add_(probability).floor_().div_(probability)
     return [None if share == 1 else own for share, own in zip(keep, scales.unbind(), strict=True)]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
     """A column of values, copied to the device once."""
-    key = (values, device)
-    if key not in _CONSTANTS:
-        _CONSTANTS[key] = torch.tensor(values, device=device)[:, None]
-    return _CONSTANTS[key]
+    return _made_column(values, device)
 
 
-_CONSTANTS: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+@device_constant
+def _made_column(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)[:, None]
 
 
 def _transform(
@@ -143,7 +143,8 @@ def _transform(
     dtype: torch.dtype,
     fused: bool,
 ) -> Tensor:
-    own = _Stage(_cast(stage, dtype, fused), (0, 0, 0), dtype, fused)
+    casting: Any = stage.casting
+    own = _Stage(casting[fused].weights(dtype), (0, 0, 0), dtype, fused)
     embedding: Any = stage.patch_embeddings
     tokens, own.grid = own.convolve(embedding.proj, "patch_embeddings.proj", maps)
     tokens = own.norm(embedding.layer_norm, "patch_embeddings.layer_norm", tokens)
@@ -164,20 +165,40 @@ def _transform(
 _KEPT_BY_FUSED = re.compile(r"norm\w*\.\w+$|dwconv\.\w+$|(o_proj|fc1|fc2)\.bias$")
 """Parameters that operations of this package take in fp32."""
 
-
 _KEYS_OR_VALUES = re.compile(r"\.[kv]_proj\.")
 """Two layers of the same maps, computed as one."""
 
 
-def _cast(stage: nn.Module, dtype: torch.dtype, fused: bool) -> Mapping[str, Tensor]:
-    named = dict(stage.named_parameters())
-    kept = {name for name in named if fused and _KEPT_BY_FUSED.search(name)}
-    wide = {name: named[name].float() if named[name].itemsize < 4 else named[name] for name in kept}
-    groups: dict[str, list[Tensor]] = {}
-    for name, parameter in named.items():
-        if name not in kept:
-            groups.setdefault(_KEYS_OR_VALUES.sub(".kv_proj.", name), []).append(parameter)
-    return wide | dict(zip(groups, cast_together(list(groups.values()), dtype), strict=True))
+class _Casting:
+    """How a stage's parameters become those that its layers use, worked out once: names are slow to find."""
+
+    def __init__(self, stage: nn.Module, fused: bool) -> None:
+        groups: dict[str, list[tuple[nn.Module, str]]] = {}
+        self._kept: dict[str, tuple[nn.Module, str]] = {}
+        for path, module in stage.named_modules():
+            for leaf in module._parameters:
+                name = f"{path}.{leaf}"
+                if fused and _KEPT_BY_FUSED.search(name):
+                    self._kept[name] = (module, leaf)
+                else:
+                    groups.setdefault(_KEYS_OR_VALUES.sub(".kv_proj.", name), []).append((module, leaf))
+        self._names = list(groups)
+        self._owners = [owner for group in groups.values() for owner in group]
+        self._stacks = Stacks([[getattr(*owner).shape for owner in group] for group in groups.values()])
+
+    def weights(self, dtype: torch.dtype) -> Mapping[str, Tensor]:
+        """Parameters by name, in `dtype` or as they are kept."""
+        kept = {name: getattr(*owner) for name, owner in self._kept.items()}
+        wide = {name: value.float() if value.itemsize < 4 else value for name, value in kept.items()}
+        given = [getattr(*owner) for owner in self._owners]
+        return wide | dict(zip(self._names, cast_together(given, self._stacks, dtype), strict=True))
+
+
+def prepare(encoder: nn.Module) -> None:
+    """Look at the parameters of every stage, which keep their names and shapes from here on."""
+    stages: Any = encoder.stages
+    for stage in stages:
+        stage.casting = {fused: _Casting(stage, fused) for fused in (False, True)}
 
 
 def _block(

@@ -65,6 +65,7 @@ class SegFormer(SegmentationModel):
     def __init__(self, network: SegformerForSemanticSegmentation, *, freeze_backbone: bool = False) -> None:
         network.decode_head = MergedDecodeHead(network.decode_head)
         take_over_blocks(network.segformer)
+        mix_transformer_gpu.prepare(network.segformer)
         super().__init__(network, _STAGES, freeze_backbone=freeze_backbone)
         self.min_side = smallest_side(network.config)
         self._encode_on_cpu: Callable[..., tuple[Tensor, ...]] = encode

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from segformer_spark.ops.constants import device_constant
 
-@functools.lru_cache(maxsize=32)
+
+@device_constant
 def interpolation_matrix(length: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The matrix (size, length) of linear interpolation."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):
         identity = torch.eye(length, dtype=torch.promote_types(dtype, torch.float32))
         matrix = functional.interpolate(identity[None], size=size, mode="linear", align_corners=False)[0].T
         return matrix.contiguous().to(device, dtype)

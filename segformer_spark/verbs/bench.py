@@ -98,7 +98,38 @@ def add(subparsers: Subparsers) -> None:
     )
     _add_size(parser, image_size=1024, batch=4, classes=3)
     _add_common(parser)
+    _add_roofline(actions)
     _add_scaling(actions)
+
+
+def _add_roofline(actions: Subparsers) -> None:
+    parser = add_verb(
+        actions,
+        "roofline",
+        "Estimate a training step on a GPU that is not here, operation by operation, beside transformers'.",
+        "segformer-spark bench roofline --variant b2 --batch 8 --precision bf16 --device-model a100-40",
+        roofline,
+    )
+    parser.add_argument("--variant", choices=list(VARIANTS), default="b2", help="(default: %(default)s)")
+    _add_size(parser, image_size=512, batch=8, classes=3)
+    parser.add_argument(
+        "--precision", choices=("fp32", "tf32", "bf16", "fp16"), default="bf16", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device-model",
+        choices=("a100-40", "a100-80", "h100", "v100"),
+        default="a100-40",
+        help="whose data sheet to take (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--kernels",
+        choices=("plain", "gpu"),
+        default="gpu",
+        help="this package's arithmetic, as hardware.kernels names it (default: %(default)s)",
+    )
+    parser.add_argument("--top", type=positive, default=15, help="operations to list (default: %(default)s)")
+    parser.add_argument("--host-time", action="store_true", help="measure what the host does, too (half a minute)")
+    parser.add_argument("--json", type=Path, default=None, help="write everything that was counted to this file")
 
 
 def _add_size(parser: argparse.ArgumentParser, *, image_size: int, batch: int, classes: int) -> None:
@@ -208,6 +239,20 @@ def _run(benchmark: Benchmark, arguments: argparse.Namespace) -> int:
     from segformer_spark.bench.report import run_benchmark
 
     for line in run_benchmark(benchmark, arguments.rounds, arguments.exclude, arguments.json):
+        print(line, flush=True)
+    return 0
+
+
+def roofline(arguments: argparse.Namespace) -> int:
+    """The estimate."""
+    from segformer_spark.bench.roofline.device_models import DEVICE_MODELS
+    from segformer_spark.bench.roofline.report import estimate
+    from segformer_spark.bench.roofline.steps import StepSpec
+
+    given = {name: getattr(arguments, name) for name in StepSpec.__dataclass_fields__}
+    device = DEVICE_MODELS[arguments.device_model]
+    options = {"top": arguments.top, "host": arguments.host_time, "output": arguments.json}
+    for line in estimate(StepSpec(**given), device, **options):
         print(line, flush=True)
     return 0
 
