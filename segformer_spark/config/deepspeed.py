@@ -67,6 +67,9 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
     if precision == "bf16":
         # Parameters stay fp32; the bf16 section would turn them into bf16.
         merged["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        if config.training.reduce_precision == "fp32":
+            # Gradients of these modules' parameters are reduced in bf16, whatever communication_data_type says.
+            merged["torch_autocast"]["lower_precision_safe_modules"] = []
     elif precision == "fp16":
         merged["fp16"] = {"enabled": True, "auto_cast": True, "loss_scale": 0, "initial_scale_power": 16}
     return merged

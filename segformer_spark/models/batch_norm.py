@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce
+from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce, over_ranks
 
 
 class CrossRankBatchNorm2d(nn.BatchNorm2d):
@@ -82,14 +82,13 @@ class _Normalize(torch.autograd.Function):
         ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, eps: float, reduce: Reduce
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels = values.shape[1]
-        own_count = values.new_full((1,), values.numel() / channels)
-        totals = reduce(torch.cat([values.sum((0, 2, 3)), own_count]))
-        count = totals[-1]
-        mean = totals[:-1] / count
-        centered = values - _per_channel(mean)
-        variance = reduce(centered.square().sum((0, 2, 3))) / count
+        own_variance, own_mean = torch.var_mean(values, (0, 2, 3), correction=0)
+        own, own_count = own_mean.double(), values.numel() / channels
+        squares = (own_variance.double() + own.square()) * own_count
+        statistics = over_ranks(own * own_count, squares, own_count, reduce, values.dtype)
+        mean, variance, count = statistics.mean, statistics.variance, statistics.count
         inverse_std = torch.rsqrt(variance + eps)
-        normalized = centered.mul_(_per_channel(inverse_std))
+        normalized = (values - _per_channel(mean)).mul_(_per_channel(inverse_std))
         ctx.save_for_backward(normalized, weight, inverse_std, count)
         ctx.reduce = reduce
         output = normalized * _per_channel(weight) + _per_channel(bias)

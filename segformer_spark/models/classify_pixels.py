@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce
+from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce, over_ranks
 
 _CACHED_VALUES = 400_000
 """Values of a chunk on a CPU: 1.6 MB in fp32, about a core's second-level cache. A GPU takes all pixels at once."""
@@ -125,14 +125,14 @@ def classify_pixels(
 
 
 def batch_statistics(values: Tensor, reduce: Reduce | None) -> BatchStatistics:
-    """Statistics of (N, D) over N and all ranks, in two passes; in fp32 at least."""
-    count = torch.full_like(values[:1, 0], len(values), dtype=torch.promote_types(values.dtype, torch.float32))
-    total = torch.cat([_summed(values, lambda chunk: chunk), count])
-    total = total if reduce is None else reduce(total)
-    mean, count = total[:-1] / total[-1], total[-1]
+    """Statistics of (N, D) over N and all ranks, in two passes and one collective; in fp32 at least."""
+    count = torch.full_like(values[:1, 0], len(values), dtype=torch.promote_types(values.dtype, torch.float32))[0]
+    mean = _summed(values, lambda chunk: chunk) / count
     squares = _summed(values, lambda chunk: (chunk - mean).square_())
-    squares = squares if reduce is None else reduce(squares)
-    return BatchStatistics(mean, squares / count, count)
+    if reduce is None:
+        return BatchStatistics(mean, squares / count, count)
+    own = mean.double()
+    return over_ranks(own * count, squares.double() + own.square() * count, count, reduce, mean.dtype)
 
 
 def _summed(values: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:

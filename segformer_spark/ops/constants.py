@@ -21,7 +21,7 @@ def device_constant(function: Callable[[Unpack[Values]], Tensor]) -> Callable[[U
             return function(*args)
 
     @functools.wraps(function)
-    def constant(*args: Unpack[Values]) -> Tensor:
+    def constant(*args: *Values) -> Tensor:
         return made(torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE), *args)
 
     return constant

@@ -28,7 +28,10 @@ def test_stage_selects_the_file(stage: int) -> None:
 
 def test_precision() -> None:
     assert "torch_autocast" not in merged()
-    assert merged("training.precision=bf16")["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    autocast = {"enabled": True, "dtype": "bfloat16"}
+    assert merged("training.precision=bf16", "training.reduce_precision=bf16")["torch_autocast"] == autocast
+    in_fp32 = {**autocast, "lower_precision_safe_modules": []}
+    assert merged("training.precision=bf16")["torch_autocast"] == in_fp32
     assert merged("training.precision=fp16")["fp16"]["enabled"] is True
 
 

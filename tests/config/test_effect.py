@@ -274,6 +274,7 @@ CONDITIONAL: dict[str, tuple[str, ...]] = {
     "model.weights_dir": ("model.pretrained=none",),
     **{f"model.custom.{name}": () for name in ("depths", "hidden_sizes", "num_heads", "decoder_size")},
     "training.optimizer.head_lr_multiplier": ("model.freeze_backbone=true",),
+    "training.reduce_precision": ("training.precision=fp32",),
     "training.scheduler.warmup_epochs": ("training.scheduler.warmup_steps=3",),
     "training.scheduler.min_lr_ratio": ("training.scheduler.type=constant",),
     "training.early_stopping.min_delta": ("training.early_stopping.patience=null",),
@@ -332,6 +333,7 @@ ELSEWHERE = {
         "test_threads_are_those_asked_for_or_a_share_of_the_cores",
     ),
     "hardware.deterministic": ("engine/test_options.py", "test_deterministic_mode_repeats_itself"),
+    "training.reduce_precision": ("engine/test_engine.py", "test_the_type_in_which_gradients_are_averaged"),
     "hardware.kernels": ("engine/test_options.py", "test_the_arithmetic_of_gpus_trains_alike"),
     "hardware.compile": ("engine/test_options.py", "test_the_gradients_of_a_compiled_encoder_agree"),
     "hardware.timeout_minutes": (

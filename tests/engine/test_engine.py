@@ -117,6 +117,41 @@ def test_bf16_trains_with_fp32_weights_and_statistics(stage: int) -> None:
     assert result["dtypes"] == {"torch.float32", "torch.int64"}
 
 
+def reduced_types(group: Group, reduce_precision: str) -> dict[str, Any]:
+    """Types of the tensors that hold gradients in a step's collectives, and the update."""
+    import torch.distributed as dist
+
+    engine = make_engine(
+        group, 1, overrides=("training.precision=bf16", f"training.reduce_precision={reduce_precision}")
+    )
+    seen: dict[str, int] = {}
+
+    def noting(name: str) -> None:
+        original = getattr(dist, name)
+
+        def called(tensor: torch.Tensor, *rest: Any, **options: Any) -> Any:
+            seen[str(tensor.dtype)] = seen.get(str(tensor.dtype), 0) + tensor.numel()
+            return original(tensor, *rest, **options)
+
+        setattr(dist, name, called)
+
+    for name in ("all_reduce", "reduce"):
+        noting(name)
+    before = {n: p.detach().clone() for n, p in engine.model.named_parameters()}
+    engine.train_step(own_batches(0, engine.plan, group.rank), 0)
+    moved = sum(float((p.detach() - before[n]).abs().sum()) for n, p in engine.model.named_parameters())
+    return {"seen": seen, "moved": moved, "parameters": sum(p.numel() for p in engine.model.parameters())}
+
+
+def test_the_type_in_which_gradients_are_averaged() -> None:
+    for asked, other in (("fp32", "bf16"), ("bf16", "fp32")):
+        names = {"fp32": "torch.float32", "bf16": "torch.bfloat16"}
+        for result in run_on_ranks(2, reduced_types, asked):
+            assert result["seen"].get(names[asked], 0) > 0.5 * result["parameters"]
+            assert result["seen"].get(names[other], 0) < 0.5 * result["parameters"]
+            assert result["moved"] > 0
+
+
 def local_rank_seen(group: Group) -> str:
     """With one GPU bound to each task every rank's device is number 0, whatever its local rank."""
     import dataclasses
