@@ -62,8 +62,11 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation_steps,
         "train_batch_size": plan.global_batch,
-        "gradient_clipping": config.training.gradient_clip,
+        "gradient_clipping": config.training.gradient_clip if precision == "fp16" else 0.0,
     }
+    if stage and precision != "fp16":
+        # engine/clipping.py has both, without reading the host.
+        merged["zero_optimization"] = {**merged["zero_optimization"], "compute_grad_norm": False}
     if precision == "bf16":
         # Parameters stay fp32; the bf16 section would turn them into bf16.
         merged["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}

@@ -109,7 +109,8 @@ class Group:
 
     def sum(self, value: Tensor) -> Tensor:
         """A new tensor with the sum over all ranks; not differentiable."""
-        total = value.detach().clone().to(self.device)
+        total = value.detach().clone()
+        total = total if total.device == self.device else total.to(self.device)
         dist.all_reduce(total)
         return total
 

@@ -21,15 +21,24 @@ class WeightAverage:
         self.values: dict[str, Tensor] = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take in the model's weights after an optimizer step."""
+    def update(self, model: nn.Module, dropped: Tensor | None = None) -> None:
+        """Take in the model's weights after an optimizer step.
+
+        Args:
+            dropped: a scalar on the device, true if the step is to change nothing.
+        """
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.values[name].lerp_(value, 1 - decay)
-            else:
-                self.values[name].copy_(value)
+        live = model.state_dict()
+        real = [name for name, value in live.items() if value.is_floating_point()]
+        share = 1 - decay if dropped is None else torch.where(dropped, 0.0, 1 - decay)
+        averages, weights = [self.values[name] for name in real], [live[name] for name in real]
+        change = torch._foreach_sub(weights, averages)
+        torch._foreach_mul_(change, share)
+        torch._foreach_add_(averages, change)
+        for name in live.keys() - set(real):  # counters
+            value = live[name]
+            self.values[name].copy_(value if dropped is None else torch.where(dropped, self.values[name], value))
 
     def load(self, values: Mapping[str, Tensor], num_updates: int) -> None:
         """Continue from stored values."""

@@ -6,10 +6,10 @@ import importlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from segformer_spark.data.loader import TrainBatch
 from segformer_spark.data.transforms import normalize_images
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.average import WeightAverage
-from segformer_spark.engine.nonfinite import BufferSnapshot, NotFinite, check_finite, origin
+from segformer_spark.engine.clipping import DeviceClipping
+from segformer_spark.engine.launched import FinishedStep, LaunchedStep, StepResult
+from segformer_spark.engine.nonfinite import BufferSnapshot, origin
 from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.engine.state import EngineState
 from segformer_spark.errors import ConfigError, TrainingDiverged
@@ -31,14 +33,7 @@ from segformer_spark.losses.build import WeightedSum
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.run.console import logger
 
-
-@dataclass(frozen=True)
-class StepResult:
-    """One optimizer step: global loss, gradient norm before clipping (None when skipped), whether it was applied."""
-
-    loss: float
-    grad_norm: float | None
-    applied: bool
+_Backward = Callable[[Sequence[TrainBatch], int], tuple[Tensor, Tensor | None]]
 
 
 class Engine:
@@ -81,6 +76,9 @@ class Engine:
         decay = config.training.ema.decay
         self.average = WeightAverage(self.model, decay) if decay is not None else None
         self._buffers = BufferSnapshot(self.model)
+        # DeepSpeed's loss scaling clips by itself.
+        clips = self.precision != "fp16"
+        self._clipping = DeviceClipping(self.engine, group, config.training.gradient_clip) if clips else None
 
     @property
     def model(self) -> SegmentationModel:
@@ -98,52 +96,76 @@ class Engine:
         return {group["name"]: group["lr"] for group in self.engine.optimizer.param_groups}
 
     def train_step(self, batches: Sequence[TrainBatch], step: int) -> StepResult:
-        """One optimizer step from `accumulation_steps` micro-batches.
-
-        With exact accumulation the loss, Dice and batch norm are those of all micro-batches together; else the loss is
-        the mean of theirs. Dropout is a function of (seed, step, micro-batch, rank).
+        """`launch_step`, and what it gave.
 
         Raises:
             TrainingDiverged: the loss or, except under fp16, the gradient is not finite. Weights, moments, buffers and
                 averages are those before the step.
         """
+        return self.launch_step(batches, step).result()
+
+    def launch_step(self, batches: Sequence[TrainBatch], step: int) -> LaunchedStep | FinishedStep:
+        """One optimizer step from `accumulation_steps` micro-batches, queued on the device.
+
+        With exact accumulation the loss, Dice and batch norm are those of all micro-batches together; else the loss is
+        the mean of theirs. Dropout is a function of (seed, step, micro-batch, rank). A step that is not finite changes
+        nothing, and nor does any after it; its result says so. Under fp16 the host waits for DeepSpeed's loss scaling.
+        """
         assert len(batches) == self.plan.accumulation_steps
         self.engine.train()
         self._buffers.take()
         backward = self._backward_joined if self.joins_micro_batches else self._backward_each
-        try:
-            value, norm = backward(batches, step)
-            applied = bool(self.engine.was_step_applied())
-            if not applied and self.precision != "fp16":
-                raise NotFinite("the gradient is not finite")
-        except NotFinite as error:
-            self._buffers.restore()
-            raise TrainingDiverged(
-                f"{error} at step {step + 1}; no update was applied. "
-                + origin(self.model, batches, self.group, self._autocast()),
-                "Resume from the last checkpoint with a lower training.optimizer.lr, a longer warm-up, or fp32.",
-                shared=True,
-            ) from error
-        if applied and self.average is not None:
-            self.average.update(self.model)
+        launch = self._launch if self._clipping is not None else self._run_scaled
+        launched = launch(backward, batches, step)
         if self._compiles:
             self._compiles = False
             logger.info("torch.compile: %d graph breaks in the encoder", graph_breaks())
-        return StepResult(value, norm if applied else None, applied)
+        return launched
 
-    def _backward_each(self, batches: Sequence[TrainBatch], step: int) -> tuple[float, float | None]:
+    def _launch(self, backward: _Backward, batches: Sequence[TrainBatch], step: int) -> LaunchedStep:
+        assert self._clipping is not None
+        loss, norm = backward(batches, step)
+        assert norm is not None
+        diverged = self._clipping.diverged
+        self._buffers.restore_if(diverged)
+        if self.average is not None:
+            self.average.update(self.model, diverged)
+        return LaunchedStep(loss, norm, diverged, partial(self._refuse, batches, step))
+
+    def _run_scaled(self, backward: _Backward, batches: Sequence[TrainBatch], step: int) -> FinishedStep:
+        """A step under fp16."""
+        loss = float(backward(batches, step)[0])
+        if not math.isfinite(loss):
+            self._buffers.restore()
+            self._refuse(batches, step, loss, math.nan)
+        applied = bool(self.engine.was_step_applied())
+        if applied and self.average is not None:
+            self.average.update(self.model)
+        norm = self.engine.get_global_grad_norm()
+        return FinishedStep(StepResult(loss, float(norm) if applied and norm is not None else None, applied))
+
+    def _refuse(self, batches: Sequence[TrainBatch], step: int, loss: float, norm: float) -> NoReturn:
+        """Raise TrainingDiverged for a step that was not finite. Collective."""
+        what = f"the gradient norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+        raise TrainingDiverged(
+            f"{what} at step {step + 1}; no update was applied. "
+            + origin(self.model, batches, self.group, self._autocast()),
+            "Resume from the last checkpoint with a lower training.optimizer.lr, a longer warm-up, or fp32.",
+            shared=True,
+        )
+
+    def _backward_each(self, batches: Sequence[TrainBatch], step: int) -> tuple[Tensor, Tensor | None]:
         """Forward, backward and update, one micro-batch after the other; returns mean loss and gradient norm."""
         total, norm = torch.zeros((), device=self.group.device), None
         for part, batch in enumerate(batches):
             self._seed(step, part)
             images, labels = self._on_device(batch)
             loss: Tensor = self.loss.of_outputs(self.engine(images, with_auxiliary=True), labels)
-            check_finite(loss)
             total += loss.detach()
-            norm = self._backward(loss, last=part == len(batches) - 1)
-        return float(total) / len(batches), norm
+            norm = self._backward(loss, total / len(batches), last=part == len(batches) - 1)
+        return total / len(batches), norm
 
-    def _backward_joined(self, batches: Sequence[TrainBatch], step: int) -> tuple[float, float | None]:
+    def _backward_joined(self, batches: Sequence[TrainBatch], step: int) -> tuple[Tensor, Tensor | None]:
         """The gradient of one batch of all micro-batches, with the encoder's memory of one (Gao et al. 2021).
 
         The encoder runs without gradients first; the head, far smaller, sees the features of all micro-batches and
@@ -163,7 +185,6 @@ class Engine:
         with self._autocast():
             outputs = self.model.decode_all(joined, (labels.shape[-2], labels.shape[-1]))
         loss: Tensor = self.loss.of_outputs(outputs, labels)
-        check_finite(loss)
         head = [parameter for parameter in self.model.head_parameters() if parameter.requires_grad]
         scale = self._loss_scale()
         gradients = [g.float() / scale for g in torch.autograd.grad(loss * scale, [*joined, *head])]
@@ -174,18 +195,20 @@ class Engine:
             maps = self.engine(images, only_features=True)
             rows = slice(part * len(images), (part + 1) * len(images))
             carried = _product(maps, [gradient[rows] for gradient in of_features]) * len(parts)
-            norm = self._backward(carried + _product(head, of_head), last=part == len(parts) - 1)
-        return float(loss), norm
+            norm = self._backward(carried + _product(head, of_head), loss.detach(), last=part == len(parts) - 1)
+        return loss.detach(), norm
 
-    def _backward(self, loss: Tensor, *, last: bool) -> float | None:
-        """Backward pass and, after the `last` micro-batch, the update; returns the gradient norm before clipping."""
-        self.engine.backward(loss)
-        without_zero = last and not self.engine.zero_optimization()
-        norm = self._norm_without_zero() if without_zero else None
-        if norm is not None and not math.isfinite(norm):
-            raise NotFinite(f"the gradient norm is {norm}")
+    def _backward(self, value: Tensor, loss: Tensor, *, last: bool) -> Tensor | None:
+        """Backward pass from `value` and, after the `last` micro-batch, the update; returns the gradient norm before
+        clipping.
+
+        Args:
+            loss: of the step, which is to be finite.
+        """
+        self.engine.backward(value)
+        norm = self._clipping.prepare(loss) if last and self._clipping is not None else None
         self._update()
-        return norm if without_zero or not last else self._zero_norm()
+        return norm
 
     def _update(self) -> None:
         try:
@@ -251,15 +274,6 @@ class Engine:
     def close(self) -> None:
         """Let go of DeepSpeed's hooks and buffers."""
         self.engine.destroy()
-
-    def _norm_without_zero(self) -> float:
-        """DeepSpeed reports no norm under stage 0: the averaged gradients stand in the parameters until the update."""
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads))
-
-    def _zero_norm(self) -> float | None:
-        norm = self.engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
 
 
 def check_precision(config: Config, device: torch.device) -> None:

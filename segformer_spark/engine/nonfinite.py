@@ -16,10 +16,6 @@ from segformer_spark.models.interface import SegmentationModel
 _FILES_NAMED = 8
 
 
-class NotFinite(Exception):
-    """Loss or gradient norm of a step, before its update; raised on all ranks alike."""
-
-
 class BufferSnapshot:
     """A module's buffers (statistics of batch norm) before a step, which its forward pass changes."""
 
@@ -38,6 +34,12 @@ class BufferSnapshot:
         """Put them back."""
         if self._live:
             torch._foreach_copy_(self._live, self._before)
+
+    @torch.no_grad()
+    def restore_if(self, dropped: Tensor) -> None:
+        """Put them back where the scalar `dropped` is true, which the host does not know yet."""
+        for live, before in zip(self._live, self._before, strict=True):
+            live.copy_(torch.where(dropped, before, live))
 
 
 def origin(
@@ -66,9 +68,3 @@ def origin(
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _FILES_NAMED
     return ", ".join(names[:_FILES_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def check_finite(loss: Tensor) -> None:
-    """Raise NotFinite for a loss that is not; it is the same on every rank."""
-    if not bool(torch.isfinite(loss)):
-        raise NotFinite(f"the loss is {loss.item()}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from segformer_spark.config.schema import TrainingConfig
 from segformer_spark.data.loader import TrainBatch, TrainLoader
 from segformer_spark.data.workers import LoadingInterrupted
-from segformer_spark.engine.engine import Engine, StepResult
+from segformer_spark.engine.engine import Engine
+from segformer_spark.engine.launched import FinishedStep, StepResult
 from segformer_spark.errors import TrainingDiverged, UserError
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.lease import Lease
@@ -44,6 +45,7 @@ class Loop:
     stop: StopRequest
     lease: Lease | None = None
     skipped_in_a_row: int = 0
+    _unread: Callable[[], None] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -59,7 +61,9 @@ class Loop:
         if at_start or self.validation.is_due(self.progress):
             self.validation.run(self.progress)
         while self.progress.step < self.schedule.total_steps and not self.validation.best.exhausted:
-            if self._run_epoch():
+            stopped = self._run_epoch()
+            self._read()
+            if stopped:
                 self._save_checkpoint()
                 logger.info("checkpoint of step %d saved in %.1f s", self.progress.step, self.checkpointer.seconds)
                 return Outcome.STOPPED
@@ -97,10 +101,12 @@ class Loop:
             if self.progress.position.epoch > epoch:
                 self.progress.epoch_seconds.append(round(self.progress.unfinished_seconds, 2))
                 self.progress.unfinished_seconds = 0.0
-            validates = self.validation.is_due(self.progress)
+            validates, saves = self.validation.is_due(self.progress), self.checkpointer.is_due(self.progress)
+            if validates or saves:
+                self._read()
             if validates:
                 self.reporter.end_interval()
-            if self.checkpointer.is_due(self.progress):
+            if saves:
                 self._save_checkpoint()
             if validates:
                 self.validation.run(self.progress)
@@ -135,12 +141,32 @@ class Loop:
         return None if status else found
 
     def _train_step(self, batches: list[TrainBatch], epoch: int) -> None:
+        """Launch a step, then read the one before: the device has work while the host waits for numbers."""
         lr = self.schedule.lr(self.progress.step)
         self.engine.set_lr(lr)
-        result = self.engine.train_step(batches, self.progress.step)
+        launched = self.engine.launch_step(batches, self.progress.step)
+        self._read()
         self.progress.advance(self.steps_per_epoch)
-        self._count_skipped(result)
-        self.reporter.step(self.progress.step, epoch + 1, lr, self.engine.lrs(), result)
+        step, lrs = self.progress.step, self.engine.lrs()
+
+        def read() -> None:
+            result = launched.result()
+            self._count_skipped(result)
+            self.reporter.step(step, epoch + 1, lr, lrs, result)
+
+        self._unread = read
+        if isinstance(launched, FinishedStep):
+            self._read()
+
+    def _read(self) -> None:
+        """Read the numbers of the last step, if that was not done.
+
+        Raises:
+            TrainingDiverged: they are not finite.
+        """
+        read, self._unread = self._unread, None
+        if read is not None:
+            read()
 
     def _count_skipped(self, result: StepResult) -> None:
         self.skipped_in_a_row = 0 if result.applied else self.skipped_in_a_row + 1

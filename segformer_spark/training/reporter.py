@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.engine.engine import StepResult
+from segformer_spark.engine.launched import StepResult
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_error
 from segformer_spark.training.sinks import PicturesReport, Sink, ValidationReport

@@ -11,7 +11,8 @@ from segformer_spark.config.schema import Config
 from segformer_spark.data.loader import TrainBatch, TrainLoader
 from segformer_spark.data.sampler import Position
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.engine.engine import Engine, StepResult
+from segformer_spark.engine.engine import Engine
+from segformer_spark.engine.launched import StepResult
 from segformer_spark.losses.build import WeightedSum
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.training.setup import Setup

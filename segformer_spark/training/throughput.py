@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from segformer_spark.engine.engine import StepResult
+from segformer_spark.engine.launched import StepResult
 from segformer_spark.training.progress import IntervalSums, Progress
 
 _RECENT_SHARE = 0.3

@@ -23,7 +23,8 @@ def test_stage_selects_the_file(stage: int) -> None:
     assert settings["zero_optimization"]["stage"] == stage
     assert not settings["zero_optimization"].get("overlap_comm", False)
     assert settings["train_batch_size"] == 24
-    assert settings["gradient_clipping"] == 1.0
+    assert settings["gradient_clipping"] == 0.0, "the engine clips"
+    assert merged(f"deepspeed.zero_stage={max(stage, 1)}", "training.precision=fp16")["gradient_clipping"] == 1.0
 
 
 def test_precision() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from segformer_spark.bench.roofline.trace import tracing
 from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import TrainingDiverged
 from tests.engine.test_parity import make_engine, own_batches
@@ -73,6 +74,48 @@ def test_nothing_of_the_step_stays_on_any_rank(stage: int, precision: str, spoil
             assert "The logits are finite on every rank" in message
 
 
+def launch_on(group: Group, stage: int) -> tuple[str, int]:
+    """The message of a spoiled step that is read when the one after it, a good one, is queued, and what both changed."""
+    engine = make_engine(group, stage, overrides=("training.ema.decay=0.9",))
+    batches = [own_batches(step, engine.plan, group.rank) for step in range(3)]
+    engine.train_step(batches[0], 0)
+    before = state_of(engine)
+    remove = engine.model.register_forward_hook(
+        lambda module, inputs, output: [logits * float("nan") for logits in output]
+    )
+    spoiled = engine.launch_step(batches[1], 1)
+    remove.remove()
+    engine.launch_step(batches[2], 2)
+    after = state_of(engine)
+    with pytest.raises(TrainingDiverged) as error:
+        spoiled.result()
+    return str(error.value), sum(not torch.equal(before[name], value) for name, value in after.items())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_nor_does_a_step_that_was_queued_before_anyone_knew(stage: int) -> None:
+    for message, changed in run_on_ranks(2, launch_on, stage):
+        assert changed == 0
+        assert "the loss is nan at step 2" in message
+
+
+def host_reads(group: Group, stage: int) -> dict[str, int]:
+    """Where a step waits for the device, once all is built."""
+    engine = make_engine(group, stage, overrides=("hardware.kernels=plain", "training.ema.decay=0.9"))
+    batch = own_batches(0, engine.plan, group.rank)
+    for step in range(2):
+        engine.train_step(batch, step)
+    with tracing() as trace:
+        engine.launch_step(batch, 2)
+    return dict(trace.host_syncs)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_step_asks_nothing_of_the_host(stage: int) -> None:
+    """Clipping, the moving average and the refusal of what is not finite included."""
+    assert run_on_ranks(2, host_reads, stage) == [{}, {}]
+
+
 @pytest.mark.parametrize("accumulation", ["exact", "mean"])
 def test_the_second_micro_batch(accumulation: str) -> None:
     settings = (f"training.accumulation={accumulation}",)
@@ -83,8 +126,10 @@ def test_the_second_micro_batch(accumulation: str) -> None:
 
 def poisoned(group: Group) -> str:
     engine = make_engine(group, 1)
-    with torch.no_grad():
-        engine.model.network.decode_head.classifier.bias.fill_(float("nan"))
+    # Where the optimizer has them, too: under ZeRO a step copies them from there, even one that changes nothing.
+    state = engine.export_state()
+    state.parameters["decode_head.classifier.bias"].fill_(float("nan"))
+    engine.import_state(state)
     with pytest.raises(TrainingDiverged, match="the loss is nan at step 5") as error:
         engine.train_step(own_batches(0, engine.plan, group.rank), 4)
     return str(error.value)

@@ -7,7 +7,8 @@ from typing import Any
 
 from segformer_spark.config.load import load_config
 from segformer_spark.data.loader import TrainBatch
-from segformer_spark.engine.engine import Engine, StepResult
+from segformer_spark.engine.engine import Engine
+from segformer_spark.engine.launched import StepResult
 from segformer_spark.run.console import setup_logging
 from segformer_spark.training.stop import StopRequest
 from segformer_spark.training.train import TrainOptions, run_training
@@ -57,14 +58,14 @@ def short_run(
     settings = [*SHORT, f"training.batch_size={GLOBAL_BATCH // group.world_size}", f"data.root={root}"]
     resolved = load_config(overrides=[*settings, f"output.save_path={path}", *overrides])
     stop = StopAtStep(step=stop_at, deadline=deadline)
-    original = Engine.train_step
+    original = Engine.launch_step
 
-    def counted(self: Engine, batches: list[TrainBatch], step: int) -> StepResult:
-        result = original(self, batches, step)
-        stop.count(result)
-        return result
+    def counted(self: Engine, batches: list[TrainBatch], step: int) -> Any:
+        launched = original(self, batches, step)
+        stop.count(launched.result())
+        return launched
 
     patched: Any = Engine
-    patched.train_step = counted
+    patched.launch_step = counted
     run_training(resolved, TrainOptions(resume=resume), group, stop)
     return stop.losses

@@ -11,7 +11,7 @@ import pytest
 
 from segformer_spark.config.load import load_config
 from segformer_spark.data.sampler import Position
-from segformer_spark.engine.engine import StepResult
+from segformer_spark.engine.launched import FinishedStep, StepResult
 from segformer_spark.errors import DataError, TrainingDiverged
 from segformer_spark.run.outcome import Outcome
 from segformer_spark.training.best import BestTracker
@@ -52,11 +52,11 @@ class Parts:
     def lrs(self) -> dict[str, float]:
         return {"": self.lr}
 
-    def train_step(self, batches: list[int], step: int) -> StepResult:
+    def launch_step(self, batches: list[int], step: int) -> FinishedStep:
         self.events.append(f"step {step} of {batches}")
         if step == self.stop_after:
             self.stop.reason = "test"
-        return StepResult(loss=1.0, grad_norm=1.0, applied=self.applied)
+        return FinishedStep(StepResult(loss=1.0, grad_norm=1.0, applied=self.applied))
 
     def step(self, *_: Any) -> None: ...
 

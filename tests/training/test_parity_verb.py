@@ -7,7 +7,8 @@ from typing import Any
 from segformer_spark.config.load import load_config
 from segformer_spark.config.schema import Config
 from segformer_spark.data.loader import TrainBatch
-from segformer_spark.engine.engine import Engine, StepResult
+from segformer_spark.engine.engine import Engine
+from segformer_spark.engine.launched import StepResult
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.training import parity
 from segformer_spark.training.parity import Parity, StageResult, compare_stages, describe

@@ -77,14 +77,14 @@ def test_every_step_counts_once_in_the_training_loss(spark_root: Path, tmp_path:
 def mapped_files(group: Group, root: str, path: str) -> list[str]:
     """Files of checkpoints that are mapped into memory when a resumed run takes its first step."""
     found: list[str] = []
-    original = Engine.train_step
+    original = Engine.launch_step
 
     def looking(self: Engine, batches: list[Any], step: int) -> Any:
         found.extend(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if path in line)
         return original(self, batches, step)
 
     patched: Any = Engine
-    patched.train_step = looking
+    patched.launch_step = looking
     short_run(group, root, path, (), "auto", 1)
     return found
 
