@@ -29,6 +29,7 @@ from segformer_spark.engine.nonfinite import BufferSnapshot, origin
 from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.engine.state import EngineState
 from segformer_spark.errors import ConfigError, TrainingDiverged
+from segformer_spark.kernels.check import check_kernels
 from segformer_spark.losses.build import WeightedSum
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.run.console import logger
@@ -54,6 +55,7 @@ class Engine:
         model.to(group.device)
         if config.training.activation_checkpointing:
             model.checkpoint_activations()
+        check_kernels(group.device, group.gather)
         model.use_kernels(config.hardware.kernels)
         loss.use_kernels(config.hardware.kernels)
         if config.hardware.compile:

@@ -21,6 +21,7 @@ from segformer_spark.distributed.devices import set_float32_products
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, check_view
+from segformer_spark.kernels.check import check_kernels
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import locate_model
@@ -87,6 +88,7 @@ class Session:
             for first, second in sided_names(card.class_names) if not card.flip_pairs else ():
                 logger.warning("--tta %s: %s and %s are not exchanged (data.flip_pairs)", settings.tta, first, second)
         set_float32_products(settings.precision, group.device)
+        check_kernels(group.device, group.gather)
         self.predictor = Predictor(
             *(model.to(group.device), group.device, self.view, settings.precision, settings.tta, card.background),
             flipped=flipped,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from segformer_spark.kernels import add_norm, classify, depthwise_gelu, merge_levels, segmentation_loss
 from segformer_spark.kernels.registry import NO_TRITON, OPERATIONS, Operation, replace_by_plain, runs_fused
+from segformer_spark.run.atomic import write_json
+from segformer_spark.run.console import logger
 
 MODULES = (add_norm, classify, depthwise_gelu, merge_levels, segmentation_loss)
 
@@ -111,42 +113,44 @@ def wrong(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     }
 
 
-def check_kernels(
-    device: torch.device, cache: Path, agree: Callable[[dict[str, str]], list[dict[str, str]]]
-) -> dict[str, str]:
+def check_kernels(device: torch.device, gather: Callable[[dict[str, str]], list[dict[str, str]]]) -> dict[str, str]:
     """Check what runs on a GPU, and let plain torch take the place of what is wrong on any rank. Collective.
 
     Args:
-        cache: folder for the results, by card and version.
-        agree: gathers every rank's findings.
+        gather: gives every rank's argument to all ranks.
 
     Returns:
         {operation: why plain torch takes its place}.
     """
-    if device.type != "cuda" or NO_TRITON:
-        return {}
-    own = wrong(_remembered(device, cache))
-    reasons = {name: reason for ranks in reversed(agree(own)) for name, reason in ranks.items()}
+    own = wrong(remembered_differences(device)) if device.type == "cuda" and not NO_TRITON else {}
+    return _agree(own, gather)
+
+
+def _agree(own: dict[str, str], gather: Callable[[dict[str, str]], list[dict[str, str]]]) -> dict[str, str]:
+    reasons: dict[str, str] = {}
+    for rank, theirs in enumerate(gather(own)):
+        for name, reason in theirs.items():
+            reasons.setdefault(name, f"{reason} from its plain formula on rank {rank}'s GPU")
     replace_by_plain(reasons)
     for name, reason in reasons.items():
-        logging.getLogger("segformer_spark").warning(
-            "kernel %s: %s from its plain formula on this GPU; plain torch computes it in this run", name, reason
-        )
+        logger.warning("kernel %s: %s; plain torch takes its place in this run", name, reason)
     return reasons
 
 
-def _remembered(device: torch.device, cache: Path) -> dict[str, dict[str, float]]:
-    """The differences on this card with these kernels, measured once."""
+def remembered_differences(device: torch.device) -> dict[str, dict[str, float]]:
+    """`differences` on this card with these kernels, measured once and kept beside what Triton has compiled."""
     import triton
 
     sources = b"".join(Path(str(module.__file__)).read_bytes() for module in MODULES)
     about = f"{torch.cuda.get_device_name(device)} {torch.__version__} {triton.__version__} {torch.version.cuda}"
-    path = cache / f"kernels-{hashlib.sha256(about.encode() + sources).hexdigest()[:16]}.json"
+    name = hashlib.sha256(about.encode() + sources).hexdigest()[:16]
+    path = Path(triton.knobs.cache.dir) / f"segformer-spark-{name}.json"
     try:
         known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         known = differences(device, list(TOLERANCE) if has_bf16 else [torch.float32, torch.float16])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(known), encoding="utf-8")
+        with suppress(OSError):  # it is measured again next time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, known)
     return known

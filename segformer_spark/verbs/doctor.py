@@ -52,9 +52,10 @@ def doctor(arguments: argparse.Namespace) -> int:
     if arguments.quick:
         return _quick(config, arguments.expect)
     if not arguments.job and not arguments.parity:
+        from segformer_spark.cluster.kernel_checks import check_kernels
         from segformer_spark.cluster.node_checks import thorough_checks
 
-        return _show(thorough_checks(config, os.environ))
+        return _show([*thorough_checks(config, os.environ), check_kernels(config.hardware.device)])
     with joined(config.hardware) as group:
         if arguments.job:
             from segformer_spark.cluster.job_checks import job_checks

@@ -75,7 +75,7 @@ def test_nothing_of_the_step_stays_on_any_rank(stage: int, precision: str, spoil
 
 
 def launch_on(group: Group, stage: int) -> tuple[str, int]:
-    """The message of a spoiled step that is read when the one after it, a good one, is queued, and what both changed."""
+    """The message of a spoiled step, read when a good one is queued after it, and how many tensors both changed."""
     engine = make_engine(group, stage, overrides=("training.ema.decay=0.9",))
     batches = [own_batches(step, engine.plan, group.rank) for step in range(3)]
     engine.train_step(batches[0], 0)

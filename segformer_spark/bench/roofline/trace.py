@@ -177,8 +177,9 @@ class _HostCalls(TorchFunctionMode):
     ) -> Any:
         given = dict(kwargs or {})
         name = _READS.get(func)
-        if func is Tensor.to and not given.get("non_blocking") and torch.device("cpu") in tree_leaves((args, given)):
-            name = "to(cpu)"
+        if func is Tensor.to and not given.get("non_blocking"):
+            named = [leaf for leaf in tree_leaves((args[1:], given)) if isinstance(leaf, str | torch.device)]
+            name = "to(cpu)" if any(torch.device(leaf).type == "cpu" for leaf in named) else None
         if name is not None:
             self._trace.host_syncs[name] += 1
         return func(*args, **given)
