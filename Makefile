@@ -2,6 +2,7 @@
 # make study-demo   the comparison study at toy size, one report: about 9 minutes on 2 CPU cores
 # make test     install and run the tests: about 9 minutes on 2 CPU cores
 # make fuzz     the tests on random inputs, with many more of them
+# make gpu-check   on a machine with a GPU: its tests and benchmarks, under ten minutes
 # make lint     ruff, mypy, shellcheck
 # make install VENV=/scratch/me/venv   the environment elsewhere (about 6 GB)
 
@@ -31,7 +32,7 @@ ifeq ($(shell test $$(printf %s '$(CACHE)' | wc -c) -lt 60 && echo short),short)
 export TMPDIR := $(CACHE)/tmp
 endif
 
-.PHONY: demo study-demo test fuzz test-demo lint mobilenet-weights install install-dev clean
+.PHONY: demo study-demo test fuzz gpu-check test-demo lint mobilenet-weights install install-dev clean
 
 # DEMO_ARGS='--set training.epochs=8': options of the verb.
 demo: install
@@ -48,6 +49,10 @@ test: install-dev
 # Tests on random inputs with 25 times as many of them.
 fuzz: install-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m hypothesis --hypothesis-profile fuzz --ignore tests/slurm
+
+# On a machine with a GPU: the tests that want one and the benchmarks, under ten minutes; results in gpu_check/.
+gpu-check: install-dev
+	$(BIN)/python -m segformer_spark.bench.gpu_check
 
 test-demo: install-dev
 	$(BIN)/python -m pytest -m demo -s tests/test_demo.py

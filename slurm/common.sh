@@ -39,9 +39,11 @@ export XDG_CACHE_HOME="${XDG_CACHE_HOME:-$scratch}"
 export PIP_CACHE_DIR="${PIP_CACHE_DIR:-$scratch/pip}"
 export HF_HOME="${HF_HOME:-$scratch/huggingface}"
 export TORCH_HOME="${TORCH_HOME:-$scratch/torch}"
-export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$scratch/triton}"
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$scratch/torch_extensions}"
-export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$scratch/inductor}"
+# What is compiled for a GPU stays on its node: the ranks of a node share it, and no two nodes write one file.
+compiled="${SLURM_TMPDIR:-/tmp}/segformer-spark-$UID"
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$compiled/triton}"
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$compiled/inductor}"
 export MPLCONFIGDIR="${MPLCONFIGDIR:-$scratch/matplotlib}"
 
 # Compute nodes have no internet: everything was fetched before.

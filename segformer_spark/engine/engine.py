@@ -28,7 +28,7 @@ from segformer_spark.engine.launched import FinishedStep, LaunchedStep, StepResu
 from segformer_spark.engine.nonfinite import BufferSnapshot, origin
 from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.engine.state import EngineState
-from segformer_spark.errors import ConfigError, TrainingDiverged
+from segformer_spark.errors import ConfigError, TrainingDiverged, UserError
 from segformer_spark.kernels.check import check_kernels
 from segformer_spark.losses.build import WeightedSum
 from segformer_spark.models.interface import SegmentationModel
@@ -118,7 +118,15 @@ class Engine:
         self._buffers.take()
         backward = self._backward_joined if self.joins_micro_batches else self._backward_each
         launch = self._launch if self._clipping is not None else self._run_scaled
-        launched = launch(backward, batches, step)
+        try:
+            launched = launch(backward, batches, step)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory is full at step {step + 1} with a micro-batch of {self.plan.micro_batch} images on "
+                f"rank {self.group.rank}: {str(error).splitlines()[0]}",
+                "Lower training.batch_size (training.global_batch_size keeps the recipe), set "
+                "training.activation_checkpointing, or find the largest that fits: segformer-spark tune batch-size",
+            ) from error
         if self._compiles:
             self._compiles = False
             logger.info("torch.compile: %d graph breaks in the encoder", graph_breaks())

@@ -1,0 +1,194 @@
+"""`make gpu-check`: the tests that want a GPU and the benchmarks, in one JSON file and one table with the GPU's name."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segformer_spark.bench.benchmarks import PRODUCTS, model_benchmark
+from segformer_spark.bench.interleaved import Row, compare
+from segformer_spark.bench.roofline.device_models import DEVICE_MODELS, DeviceModel
+from segformer_spark.bench.roofline.report import parts
+from segformer_spark.bench.roofline.steps import AUTOCAST, OURS, StepSpec, trace_steps
+from segformer_spark.bench.workload import ModelSpec
+from segformer_spark.errors import UserError
+from segformer_spark.run.atomic import write_json, write_text
+from segformer_spark.run.record import command_record, host_record, scrub, software_record
+from segformer_spark.run.system import now
+
+_ROUNDS = 5
+_BENCHMARKS = (
+    ("train", "b2", 8, 512, 3, "bf16"),
+    ("train", "b2", 8, 512, 3, "tf32"),
+    ("train", "b2", 4, 512, 150, "bf16"),
+    ("train", "b0", 16, 512, 3, "bf16"),
+    ("train", "b5", 4, 768, 3, "bf16"),
+    ("infer", "b2", 8, 512, 3, "bf16"),
+)
+"""Kind, variant, batch, pixels, classes, precision: the rows of docs/performance.md's estimate."""
+
+_LEFT_OUT = ("transformers eager", "smp", "original implementation")
+"""Slower than what stays, and there are eight minutes for all."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One benchmark's rows, beside what the estimate says of the same step."""
+
+    title: str
+    rows: Sequence[Row]
+    estimated_ratio: float | None
+
+
+def main() -> None:
+    """Run everything; ends with status 1 when a test failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("gpu_check"), help="folder (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin no benchmark after (default: %(default)s)")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("error: make gpu-check: torch sees no GPU (nvidia-smi shows the driver's view)")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    tests = run_tests(arguments.output / "tests.xml")
+    measured: list[Measured] = []
+    skipped: list[str] = []
+    for spec in _BENCHMARKS:
+        title = " ".join(map(str, spec))
+        if time.monotonic() - started > 60 * arguments.minutes:
+            skipped.append(title)
+            continue
+        print(f"benchmark: {title}", flush=True)
+        measured.append(measure(spec, device_model(torch.cuda.get_device_name())))
+    record = {
+        "ended": now(),
+        "hardware": host_record(torch.device("cuda", 0)),
+        "software": software_record(),
+        "command": command_record(),
+        "tests": tests,
+        "benchmarks": [_as_json(one) for one in measured],
+        "left_out_for_time": skipped,
+    }
+    write_json(arguments.output / "gpu_check.json", scrub(record))
+    lines = list(table(torch.cuda.get_device_name(), tests, measured, skipped))
+    write_text(arguments.output / "gpu_check.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+    print(f"wrote: {arguments.output / 'gpu_check.json'}, {arguments.output / 'gpu_check.md'}")
+    raise SystemExit(1 if tests["failed"] else 0)
+
+
+def run_tests(report: Path) -> dict[str, Any]:
+    """The tests marked `gpu`: how many passed, and the names of those that did not."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", f"--junitxml={report}"]
+    subprocess.run(["env", "GPU_CHECK=1", *command], check=False)
+    return counted(report)
+
+
+def counted(report: Path) -> dict[str, Any]:
+    """What a JUnit report says.
+
+    Raises:
+        UserError: the tests ended without one.
+    """
+    try:
+        cases = ElementTree.parse(report).getroot().iter("testcase")
+    except (OSError, ElementTree.ParseError) as error:
+        raise UserError(f"{report}: the tests ended without a report ({error})") from error
+    states: dict[str, str] = {}
+    for case in cases:
+        bad = case.find("failure") is not None or case.find("error") is not None
+        left_out = case.find("skipped") is not None
+        states[str(case.get("name"))] = "failed" if bad else "skipped" if left_out else "passed"
+    found = {state: [name for name, own in states.items() if own == state] for state in ("failed", "skipped")}
+    return {"passed": sum(own == "passed" for own in states.values()), **found}
+
+
+def device_model(name: str) -> DeviceModel | None:
+    """The data sheet of a GPU, by the name that CUDA gives it."""
+    for part, key in (("A100-SXM4-40", "a100-40"), ("A100-PCIE-40", "a100-40"), ("A100", "a100-80"), ("H100", "h100")):
+        if part in name:
+            return DEVICE_MODELS[key]
+    return DEVICE_MODELS["v100"] if "V100" in name else None
+
+
+def measure(benchmark: tuple[str, str, int, int, int, str], model: DeviceModel | None) -> Measured:
+    """Interleaved rounds on the GPU, and the estimate of the same step."""
+    kind, variant, batch, side, classes, precision = benchmark
+    spec = ModelSpec(
+        kind="train" if kind == "train" else "infer",
+        variant=variant,
+        batch=batch,
+        image_size=side,
+        classes=classes,
+        precision=precision,
+        device="cuda",
+    )
+    whole = model_benchmark(spec)
+    kept = {name: own for name, own in whole.workloads.items() if name not in _LEFT_OUT}
+    rows = compare(type(whole)(whole.title, kept, whole.images), _ROUNDS)
+    estimated = None
+    if kind == "train" and model is not None:
+        estimated = estimated_ratio(StepSpec(variant, batch, side, classes, precision, "gpu"), model)
+    return Measured(whole.title, rows, estimated)
+
+
+def estimated_ratio(spec: StepSpec, model: DeviceModel) -> float:
+    """transformers' time over this package's, by the estimate."""
+    tf32 = spec.precision == "tf32"
+    traces = trace_steps(spec)
+    own, theirs = (
+        sum(part.ms for part in parts(traces[name], model, tf32=tf32))
+        for name in (OURS, AUTOCAST if AUTOCAST in traces else "transformers")
+    )
+    return theirs / own
+
+
+def table(device: str, tests: dict[str, Any], measured: Sequence[Measured], skipped: Sequence[str]) -> Iterator[str]:
+    """Markdown for docs/performance.md."""
+    failed = ", ".join(tests["failed"]) or "none"
+    yield f"{device}: {tests['passed']} tests passed, failed: {failed}, skipped: {len(tests['skipped'])}"
+    yield ""
+    yield "| step | implementation | images/s | ms | time relative to ours | estimated | GiB | share of peak |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for one in measured:
+        peak = next((row.flops / row.median for row in one.rows if row.name == PRODUCTS and row.flops), None)
+        for row in one.rows:
+            if row.name == PRODUCTS:
+                continue
+            estimated = one.estimated_ratio if row.name.startswith("transformers") else None
+            share = "" if row.flops is None or peak is None else f"{100 * row.flops / row.median / peak:.0f} %"
+            memory = "" if row.memory_mib is None else f"{row.memory_mib / 1024:.1f}"
+            images = _images(one.title) / row.median
+            yield (
+                f"| {one.title} | {row.name} | {images:.1f} | {1000 * row.median:.1f} | {row.ratio:.2f} | "
+                f"{'' if estimated is None else f'{estimated:.2f}'} | {memory} | {share} |"
+            )
+    if skipped:
+        yield ""
+        yield f"Left out for time: {', '.join(skipped)}"
+
+
+def _images(title: str) -> int:
+    """Of a step: "training step: SegFormer-B2, 8 x 512 px, ..."."""
+    return int(title.split(", ")[1].split(" x ")[0])
+
+
+def _as_json(one: Measured) -> dict[str, Any]:
+    return {
+        "title": one.title,
+        "estimated_ratio": one.estimated_ratio,
+        "rows": [{**row.__dict__, "median_seconds": row.median, "ratio": row.ratio} for row in one.rows],
+    }
+
+
+if __name__ == "__main__":
+    main()
