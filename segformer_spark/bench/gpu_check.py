@@ -1,4 +1,4 @@
-"""`make gpu-check`: the tests that want a GPU and the benchmarks, in one JSON file and one table with the GPU's name."""
+"""`make gpu-check`: the tests that want a GPU and the benchmarks, in one JSON file and a table with its name."""
 
 from __future__ import annotations
 
