@@ -23,6 +23,8 @@ from segformer_spark.data.window import Window
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.sliding import sliding_logits
+from segformer_spark.kernels.class_ids import class_ids
+from segformer_spark.kernels.select import select_arithmetic
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.ops.interpolation import bands, enlarge_rows, enlarged_bands, source_rows
@@ -256,6 +258,9 @@ def enlarged_ids(passes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     ids = torch.empty(size, dtype=dtype, device=passes[0].device)
     # In a product with zeros an infinite score would spread over its row and column.
     passes = [torch.nan_to_num(logits) for logits in passes]
+    arithmetic = select_arithmetic("auto", ids.device)
+    if arithmetic != "cpu" and len(passes) == 1:
+        return class_ids(passes[0][None], size, arithmetic)[0]
     for rows in bands(size[0], max(_MIN_ROWS, _BAND_VALUES // (classes * size[1]))):
         needed = source_rows(length, size[0], rows.start, rows.stop)
         scores = [enlarge_rows(logits[:, needed], length, rows, size) for logits in passes]

@@ -16,12 +16,20 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from segformer_spark.kernels import add_norm, classify, depthwise_gelu, merge_levels, segmentation_loss
+from segformer_spark.kernels import (
+    add_norm,
+    class_ids,
+    classify,
+    depthwise_gelu,
+    level_logits,
+    merge_levels,
+    segmentation_loss,
+)
 from segformer_spark.kernels.registry import NO_TRITON, OPERATIONS, Operation, replace_by_plain, runs_fused
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger
 
-MODULES = (add_norm, classify, depthwise_gelu, merge_levels, segmentation_loss)
+MODULES = (add_norm, class_ids, classify, depthwise_gelu, level_logits, merge_levels, segmentation_loss)
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference over the largest value; four units of the last place in the narrow types."""
@@ -49,12 +57,15 @@ def cases(dtype: torch.dtype, device: torch.device) -> dict[str, list[tuple[Any,
             found["add_norm_backward"].append((grad, other, maps, mean, deviation, norm[0], scale))
     for images, height, width, channels in ((2, 3, 5, 24), (1, 2, 20, 70), (2, 1, 1, 16)):
         maps, rest = real(images * height * width, channels, of=dtype), (real(channels), real(channels, 9))
-        found["depthwise_gelu"].append((maps, *rest, real(channels), images, height, width))
+        found["depthwise_gelu"].append((maps, *rest, real(channels), images, height, width, width != 1))
         grad, slope = (real(len(maps), channels, of=dtype) for _ in range(2))
         found["depthwise_gelu_backward"].append((grad, slope, maps, *rest, images, height, width))
     for sides, channels, wide in (((8, 4, 2, 1), 16, 24), ((13, 7, 4, 2), 40, 72)):
         finest, *others = (real(2, side, side + 3, wide, of=dtype) for side in sides)
-        found["merge_levels"].append((finest[..., :channels].contiguous(), real(wide, channels, of=dtype), *others))
+        levels = (finest[..., :channels].contiguous(), real(wide, channels, of=dtype), *others)
+        found["merge_levels"].append(levels)
+        classes = 3 if channels == 16 else 150
+        found["level_logits"].append((*levels, real(classes, wide, of=dtype), real(classes)))
     for pixels, channels, classes, dropped in ((70, 24, 1, 0), (70, 72, 19, 6554), (33, 128, 150, 30000)):
         values, weight = real(pixels, channels, of=dtype), real(classes, channels, of=dtype)
         norm3, seed = [real(channels) for _ in range(3)], torch.tensor([2**40 + 7]).to(device)
@@ -74,6 +85,7 @@ def cases(dtype: torch.dtype, device: torch.device) -> dict[str, list[tuple[Any,
         labels[torch.rand(labels.shape, generator=generator) < ignored] = 255
         weights = None if classes == 3 else torch.rand(classes, generator=generator).to(device) + 0.5
         batch = (logits, labels.to(device), weights, 0.1 if classes == 19 else 0.0, 255)
+        found["class_ids"].append((logits, *size))
         found["loss_sums"].append(batch)
         found["loss_sums_backward"].append((real(2 + 3 * classes), *batch))
     return found

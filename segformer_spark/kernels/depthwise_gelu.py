@@ -1,8 +1,8 @@
 """The Mix-FFN's depthwise convolution with its GELU (Xie et al. 2021, equation 3), as one operation each way.
 
-The kernel forward keeps GELU's slope beside its value, so that the one backward takes the gradients for maps, weights
-and bias from one reading of each. The maps come without the bias of the linear layer that made them: it is added here,
-and its gradient is summed here.
+For a gradient the kernel forward keeps GELU's slope beside its value, so that the one backward takes the gradients for
+maps, weights and bias from one reading of each. The maps come without the bias of the linear layer that made them: it
+is added here, and its gradient is summed here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,18 @@ _SPLITS = 64
 
 @jit
 def _forward_kernel(  # type: ignore[no-untyped-def]
-    tokens, maps_bias, weight, bias, out, slope, H, W, C, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+    tokens,
+    maps_bias,
+    weight,
+    bias,
+    out,
+    slope,
+    H,
+    W,
+    C,
+    KEEP: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     x = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
@@ -48,7 +59,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     known = (x < W)[:, None] & own[None, :]
     place = x[:, None] * C + c[None, :]
     tl.store(out + start + place, total * below, mask=known)
-    tl.store(slope + start + place, below + total * tl.exp(-0.5 * total * total) * 0.3989422804014327, mask=known)
+    if KEEP:
+        tl.store(slope + start + place, below + total * tl.exp(-0.5 * total * total) * 0.3989422804014327, mask=known)
 
 
 @jit
@@ -95,17 +107,21 @@ def _splits(images: int, height: int, width: int) -> int:
     return min(_SPLITS, images * height * -(-width // _PIXELS_BACKWARD))
 
 
-def _fused_forward(
-    tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, images: int, height: int, width: int
-) -> tuple[Tensor, Tensor]:
-    out, slope = torch.empty_like(tokens), torch.empty_like(tokens)
+def _fused_forward(tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, images: int, height: int,
+                   width: int, keep: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out, slope = _shapes_forward(tokens, maps_bias, weight, bias, images, height, width, keep)
     channels = tokens.shape[1]
     grid = (-(-channels // _CHANNELS), -(-width // _PIXELS_FORWARD), images * height)
     _forward_kernel[grid](
         tokens, maps_bias, weight, bias, out, slope, height, width, channels,
-        PIXELS=_PIXELS_FORWARD, CHANNELS=_CHANNELS,
+        KEEP=keep, PIXELS=_PIXELS_FORWARD, CHANNELS=_CHANNELS,
     )  # fmt: skip
     return out, slope
+
+
+def _shapes_forward(tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, images: int, height: int,
+                    width: int, keep: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(tokens), torch.empty_like(tokens) if keep else tokens.new_empty(0)
 
 
 def _fused_backward(grad: Tensor, slope: Tensor, tokens: Tensor, maps_bias: Tensor, weight: Tensor, images: int,
@@ -124,14 +140,15 @@ def _as_maps(tokens: Tensor, images: int, height: int, width: int) -> Tensor:
     return tokens.view(images, height, width, -1).permute(0, 3, 1, 2)
 
 
-def _plain_forward(
-    tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, images: int, height: int, width: int
-) -> tuple[Tensor, Tensor]:
+def _plain_forward(tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, images: int, height: int,
+                   width: int, keep: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
     maps = _as_maps(tokens.to(weight.dtype) + maps_bias.to(weight.dtype), images, height, width)
     convolved = functional.conv2d(maps, weight.view(-1, 1, 3, 3), bias, padding=1, groups=len(weight))
     convolved = convolved.permute(0, 2, 3, 1).reshape(tokens.shape)
-    slope = torch.ops.aten.gelu_backward(torch.ones_like(convolved), convolved)
-    return functional.gelu(convolved).to(tokens.dtype), slope.to(tokens.dtype)
+    out = functional.gelu(convolved).to(tokens.dtype)
+    if not keep:
+        return out, tokens.new_empty(0)
+    return out, torch.ops.aten.gelu_backward(torch.ones_like(convolved), convolved).to(tokens.dtype)
 
 
 def _plain_backward(grad: Tensor, slope: Tensor, tokens: Tensor, maps_bias: Tensor, weight: Tensor, images: int,
@@ -149,16 +166,21 @@ def _plain_backward(grad: Tensor, slope: Tensor, tokens: Tensor, maps_bias: Tens
     return of_tokens.to(tokens.dtype), sums
 
 
-_FLOPS_FORWARD, _FLOPS_BACKWARD = 60, 58
-"""For each value: nine multiply-adds with their bias, and GELU with its slope; twice nine, and the products."""
+_FLOPS_FORWARD, _FLOPS_SLOPE, _FLOPS_BACKWARD = 45, 8, 55
+"""For each value: nine multiply-adds with the bias of their maps, and GELU; an exponential and what is added to it;
+twice nine multiply-adds, nine products and ten sums."""
 
 register(
-    "depthwise_gelu(Tensor tokens, Tensor maps_bias, Tensor weight, Tensor bias, int images, int height, int width)"
-    " -> (Tensor, Tensor)",
+    "depthwise_gelu(Tensor tokens, Tensor maps_bias, Tensor weight, Tensor bias, int images, int height, int width,"
+    " bool keep) -> (Tensor, Tensor)",
     plain=_plain_forward,
     fused=_fused_forward,
-    shapes=lambda tokens, *_: (torch.empty_like(tokens), torch.empty_like(tokens)),
-    cost=lambda tokens, *rest: KernelCost(_FLOPS_FORWARD * tokens.numel(), nbytes(tokens, *rest), 2 * tokens.nbytes),
+    shapes=_shapes_forward,
+    cost=lambda tokens, maps_bias, weight, bias, images, height, width, keep: KernelCost(
+        (_FLOPS_FORWARD + _FLOPS_SLOPE * keep) * tokens.numel(),
+        nbytes(tokens, maps_bias, weight, bias),
+        (2 if keep else 1) * tokens.nbytes,
+    ),
 )
 register(
     "depthwise_gelu_backward(Tensor grad, Tensor slope, Tensor tokens, Tensor maps_bias, Tensor weight, int images, "
@@ -181,7 +203,7 @@ class _DepthwiseGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias: Tensor, grid: Grid) -> Tensor:
         flat = weight.view(-1, 9)
-        out, slope = torch.ops.segformer_spark.depthwise_gelu(tokens, maps_bias, flat, bias, *grid)
+        out, slope = torch.ops.segformer_spark.depthwise_gelu(tokens, maps_bias, flat, bias, *grid, True)
         ctx.save_for_backward(slope, tokens, maps_bias, flat)
         ctx.grid, ctx.shape = grid, weight.shape
         result: Tensor = out
@@ -211,6 +233,11 @@ def fused_depthwise_gelu(tokens: Tensor, maps_bias: Tensor, weight: Tensor, bias
         weight: (C, 1, 3, 3), fp32.
         bias: (C,), fp32.
     """
+    if not torch.is_grad_enabled():
+        out: Tensor = torch.ops.segformer_spark.depthwise_gelu(
+            tokens, maps_bias, weight.view(-1, 9), bias, *grid, False
+        )[0]
+        return out
     result: Tensor = _DepthwiseGelu.apply(tokens, maps_bias, weight, bias, grid)
     return result
 

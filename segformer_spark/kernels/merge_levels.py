@@ -21,7 +21,7 @@ _PIXELS, _CHANNELS = 32, 64
 
 
 @jit
-def _enlarged(level, b, y, x, d, known, h, w, H, W, D):  # type: ignore[no-untyped-def]
+def enlarged(level, b, y, x, d, known, h, w, H, W, D):  # type: ignore[no-untyped-def]
     """A level's values at pixels x of row y."""
     row = tl.maximum((y + 0.5) * (h / H) - 0.5, 0.0)
     col = tl.maximum((x + 0.5) * (w / W) - 0.5, 0.0)
@@ -59,9 +59,9 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
         )
         own = tl.load(weight + d[None, :] * C + c[:, None], mask=(c < C)[:, None] & (d < D)[None, :], other=0.0)
         total = dot(maps, own, total, PRECISION, WIDEN)
-    total += _enlarged(second, b, y, x, d, known, h2, w2, H, W, D)
-    total += _enlarged(third, b, y, x, d, known, h3, w3, H, W, D)
-    total += _enlarged(fourth, b, y, x, d, known, h4, w4, H, W, D)
+    total += enlarged(second, b, y, x, d, known, h2, w2, H, W, D)
+    total += enlarged(third, b, y, x, d, known, h3, w3, H, W, D)
+    total += enlarged(fourth, b, y, x, d, known, h4, w4, H, W, D)
     stored = total.to(out.dtype.element_ty)
     tl.store(out + line_start * D + x[:, None] * D + d[None, :], stored, mask=known)
     value = tl.where(known, stored.to(tl.float32), 0.0)
@@ -90,7 +90,7 @@ def _fused_merge(
 def _plain_merge(
     finest: Tensor, weight: Tensor, second: Tensor, third: Tensor, fourth: Tensor
 ) -> tuple[Tensor, Tensor]:
-    out = _enlarge_and_add(functional.linear(finest, weight), (second, third, fourth))
+    out = add_enlarged(functional.linear(finest, weight), (second, third, fourth))
     rows = out.flatten(0, 1).to(torch.promote_types(out.dtype, torch.float32))
     return out, torch.stack([rows.sum(1), rows.square().sum(1)], 1)
 
@@ -125,7 +125,7 @@ def _matrix(length: int, size: int, maps: Tensor) -> Tensor:
     return matrix
 
 
-def _enlarge_and_add(base: Tensor, levels: Sequence[Tensor]) -> Tensor:
+def add_enlarged(base: Tensor, levels: Sequence[Tensor]) -> Tensor:
     """base + the levels enlarged to its size: rows level by level, side by side, then all columns in one product."""
     batch, height, width, channels = base.shape
     columns = [level.shape[2] for level in levels]
@@ -142,7 +142,7 @@ def _enlarge_and_add(base: Tensor, levels: Sequence[Tensor]) -> Tensor:
 
 
 def _of_levels(grad: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """The gradient (B, H, W, D) of a sum of enlarged levels for each of them: `_enlarge_and_add` the other way."""
+    """The gradient (B, H, W, D) of a sum of enlarged levels for each of them: `add_enlarged` the other way."""
     batch, height, width, channels = grad.shape
     columns = [size[1] for size in sizes]
     horizontal = torch.cat([_matrix(length, width, grad) for length in columns], 1).T
@@ -161,7 +161,7 @@ class _EnlargeAndAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, base: Tensor, *levels: Tensor) -> Tensor:
         ctx.sizes = [(level.shape[1], level.shape[2]) for level in levels]
-        return _enlarge_and_add(base, levels)
+        return add_enlarged(base, levels)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -187,7 +187,7 @@ class _Merge(torch.autograd.Function):
         return of_finest, of_weight, *_of_levels(grad, ctx.sizes)
 
 
-def _projected(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> list[Tensor]:
+def projected(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> list[Tensor]:
     """All levels but the finest. A constant added to the coarsest is a constant everywhere, as the weights of an
     interpolation sum to 1: the bias goes there, and its gradient is a short sum."""
     *between, last = (functional.linear(maps, weight) for maps, weight in zip(features[1:], weights[1:], strict=True))
@@ -206,7 +206,7 @@ def merge_levels(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Te
         (B, H_0, W_0, D), contiguous.
     """
     merged: Tensor = _EnlargeAndAdd.apply(
-        functional.linear(features[0], weights[0]), *_projected(features, weights, bias)
+        functional.linear(features[0], weights[0]), *projected(features, weights, bias)
     )
     return merged
 
@@ -218,6 +218,6 @@ MERGE = ("merge_levels",)
 def fused_merge_levels(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> tuple[Tensor, Tensor]:
     """`merge_levels` of four levels as one operation, and the sums of values and squares of its tiles (T, 2, D)."""
     result: tuple[Tensor, Tensor] = _Merge.apply(
-        features[0].contiguous(), weights[0], *_projected(features, weights, bias)
+        features[0].contiguous(), weights[0], *projected(features, weights, bias)
     )
     return result

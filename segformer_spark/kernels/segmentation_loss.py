@@ -19,7 +19,7 @@ from segformer_spark.kernels.select import Arithmetic
 from segformer_spark.ops.constants import device_constant
 from segformer_spark.ops.interpolation import source_position
 
-_STRIP = 4
+STRIP = 4
 """Rows of logits that a program walks down: what the last has for the next one stays in registers."""
 
 _VALUES = 1024
@@ -195,14 +195,15 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
 
 
 @device_constant
-def _starts(length: int, size: int, device: torch.device) -> Tensor:
+def starts(length: int, size: int, device: torch.device) -> Tensor:
     """The first pixel between each logit and the next, along one side; `size` at the end. int32 (length + 1,)."""
     before = [source_position(length, size, pixel)[0] for pixel in range(size)]
     first = [next((pixel for pixel in range(size) if before[pixel] >= index), size) for index in range(length)]
     return torch.tensor([*first, size], dtype=torch.int32).to(device)
 
 
-def _tile(classes: int) -> tuple[int, int]:
+def loss_tile(classes: int) -> tuple[int, int]:
+    """Columns of logits and classes of a tile."""
     block = max(2, 1 << (classes - 1).bit_length())
     return max(1, min(128, _VALUES // block)), block
 
@@ -211,9 +212,9 @@ def _shared(logits: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[lis
     """Arguments of both kernels before and after their outputs."""
     _, h, w, classes = logits.shape
     high, wide = labels.shape[-2:]
-    starts = [_starts(h, high, logits.device), _starts(w, wide, logits.device)]
+    first = [starts(h, high, logits.device), starts(w, wide, logits.device)]
     return (
-        [logits, labels, labels if weights is None else weights, *starts],
+        [logits, labels, labels if weights is None else weights, *first],
         [h, w, high, wide, classes, h / high, w / wide],
     )
 
@@ -222,13 +223,13 @@ def _fused_forward(
     logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float, ignore_index: int
 ) -> Tensor:
     batch, h, w, classes = logits.shape
-    lanes, block = _tile(classes)
-    grid = (-(-w // lanes), -(-h // _STRIP), batch)
+    lanes, block = loss_tile(classes)
+    grid = (-(-w // lanes), -(-h // STRIP), batch)
     partials = torch.empty(grid[0] * grid[1] * batch, 2 + 3 * classes, device=logits.device)
     before, after = _shared(logits, labels, weights)
     _forward_kernel[grid](
         *before, partials, *after, smoothing, ignore_index,
-        WEIGHTED=weights is not None, SMOOTH=smoothing > 0, STRIP=_STRIP, LANES=lanes, BLOCK_C=block,
+        WEIGHTED=weights is not None, SMOOTH=smoothing > 0, STRIP=STRIP, LANES=lanes, BLOCK_C=block,
     )  # fmt: skip
     return partials
 
@@ -237,18 +238,18 @@ def _fused_backward(
     grads: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float, ignore_index: int
 ) -> Tensor:
     batch, h, w, classes = logits.shape
-    lanes, block = _tile(classes)
-    grid = (-(-w // lanes), -(-h // _STRIP), batch)
+    lanes, block = loss_tile(classes)
+    grid = (-(-w // lanes), -(-h // STRIP), batch)
     lefts, rights = (torch.empty(logits.shape, device=logits.device) for _ in range(2))
     edges = torch.empty(batch, grid[1], 2, w, classes, device=logits.device)
     before, after = _shared(logits, labels, weights)
     _backward_kernel[grid](
         *before, grads, lefts, rights, edges, *after, smoothing, ignore_index,
-        WEIGHTED=weights is not None, SMOOTH=smoothing > 0, STRIP=_STRIP, LANES=lanes, BLOCK_C=block,
+        WEIGHTED=weights is not None, SMOOTH=smoothing > 0, STRIP=STRIP, LANES=lanes, BLOCK_C=block,
     )  # fmt: skip
     out = torch.empty_like(logits)
     _combine_kernel[(-(-w * classes // _VALUES), h, batch)](
-        lefts, rights, edges, out, h, w, classes, grid[1], STRIP=_STRIP, BLOCK=_VALUES
+        lefts, rights, edges, out, h, w, classes, grid[1], STRIP=STRIP, BLOCK=_VALUES
     )
     return out
 
@@ -259,14 +260,14 @@ _FLOPS_FORWARD, _FLOPS_BACKWARD = 14, 24
 
 def _cost_forward(logits: Tensor, labels: Tensor, weights: Tensor | None, *_: Any) -> KernelCost:
     batch, h, w, classes = logits.shape
-    lanes = _tile(classes)[0]
-    partials = 4 * batch * -(-h // _STRIP) * -(-w // lanes) * (2 + 3 * classes)
+    lanes = loss_tile(classes)[0]
+    partials = 4 * batch * -(-h // STRIP) * -(-w // lanes) * (2 + 3 * classes)
     return KernelCost(_FLOPS_FORWARD * labels.numel() * classes, nbytes(logits, labels, weights), partials)
 
 
 def _cost_backward(grads: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None, *_: Any) -> KernelCost:
     batch, h, w, classes = logits.shape
-    planes = 4.0 * 2 * batch * w * classes * (h + -(-h // _STRIP))
+    planes = 4.0 * 2 * batch * w * classes * (h + -(-h // STRIP))
     return KernelCost(
         _FLOPS_BACKWARD * labels.numel() * classes,
         nbytes(grads, logits, labels, weights) + planes,

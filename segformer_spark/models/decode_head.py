@@ -23,6 +23,7 @@ from torch.nn import functional
 from segformer_spark.kernels.cast import Stacks, cast_together
 from segformer_spark.kernels.classify import CLASSIFY, fused_classify
 from segformer_spark.kernels.classify_plain import plain_classify, statistics_of_sums
+from segformer_spark.kernels.level_logits import LEVEL_LOGITS, level_logits
 from segformer_spark.kernels.merge_levels import MERGE, fused_merge_levels, merge_levels
 from segformer_spark.kernels.registry import runs_fused
 from segformer_spark.kernels.select import Arithmetic, Setting, select_arithmetic
@@ -71,10 +72,12 @@ class MergedDecodeHead(nn.Module):
         dtype = arithmetic(maps[0])
         with torch.autocast(maps[0].device.type, enabled=False):
             features = [feature.permute(0, 2, 3, 1).to(dtype) for feature in maps]
-            weights, bias = self._merged_in(dtype)
-            if not self.training:
-                return self._classify(merge_levels(features, weights, bias)).permute(0, 3, 1, 2)
-            logits = self._train_on_gpu(features, weights, bias, kernels)
+            if self.training:
+                logits = self._train_on_gpu(features, *self._merged_in(dtype), kernels)
+            elif torch.is_grad_enabled():
+                logits = self._classify(merge_levels(features, *self._merged_in(dtype)))
+            else:
+                logits = self._infer_on_gpu(features, dtype, kernels)
         return logits.permute(0, 3, 1, 2)
 
     def _train_on_gpu(
@@ -94,14 +97,29 @@ class MergedDecodeHead(nn.Module):
         norm.update_running(statistics)
         return logits.view(*merged.shape[:3], -1)
 
-    def _merged_in(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-        """F_i W_i (D, C_i) per level and the summed bias (D,), from factors in `dtype`: as exact as their product is
-        in it."""
+    def _infer_on_gpu(self, features: Sequence[Tensor], dtype: torch.dtype, kernels: Arithmetic) -> Tensor:
+        """Batch norm folded into the projections."""
+        norm = self.batch_norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        weights, bias = self._merged_in(dtype, scale, norm.bias - norm.running_mean * scale)
+        classifier = self.classifier.weight.flatten(1).to(dtype)
+        fused = kernels == "gpu" and runs_fused(LEVEL_LOGITS, features[0].device)
+        return level_logits(features, weights, bias, classifier, self._bias(dtype), fused=fused)
+
+    def _merged_in(
+        self, dtype: torch.dtype, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """scale F_i W_i (D, C_i) per level and the summed bias (D,) + shift, from factors in `dtype`: as exact as their
+        product is in it."""
         modules: Any = self.linear_projections
         projections = [module.proj for module in modules]
         fuse = self.linear_fuse.weight.flatten(1)
         # The head concatenates the coarsest level first.
+        fuse = fuse if scale is None else fuse * scale[:, None]
         bias = torch.mv(fuse, torch.cat([projection.bias for projection in reversed(projections)]))
+        bias = bias if shift is None else bias + shift
         given = [fuse, *(projection.weight for projection in projections)]
         fuse, *weights = cast_together(given, Stacks([[weight.shape] for weight in given]), dtype)
         parts = fuse.chunk(len(projections), dim=1)[::-1]

@@ -127,6 +127,7 @@ def _add_roofline(actions: Subparsers) -> None:
         default="gpu",
         help="this package's arithmetic, as hardware.kernels names it (default: %(default)s)",
     )
+    parser.add_argument("--infer", action="store_true", help="inference to class ids at twice the size of the images")
     parser.add_argument("--top", type=positive, default=15, help="operations to list (default: %(default)s)")
     parser.add_argument("--host-time", action="store_true", help="measure what the host does, too (half a minute)")
     parser.add_argument("--json", type=Path, default=None, help="write everything that was counted to this file")
@@ -251,7 +252,7 @@ def roofline(arguments: argparse.Namespace) -> int:
 
     given = {name: getattr(arguments, name) for name in StepSpec.__dataclass_fields__}
     device = DEVICE_MODELS[arguments.device_model]
-    options = {"top": arguments.top, "host": arguments.host_time, "output": arguments.json}
+    options = {"infer": arguments.infer, "top": arguments.top, "host": arguments.host_time, "output": arguments.json}
     for line in estimate(StepSpec(**given), device, **options):
         print(line, flush=True)
     return 0

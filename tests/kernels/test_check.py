@@ -54,7 +54,7 @@ def test_before_ampere_torch_multiplies(card: Any) -> None:
     assert all(runs_fused([name], GPU) for name in OPERATIONS)
     card.capability = (7, 0)
     assert {name for name in OPERATIONS if not runs_fused([name], GPU)} == {
-        "classify", "classify_sums", "classify_backward", "merge_levels",
+        "classify", "classify_sums", "classify_backward", "merge_levels", "level_logits",
     }  # fmt: skip
     assert not runs_fused(["add_norm", "classify"], GPU)
 

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from segformer_spark.kernels import add_norm, classify, depthwise_gelu, merge_levels, segmentation_loss
+from segformer_spark.kernels import (
+    add_norm,
+    class_ids,
+    classify,
+    depthwise_gelu,
+    level_logits,
+    merge_levels,
+    segmentation_loss,
+)
 from segformer_spark.kernels.registry import NO_TRITON
 
 pytestmark = pytest.mark.skipif(NO_TRITON, reason="torch's builds without CUDA bring no Triton")
@@ -24,11 +32,32 @@ POINTERS = {
     **dict.fromkeys(("values", "logits", "grad", "out", "finest", "second", "third", "fourth", "slope"), MAPS),
     **dict.fromkeys(("row_start", "col_start"), "*i32"),
     "labels": "*u8",
+    "ids": "*u8",
+    "classifier": MAPS,
     "seed": "*i64",
 }
 NUMBERS = {"eps": "fp32", "row_scale": "fp32", "col_scale": "fp32", "smoothing": "fp32", "keep_scale": "fp32"}
 INTEGERS = {
-    *("N", "C", "D", "H", "W", "h", "w", "h2", "w2", "h3", "w3", "h4", "w4", "per_image", "lines", "groups", "dropped"),
+    *(
+        "N",
+        "C",
+        "D",
+        "K",
+        "H",
+        "W",
+        "h",
+        "w",
+        "h2",
+        "w2",
+        "h3",
+        "w3",
+        "h4",
+        "w4",
+        "per_image",
+        "lines",
+        "groups",
+        "dropped",
+    ),
     *("ignore", "strips"),
 }
 
@@ -45,7 +74,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
             ("add_norm_backward", add_norm._backward_kernel, {"ADDED": True, "BRANCH": True}),
         )
     },
-    "depthwise_gelu": (depthwise_gelu._forward_kernel, {"PIXELS": 16, "CHANNELS": 64}, 4),
+    "depthwise_gelu": (depthwise_gelu._forward_kernel, {"KEEP": True, "PIXELS": 16, "CHANNELS": 64}, 4),
     "depthwise_gelu_backward": (depthwise_gelu._backward_kernel, {"PIXELS": 8, "CHANNELS": 64, "TAPS": 16}, 4),
     **{
         f"{name} of {classes} classes": (kernel, {**LOSS, "LANES": min(128, 1024 // classes), "BLOCK_C": classes}, 4)
@@ -54,6 +83,14 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
             ("loss_sums", segmentation_loss._forward_kernel),
             ("loss_sums_backward", segmentation_loss._backward_kernel),
         )
+    },
+    **{
+        f"class_ids of {classes} classes": (
+            class_ids._kernel,
+            {"STRIP": 4, "LANES": min(128, 1024 // classes), "BLOCK_C": classes},
+            4 if classes <= 128 else 8,
+        )
+        for classes in (4, 256)
     },
     "loss_sums_combined": (segmentation_loss._combine_kernel, {"STRIP": 4, "BLOCK": 1024}, 4),
 }
@@ -70,6 +107,17 @@ WITH_PRODUCTS: dict[str, tuple[Any, dict[str, Any], int]] = {
             ("classify_sums", classify._sums_kernel),
             ("classify_backward", classify._backward_kernel),
         )
+    },
+    **{
+        f"level_logits of {classes} classes": (
+            level_logits._kernel,
+            {
+                **{name: value for name, value in level_logits.tile(64, classes).items() if name != "num_warps"},
+                **{"PRECISION": "ieee", "WIDEN": False},
+            },
+            level_logits.tile(64, classes)["num_warps"],
+        )
+        for classes in (3, 150)
     },
     "merge_levels": (
         merge_levels._merge_kernel,

@@ -9,7 +9,7 @@ from typing import Any
 
 from segformer_spark.bench.roofline.device_models import DeviceModel
 from segformer_spark.bench.roofline.host_time import host_ratio, host_times
-from segformer_spark.bench.roofline.steps import AUTOCAST, OURS, StepSpec, trace_steps
+from segformer_spark.bench.roofline.steps import AUTOCAST, OURS, StepSpec, trace_inference, trace_steps
 from segformer_spark.bench.roofline.trace import Trace
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.record import command_record, scrub, software_record
@@ -37,19 +37,23 @@ def parts(trace: Trace, device: DeviceModel, *, tf32: bool) -> list[Part]:
     return [Part(name, ms, gb, int(kernels)) for name, (ms, gb, kernels) in ordered]
 
 
-def estimate(spec: StepSpec, device: DeviceModel, *, top: int, host: bool, output: Path | None) -> Iterator[str]:
+def estimate(
+    spec: StepSpec, device: DeviceModel, *, infer: bool, top: int, host: bool, output: Path | None
+) -> Iterator[str]:
     """The lines of the table.
 
     Args:
+        infer: inference to class ids at twice the images' size, in place of a training step.
         top: how many kinds of operations to list.
         host: measure the host's time, too.
         output: JSON file for everything.
     """
-    traces, tf32 = trace_steps(spec), spec.precision == "tf32"
+    traces, tf32 = (trace_inference if infer else trace_steps)(spec), spec.precision == "tf32"
     listed = {name: parts(trace, device, tf32=tf32) for name, trace in traces.items()}
     own = sum(part.ms for part in listed[OURS])
     yield (
-        f"estimated training step: SegFormer-{spec.variant.upper()}, {spec.batch} x {spec.image_size} px, "
+        f"estimated {'inference' if infer else 'training step'}: SegFormer-{spec.variant.upper()}, "
+        f"{spec.batch} x {spec.image_size} px, "
         f"{spec.classes} classes, {spec.precision}, {device.name}"
     )
     yield f"{'':<34}{'ms':>8}{'ratio':>7}{'GB':>7}{'kernels':>9}{'dispatches':>12}{'GiB':>7}  host syncs"

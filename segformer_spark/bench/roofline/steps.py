@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
 from segformer_spark.bench.roofline.cuda_autocast import cuda_rules_on_cpu
 from segformer_spark.bench.roofline.trace import Trace, tracing
 from segformer_spark.bench.workload import names
 from segformer_spark.config.schema import LossConfig
 from segformer_spark.data.dataset import IGNORE_INDEX
-from segformer_spark.kernels.select import Setting
+from segformer_spark.kernels.class_ids import class_ids
+from segformer_spark.kernels.select import Setting, select_arithmetic
 from segformer_spark.losses.build import build_loss
 from segformer_spark.models.segformer import SegFormer, segformer_config
 
@@ -54,6 +56,16 @@ def trace_steps(spec: StepSpec) -> dict[str, Trace]:
     else:
         steps["transformers"] = steps.pop(AUTOCAST)
     return {name: step(spec) for name, step in steps.items()}
+
+
+def trace_inference(spec: StepSpec) -> dict[str, Trace]:
+    """{implementation: what it does from normalised images to class ids at twice their size}."""
+    size = (2 * spec.image_size, 2 * spec.image_size)
+    traces = {OURS: _infer(spec, size)}
+    traces[AUTOCAST if spec.narrow is not None else "transformers"] = _infer_with_transformers(spec, size, None)
+    if spec.narrow is not None:
+        traces[NARROW] = _infer_with_transformers(spec, size, spec.narrow)
+    return traces
 
 
 @contextmanager
@@ -144,18 +156,49 @@ def _transformers_in_narrow_parameters(spec: StepSpec) -> Trace:
         return _second(step, model, optimizer, images, labels)
 
 
+def _infer(spec: StepSpec, size: tuple[int, int]) -> Trace:
+    with _fake(spec) as (images, _), torch.no_grad():
+        model = SegFormer(_library_model(spec))
+        model.eval()
+        model.use_kernels(spec.kernels)
+        arithmetic = select_arithmetic(spec.kernels, images.device)
+
+        def run() -> None:
+            with _autocast(spec):
+                logits = model(images)
+            class_ids(logits, size, arithmetic)
+
+        return _second(run, model, None, images)
+
+
+def _infer_with_transformers(spec: StepSpec, size: tuple[int, int], narrow: torch.dtype | None) -> Trace:
+    with _fake(spec) as (images, _), torch.no_grad(), _default_dtype(narrow or torch.float32):
+        model = _library_model(spec).eval()
+
+        def run() -> None:
+            with _autocast(spec) if narrow is None else nullcontext():
+                logits = model(images if narrow is None else images.to(narrow)).logits
+            functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
+
+        return _second(run, model, None, images)
+
+
 def _update(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad()
 
 
-def _second(step: Callable[[], None], model: nn.Module, optimizer: torch.optim.Optimizer, *inputs: Tensor) -> Trace:
-    """The trace of a step when the optimizer's state exists."""
+def _second(
+    step: Callable[[], None], model: nn.Module, optimizer: torch.optim.Optimizer | None, *inputs: Tensor
+) -> Trace:
+    """The trace of a step when constants and the optimizer's state exist."""
     with tracing():
         step()
-    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = [] if optimizer is None else list(optimizer.state.values())
+    moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    groups = [] if optimizer is None else optimizer.param_groups
+    own = [parameter for group in groups for parameter in group["params"]]
     with tracing([*model.parameters(), *model.buffers(), *own, *moments, *inputs]) as trace:
         step()
     return trace
