@@ -34,6 +34,7 @@ LAUNCH_VARIABLES: dict[str, str] = {
     "MASTER_ADDR": "Name or address of the first node, where the names of nodes do not resolve.",
     "MASTER_PORT": "Port at which the ranks meet; default the first free one of eight that follow from the job.",
     "REQUEUE_ON_CANCEL": "1 requeues a training job also when scancel ended it; by default scancel is final.",
+    "SEGFORMER_KERNELS": "Arithmetic before hardware.kernels: auto, cpu, plain or gpu; read by every verb, always.",
     "ABLATION": "1 makes segformer_study.sh write the report of an ablation.",
     "TRAIN_OPTIONS": "Options of sbatch for the training job alone, in pipeline.sh.",
     "CACHE_DIR": "Folder in which prepare_data.sh builds the cache; default cache/ in the data set's folder.",

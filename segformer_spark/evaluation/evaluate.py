@@ -19,6 +19,7 @@ from segformer_spark.distributed.process_group import Group
 from segformer_spark.evaluation.pictures import draw_categories, draw_confusion, make_panel
 from segformer_spark.evaluation.predict import Predictor, count
 from segformer_spark.evaluation.session import InferenceSettings, Session
+from segformer_spark.kernels.select import kernels_record
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.metrics.report import NO_OBJECT, report
 from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
@@ -79,6 +80,7 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
             "split": options.split,
             "tta": settings.tta,
             "precision": settings.precision,
+            "kernels": kernels_record("auto", group.device),
             "resolution": "native",
             "inference": session.view.config.model_dump(),
             "started": started,

@@ -32,7 +32,7 @@ __all__ = [
     "only_shapes",
     "register",
 ]
-__all__ += ["replace_by_plain", "runs_fused", "tl"]
+__all__ += ["replace_by_plain", "replaced", "runs_fused", "tl"]
 
 _LIBRARY: Any = torch.library.Library("segformer_spark", "DEF")  # type: ignore[no-untyped-call]
 
@@ -144,3 +144,8 @@ def runs_fused(names: Sequence[str], device: torch.device) -> bool:
 def replace_by_plain(reasons: Mapping[str, str]) -> None:
     """Let plain torch take the place of these operations on GPUs, in this process."""
     _REPLACED.update(reasons)
+
+
+def replaced() -> dict[str, str]:
+    """{operation: why plain torch takes its place on GPUs}."""
+    return dict(_REPLACED)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from segformer_spark.errors import ConfigError
+from segformer_spark.kernels.registry import replaced
 from segformer_spark.run.console import logger
 
 Arithmetic = Literal["cpu", "plain", "gpu"]
@@ -43,3 +44,8 @@ def _from_variable(given: str) -> Setting:
             logger.info("%s=%s takes the place of hardware.kernels", VARIABLE, given)
             return setting
     raise ConfigError(f"{VARIABLE}={given!r}: it is one of {', '.join(SETTINGS)}")
+
+
+def kernels_record(setting: Setting, device: torch.device) -> dict[str, Any]:
+    """For a record: the arithmetic that runs, and which of its kernels plain torch replaces."""
+    return {"arithmetic": select_arithmetic(setting, device), "replaced": replaced()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -71,6 +71,8 @@ class SegFormer(SegmentationModel):
         self._encode_on_cpu: Callable[..., tuple[Tensor, ...]] = encode
         self._encode_on_gpu: Callable[..., tuple[Tensor, ...]] = mix_transformer_gpu.encode
         self._kernels: Setting = "auto"
+        # Found once: a walk over all modules takes the host longer than many a kernel.
+        self._blocks = tuple(block for block in self.encoder.modules() if isinstance(block, Block))
 
     @property
     def encoder(self) -> nn.Module:
@@ -95,7 +97,7 @@ class SegFormer(SegmentationModel):
         if kernels == "cpu":
             maps = self._encode_on_cpu(self.encoder, images)
         else:
-            maps = self._encode_on_gpu(self.encoder, images, list(self._blocks()), kernels)
+            maps = self._encode_on_gpu(self.encoder, images, self._blocks, kernels)
         return tuple(features.permute(0, 3, 1, 2) for features in maps)
 
     def decode(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -121,15 +123,12 @@ class SegFormer(SegmentationModel):
 
         The generator's state is restored for it, so that stochastic depth drops the same paths.
         """
-        for block in self._blocks():
+        for block in self._blocks:
             block.recompute = True
 
     def recomputed_blocks(self) -> list[Block]:
         """The blocks that `checkpoint_activations` chose; empty before."""
-        return [block for block in self._blocks() if block.recompute]
-
-    def _blocks(self) -> Iterator[Block]:
-        return (block for block in self.encoder.modules() if isinstance(block, Block))
+        return [block for block in self._blocks if block.recompute]
 
     def compile_encoder(self) -> None:
         """Let torch.compile build the encoder at its first use, for one input size at a time."""

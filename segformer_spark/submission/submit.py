@@ -16,6 +16,7 @@ from segformer_spark.data.sampler import rank_indices
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.session import InferenceSettings, Session
+from segformer_spark.kernels.select import kernels_record
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.digest import sha256_of
@@ -101,6 +102,7 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
             "ended": now(),
             "world_size": group.world_size,
             "hardware": hosts,
+            "kernels": kernels_record("auto", group.device),
             "software": software_record(),
         }
         write_json(options.output / _MANIFEST, json.loads(json.dumps(scrub(manifest))))

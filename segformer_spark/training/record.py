@@ -17,6 +17,7 @@ from segformer_spark.config.load import ResolvedConfig, run_name
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
+from segformer_spark.kernels.select import kernels_record
 from segformer_spark.models.registry import model_title
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
@@ -65,6 +66,7 @@ class TrainingRecord:
                 "total_steps": total_steps,
                 "steps_per_epoch": steps_per_epoch,
                 "tf32": torch.backends.cuda.matmul.allow_tf32,
+                "kernels": kernels_record(resolved.config.hardware.kernels, group.device),
                 "deepspeed_file": deepspeed_file(resolved.config).name,
                 "slurm": slurm_record(os.environ),
             },
@@ -90,7 +92,7 @@ class TrainingRecord:
         for dotted, needed in without_effect(config).items() if self.group.is_main else ():
             logger.warning("%s (%s) has no effect: it needs %s", dotted, self.resolved.provenance[dotted], needed)
         logger.info(
-            "run %s: %s from %s, %d px, %s, ZeRO-%d on %d x %s",
+            "run %s: %s from %s, %d px, %s, ZeRO-%d on %d x %s, kernels %s",
             self.run.path,
             model_title(config.model),
             config.model.pretrained,
@@ -99,6 +101,7 @@ class TrainingRecord:
             config.deepspeed.zero_stage,
             self.group.world_size,
             self.group.device.type,
+            self.record["runtime"]["kernels"]["arithmetic"],
         )
         logger.info(
             "%d training and %d validation images; %s per step; %d steps",
@@ -130,6 +133,8 @@ class TrainingRecord:
             "seconds_per_epoch": progress.epoch_seconds,
             "best": {"score": best.score, "step": best.step, "metric": self.resolved.config.training.selection_metric},
         }
+        # Which kernels a GPU's check replaced is known once the engine stands.
+        self.record["runtime"]["kernels"] = kernels_record(self.resolved.config.hardware.kernels, self.group.device)
         if error is not None:
             self.record["error"] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         self._write()
