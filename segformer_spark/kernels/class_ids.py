@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from segformer_spark.kernels.cost import KernelCost
 from segformer_spark.kernels.registry import jit, register, runs_fused, tl
-from segformer_spark.kernels.segmentation_loss import STRIP, loss_tile, starts
+from segformer_spark.kernels.segmentation_loss import STRIP, columns_between, corners, loss_tile, starts
 from segformer_spark.kernels.select import Arithmetic
 
 
@@ -20,18 +20,9 @@ def _kernel(  # type: ignore[no-untyped-def]
     block, strip, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     j, c = block * LANES + tl.arange(0, LANES), tl.arange(0, BLOCK_C)
     inside = j < w
-    known = inside[:, None] & (c < C)[None, :]
-    right_j = tl.minimum(j + 1, w - 1)
-    first = tl.load(col_start + j, mask=inside, other=0)
-    last = tl.load(col_start + j + 1, mask=inside, other=0)
-    steps = tl.max(last - first, 0)
+    first, last, steps = columns_between(col_start, j, inside)
     for i in range(strip * STRIP, tl.minimum(strip * STRIP + STRIP, h)):
-        upper = logits + ((b * h + i) * w) * C
-        lower = logits + ((b * h + tl.minimum(i + 1, h - 1)) * w) * C
-        upper_left = tl.load(upper + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
-        upper_right = tl.load(upper + right_j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
-        lower_left = tl.load(lower + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
-        lower_right = tl.load(lower + right_j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+        upper_left, upper_right, lower_left, lower_right = corners(logits, b, i, j, c, inside, h, w, C)
         for r in range(tl.load(row_start + i), tl.load(row_start + i + 1)):
             down = tl.maximum((r + 0.5) * row_scale - 0.5, 0.0) - i
             left = upper_left + (lower_left - upper_left) * down

@@ -27,6 +27,28 @@ _VALUES = 1024
 
 
 @jit
+def columns_between(col_start, j, inside):  # type: ignore[no-untyped-def]
+    """The first pixel between each column of logits and the next, the one after the last, and how many at most."""
+    first = tl.load(col_start + j, mask=inside, other=0)
+    last = tl.load(col_start + j + 1, mask=inside, other=0)
+    return first, last, tl.max(last - first, 0)
+
+
+@jit
+def corners(logits, b, i, j, c, inside, h, w, C):  # type: ignore[no-untyped-def]
+    """The four logits around the rectangles of row i: above left and right, below left and right."""
+    known = inside[:, None] & (c < C)[None, :]
+    right = tl.minimum(j + 1, w - 1)
+    upper = logits + ((b * h + i) * w) * C
+    lower = logits + ((b * h + tl.minimum(i + 1, h - 1)) * w) * C
+    upper_left = tl.load(upper + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+    upper_right = tl.load(upper + right[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+    lower_left = tl.load(lower + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+    lower_right = tl.load(lower + right[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+    return upper_left, upper_right, lower_left, lower_right
+
+
+@jit
 def _pixel(left, right, j, c, col, b, r, H, W, col_scale, labels, ignore, live, C):  # type: ignore[no-untyped-def]
     """Enlarged logits of one pixel per lane, its label and whether it counts; exponentials and their sum."""
     share = tl.maximum((col + 0.5) * col_scale - 0.5, 0.0) - j
@@ -49,11 +71,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     block, strip, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     j, c = block * LANES + tl.arange(0, LANES), tl.arange(0, BLOCK_C)
     inside = j < w
-    known = inside[:, None] & (c < C)[None, :]
-    right_j = tl.minimum(j + 1, w - 1)
-    first = tl.load(col_start + j, mask=inside, other=0)
-    last = tl.load(col_start + j + 1, mask=inside, other=0)
-    steps = tl.max(last - first, 0)
+    first, last, steps = columns_between(col_start, j, inside)
     of_class = tl.where(c < C, 1.0, 0.0)
     if WEIGHTED:
         of_class = tl.load(weights + c, mask=c < C, other=0.0)
@@ -63,12 +81,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     predicted = tl.zeros([LANES, BLOCK_C], tl.float32)
     truth = tl.zeros([LANES, BLOCK_C], tl.float32)
     for i in range(strip * STRIP, tl.minimum(strip * STRIP + STRIP, h)):
-        upper = logits + ((b * h + i) * w) * C
-        lower = logits + ((b * h + tl.minimum(i + 1, h - 1)) * w) * C
-        upper_left = tl.load(upper + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
-        upper_right = tl.load(upper + right_j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
-        lower_left = tl.load(lower + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
-        lower_right = tl.load(lower + right_j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+        upper_left, upper_right, lower_left, lower_right = corners(logits, b, i, j, c, inside, h, w, C)
         for r in range(tl.load(row_start + i), tl.load(row_start + i + 1)):
             down = tl.maximum((r + 0.5) * row_scale - 0.5, 0.0) - i
             left = upper_left + (lower_left - upper_left) * down
@@ -110,11 +123,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     block, strip, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     j, c = block * LANES + tl.arange(0, LANES), tl.arange(0, BLOCK_C)
     inside = j < w
-    known = inside[:, None] & (c < C)[None, :]
-    right_j = tl.minimum(j + 1, w - 1)
-    first = tl.load(col_start + j, mask=inside, other=0)
-    last = tl.load(col_start + j + 1, mask=inside, other=0)
-    steps = tl.max(last - first, 0)
+    first, last, steps = columns_between(col_start, j, inside)
     of_class = tl.where(c < C, 1.0, 0.0)
     if WEIGHTED:
         of_class = tl.load(weights + c, mask=c < C, other=0.0)
@@ -125,12 +134,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     top_right = tl.zeros([LANES, BLOCK_C], tl.float32)
     end = tl.minimum(strip * STRIP + STRIP, h)
     for i in range(strip * STRIP, end):
-        upper = logits + ((b * h + i) * w) * C
-        lower = logits + ((b * h + tl.minimum(i + 1, h - 1)) * w) * C
-        upper_left = tl.load(upper + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
-        upper_right = tl.load(upper + right_j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
-        lower_left = tl.load(lower + j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
-        lower_right = tl.load(lower + right_j[:, None] * C + c, mask=known, other=0.0).to(tl.float32)
+        upper_left, upper_right, lower_left, lower_right = corners(logits, b, i, j, c, inside, h, w, C)
         bottom_left = tl.zeros([LANES, BLOCK_C], tl.float32)
         bottom_right = tl.zeros([LANES, BLOCK_C], tl.float32)
         for r in range(tl.load(row_start + i), tl.load(row_start + i + 1)):
@@ -165,11 +169,13 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         top_left += bottom_left * alone
         top_right += bottom_right * alone
         at_end = tl.where(j == w - 1, 1.0, 0.0)[:, None]
+        known = inside[:, None] & (c < C)[None, :]
         place = ((b * h + i) * w + j)[:, None] * C + c
         tl.store(lefts + place, top_left + top_right * at_end, mask=known)
         tl.store(rights + place, top_right, mask=known)
         top_left, top_right = bottom_left, bottom_right
     at_end = tl.where(j == w - 1, 1.0, 0.0)[:, None]
+    known = inside[:, None] & (c < C)[None, :]
     place = ((b * tl.num_programs(1) + strip) * 2 * w + j)[:, None] * C + c
     tl.store(edges + place, top_left + top_right * at_end, mask=known)
     tl.store(edges + place + w * C, top_right, mask=known)
