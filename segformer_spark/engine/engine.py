@@ -78,6 +78,7 @@ class Engine:
         decay = config.training.ema.decay
         self.average = WeightAverage(self.model, decay) if decay is not None else None
         self._buffers = BufferSnapshot(self.model)
+        self._copies = torch.cuda.Stream(group.device) if group.device.type == "cuda" else None
         # DeepSpeed's loss scaling clips by itself.
         clips = self.precision != "fp16"
         self._clipping = DeviceClipping(self.engine, group, config.training.gradient_clip) if clips else None
@@ -233,6 +234,19 @@ class Engine:
             ) from error
 
     def _on_device(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
+        """Normalised images and labels. A GPU copies them on a stream of their own, behind the step before: the host,
+        which reads a step's numbers one step late, is here while that step still computes."""
+        if self._copies is None:
+            return self._copied(batch)
+        with torch.cuda.stream(self._copies):
+            images, labels = self._copied(batch)
+        computing = torch.cuda.current_stream(self.group.device)
+        computing.wait_stream(self._copies)
+        for tensor in (images, labels):
+            tensor.record_stream(computing)
+        return images, labels
+
+    def _copied(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
         images = normalize_images(batch.images.to(self.group.device, non_blocking=True))
         return images, batch.masks.to(self.group.device, non_blocking=True)
 

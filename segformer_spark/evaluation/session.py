@@ -103,7 +103,7 @@ class Session:
         data: DataConfig | None = None,
         split: str | None = None,
     ) -> Session:
-        """Open a model, and the split of a data set that it will be asked about.
+        """Open a model, and the split of a data set that it will be asked about. Collective.
 
         Args:
             path: a run directory (its best/, else final/), a folder exported by this package, or a published SegFormer.
@@ -118,7 +118,7 @@ class Session:
         if data is not None and data.flip_pairs is not None:
             card = replace(card, flip_pairs=tuple(data.flip_pairs))
         if data is not None:
-            dataset = open_dataset(data, split or data.val_split)
+            dataset = group.on_main(lambda: open_dataset(data, split or data.val_split))
             if tuple(dataset.classes.names) != card.class_names:
                 raise UserError(
                     f"{folder} knows the classes {', '.join(card.class_names)}, the data set {data.dataset} has "

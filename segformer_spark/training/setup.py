@@ -58,14 +58,12 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None, files
     set_float32_products(config.training.precision, group.device)
     if group.device.type == "cuda":  # training's shapes are all alike
         torch.backends.cudnn.benchmark = not config.hardware.deterministic
-    own = {"cache": str(local_cache)} if local_cache is not None else {}
-    train_set = open_training_set(config.data.model_copy(update=own), config.augmentation.crop)
+    train_set = _shared_training_set(config, group, local_cache)
     if isinstance(train_set, CachedDataset):
         cached = train_set
         group.on_main(lambda: check_source(cached, config.data, files))
-    val_set = fixed_subset(
-        open_dataset(config.data, config.data.val_split), config.data.val_subset, config.experiment.seed
-    )
+    whole = group.on_main(lambda: open_dataset(config.data, config.data.val_split))
+    val_set = fixed_subset(whole, config.data.val_subset, config.experiment.seed)
     plan = plan_batches(config.training, group.world_size)
     check_dataset(config, train_set, val_set)
     sampler = TrainBatchSampler(len(train_set), plan, group.rank, config.experiment.seed)
@@ -86,6 +84,16 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None, files
     identity = None if files is None else group.on_main(lambda: _identity(config, train_set, val_set, files))
     configuration = configuration_state(config, plan, len(train_set), weights, fidelity, identity)
     return Setup(train_set, val_set, plan, sampler, schedule, model, loss, configuration)
+
+
+def _shared_training_set(config: Config, group: Group, local_cache: Path | None) -> SegmentationDataset:
+    """The training split. Lists and folders are read by rank 0, which hands the rows on: a file system is asked once,
+    not by every rank. A cache is a few files, and each node may have its own."""
+    own = {"cache": str(local_cache)} if local_cache is not None else {}
+    data, crop = config.data.model_copy(update=own), config.augmentation.crop
+    if config.data.cache is not None or local_cache is not None:
+        return open_training_set(data, crop)
+    return group.on_main(lambda: open_training_set(data, crop))
 
 
 def _identity(
