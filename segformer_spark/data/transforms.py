@@ -23,6 +23,7 @@ from segformer_spark.data.photometric import distort
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOR, resize_mask
 from segformer_spark.data.window import object_box
 from segformer_spark.errors import DataError
+from segformer_spark.ops.constants import device_constant
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network at import otherwise
 import albumentations as A
@@ -210,6 +211,10 @@ def image_to_tensor(image: Image) -> torch.Tensor:
 
 def normalize_images(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) uint8 -> float32 with the ImageNet mean and standard deviation, on the images' device."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    mean, std = (_per_channel(values, images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (images.float() / 255.0 - mean) / std
+
+
+@device_constant
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)

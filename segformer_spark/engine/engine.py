@@ -78,7 +78,8 @@ class Engine:
         decay = config.training.ema.decay
         self.average = WeightAverage(self.model, decay) if decay is not None else None
         self._buffers = BufferSnapshot(self.model)
-        self._copies = torch.cuda.Stream(group.device) if group.device.type == "cuda" else None
+        stream: Any = torch.cuda.Stream
+        self._copies = stream(group.device) if group.device.type == "cuda" else None
         # DeepSpeed's loss scaling clips by itself.
         clips = self.precision != "fp16"
         self._clipping = DeviceClipping(self.engine, group, config.training.gradient_clip) if clips else None

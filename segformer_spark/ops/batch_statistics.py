@@ -28,7 +28,9 @@ def over_ranks(
 
     In fp64 the difference of the two loses nothing.
     """
-    sums = torch.cat([total, squares, torch.as_tensor(count, dtype=total.dtype, device=total.device).view(1)])
+    # A number is written by the device itself: copied there, the host would wait for it.
+    own = count.to(total.dtype).view(1) if isinstance(count, Tensor) else total.new_full((1,), count)
+    sums = torch.cat([total, squares, own])
     sums = sums if reduce is None else reduce(sums)
     total, squares = sums[:-1].chunk(2)
     mean = total / sums[-1]

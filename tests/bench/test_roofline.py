@@ -98,6 +98,8 @@ def test_bytes(work: Any, read: int, written: int, launches: int) -> None:
         (lambda x: x.cpu(), "cpu"),
         (lambda x: x.to("cpu"), "to(cpu)"),
         (lambda x: torch.cuda.synchronize(), "cuda.synchronize"),
+        (lambda x: torch.tensor([1.0, 2.0], device=x.device), "tensor(device)"),
+        (lambda x: torch.as_tensor(3.0, device=x.device), "as_tensor(device)"),
         (lambda x: x.masked_select(x > 0), "masked_select"),
     ],
 )

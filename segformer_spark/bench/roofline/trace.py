@@ -165,6 +165,10 @@ def _without_data(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
 _READS = {Tensor.cpu: "cpu", Tensor.numpy: "numpy", Tensor.tolist: "tolist"}
 
 
+_FROM_HOST = {torch.tensor: "tensor(device)", torch.as_tensor: "as_tensor(device)"}
+"""Numbers from pageable memory to a device: a copy that the host waits for."""
+
+
 class _HostCalls(TorchFunctionMode):
     """Copies to the host, which a tensor on the CPU does without dispatching anything."""
 
@@ -180,6 +184,8 @@ class _HostCalls(TorchFunctionMode):
         if func is Tensor.to and not given.get("non_blocking"):
             named = [leaf for leaf in tree_leaves((args[1:], given)) if isinstance(leaf, str | torch.device)]
             name = "to(cpu)" if any(torch.device(leaf).type == "cpu" for leaf in named) else None
+        if func in _FROM_HOST and given.get("device") is not None and not isinstance(args[0], Tensor):
+            name = _FROM_HOST[func]
         if name is not None:
             self._trace.host_syncs[name] += 1
         return func(*args, **given)
