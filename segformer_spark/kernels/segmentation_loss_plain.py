@@ -96,7 +96,9 @@ def _gradient(
     if of_class is not None:
         shared = shared + mask * of_class.sum()
     grad = torch.addcmul(shared[..., None], mask[..., None], of_predicted).mul_(probabilities)
-    grad.scatter_add_(-1, target[..., None], (of_own - weighted)[..., None])
+    # One class of each pixel: read, added to and put back, where an addition at indices has no fixed order.
+    true = target[..., None]
+    grad.scatter_(-1, true, grad.gather(-1, true) + (of_own - weighted)[..., None])
     if of_class is not None:
         grad.addcmul_(mask[..., None], of_class, value=-1)
     return _reduced(grad, logits)
