@@ -117,6 +117,20 @@ def test_bf16_trains_with_fp32_weights_and_statistics(stage: int) -> None:
     assert result["dtypes"] == {"torch.float32", "torch.int64"}
 
 
+def moments(group: Group, stage: int, limit: str) -> dict[str, Any]:
+    engine = make_engine(group, stage, overrides=(f"training.gradient_clip={limit}",))
+    engine.train_step(own_batches(0, engine.plan, group.rank), 0)
+    return {name: value.numpy().copy() for name, value in engine.export_state().moments["exp_avg"].items()}
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_limit_above_the_norm_changes_nothing(stage: int) -> None:
+    free, limited = (run_on_ranks(1, moments, stage, limit)[0] for limit in ("0", "1000"))
+    for name, value in free.items():
+        np.testing.assert_array_equal(limited[name], value)
+        assert np.abs(value).max() > 0
+
+
 def reduced_types(group: Group, reduce_precision: str) -> dict[str, Any]:
     """Types of the tensors that hold gradients in a step's collectives, and the update."""
     import torch.distributed as dist

@@ -11,6 +11,7 @@ from segformer_spark.config.schema import LossConfig
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.kernels.select import Setting
 from segformer_spark.losses.build import build_loss
+from segformer_spark.models.mix_transformer_gpu import _branch_scales
 from tests.ranks import run_on_ranks
 from tests.tiny import tiny_segformer
 
@@ -31,6 +32,19 @@ class Step(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         return self.loss.of_outputs(self.model(images, with_auxiliary=True), labels)
+
+
+def test_stochastic_depth_keeps_the_mean_of_a_branch() -> None:
+    """A factor is 0 or 1 / keep, its own for every sample, branch and block; without a rate there is none."""
+    torch.manual_seed(0)
+    scales = _branch_scales(torch.empty(4000, 3, 1, 1), [0.0, 0.5])
+    assert scales[:2] == [None, None]
+    first, second = scales[2:]
+    assert first is not None
+    assert second is not None
+    assert set(first.tolist()) == {0.0, 2.0}
+    assert float(first.mean()) == pytest.approx(1, abs=0.1)
+    assert not torch.equal(first, second)
 
 
 def batch() -> tuple[Tensor, Tensor]:
