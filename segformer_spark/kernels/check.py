@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,24 @@ def difference(operation: Operation, arguments: tuple[Any, ...]) -> float:
 def differences(device: torch.device, types: Sequence[torch.dtype]) -> dict[str, dict[str, float]]:
     """{operation: {type: difference}} of the operations that run on this device."""
     found: dict[str, dict[str, float]] = {}
-    for dtype in types:
-        for name, own in cases(dtype, device).items():
-            if runs_fused([name], device):
-                worst = max(difference(OPERATIONS[name], arguments) for arguments in own)
-                found.setdefault(name, {})[str(dtype).removeprefix("torch.")] = worst
+    with _strict_products():
+        for dtype in types:
+            for name, own in cases(dtype, device).items():
+                if runs_fused([name], device):
+                    worst = max(difference(OPERATIONS[name], arguments) for arguments in own)
+                    found.setdefault(name, {})[str(dtype).removeprefix("torch.")] = worst
     return found
+
+
+@contextmanager
+def _strict_products() -> Iterator[None]:
+    """No TF32 in the formulas: a run that asks for it has its kernels judged as any other."""
+    before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def wrong(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:

@@ -17,22 +17,12 @@ from segformer_spark.kernels.cost import KERNEL_COSTS, KernelCost
 
 try:
     import triton
-    import triton.language as tl
+    from triton import language
 except ImportError:  # torch's builds without CUDA bring no Triton
-    triton = tl = None
+    triton = language = None
 
-__all__ = [
-    "NO_TRITON",
-    "OPERATIONS",
-    "Operation",
-    "dot",
-    "dot_options",
-    "interpreting",
-    "jit",
-    "only_shapes",
-    "register",
-]
-__all__ += ["replace_by_plain", "replaced", "runs_fused", "tl"]
+tl: Any = language
+"""What kernels are written in."""
 
 _LIBRARY: Any = torch.library.Library("segformer_spark", "DEF")  # type: ignore[no-untyped-call]
 

@@ -86,3 +86,23 @@ def test_doctor_shows_them(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bad.state == WARNING
     assert "classify: float32 differs by 1.0e-01" in bad.found
     assert "no GPU here" in kernel_checks.check_kernels("cpu").found
+
+
+def test_kernels_are_judged_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rounding would look like a wrong kernel in every run that asks for it."""
+    seen: list[tuple[bool, bool]] = []
+
+    def judged(operation: Any, arguments: Any) -> float:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return 0.0
+
+    monkeypatch.setattr(check, "difference", judged)
+    before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        check.differences(torch.device("cpu"), [torch.float32])
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert set(seen) == {(False, False)}
