@@ -8,17 +8,17 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from segformer_spark.bench.benchmarks import PRODUCTS, model_benchmark
-from segformer_spark.bench.interleaved import Row, compare
+from segformer_spark.bench.interleaved import Benchmark, Row, as_json, compare, peak_of
 from segformer_spark.bench.roofline.device_models import DEVICE_MODELS, DeviceModel
 from segformer_spark.bench.roofline.report import parts
-from segformer_spark.bench.roofline.steps import AUTOCAST, OURS, StepSpec, trace_steps
+from segformer_spark.bench.roofline.steps import OURS, StepSpec, trace_steps
 from segformer_spark.bench.workload import ModelSpec
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_json, write_text
@@ -44,7 +44,7 @@ _LEFT_OUT = ("transformers eager", "smp", "original implementation")
 class Measured:
     """One benchmark's rows, beside what the estimate says of the same step."""
 
-    title: str
+    benchmark: Benchmark
     rows: Sequence[Row]
     estimated_ratio: float | None
 
@@ -75,7 +75,7 @@ def main() -> None:
         "software": software_record(),
         "command": command_record(),
         "tests": tests,
-        "benchmarks": [_as_json(one) for one in measured],
+        "benchmarks": [as_json(one.benchmark, one.rows, estimated_ratio=one.estimated_ratio) for one in measured],
         "left_out_for_time": skipped,
     }
     write_json(arguments.output / "gpu_check.json", scrub(record))
@@ -134,21 +134,19 @@ def measure(benchmark: tuple[str, str, int, int, int, str], model: DeviceModel |
     )
     whole = model_benchmark(spec)
     kept = {name: own for name, own in whole.workloads.items() if name not in _LEFT_OUT}
-    rows = compare(type(whole)(whole.title, kept, whole.images), _ROUNDS)
+    whole = replace(whole, workloads=kept)
+    rows = compare(whole, _ROUNDS)
     estimated = None
     if kind == "train" and model is not None:
         estimated = estimated_ratio(StepSpec(variant, batch, side, classes, precision, "gpu"), model)
-    return Measured(whole.title, rows, estimated)
+    return Measured(whole, rows, estimated)
 
 
 def estimated_ratio(spec: StepSpec, model: DeviceModel) -> float:
     """transformers' time over this package's, by the estimate."""
     tf32 = spec.precision == "tf32"
     traces = trace_steps(spec)
-    own, theirs = (
-        sum(part.ms for part in parts(traces[name], model, tf32=tf32))
-        for name in (OURS, AUTOCAST if AUTOCAST in traces else "transformers")
-    )
+    own, theirs = (sum(part.ms for part in parts(traces[name], model, tf32=tf32)) for name in (OURS, spec.library))
     return theirs / own
 
 
@@ -160,34 +158,21 @@ def table(device: str, tests: dict[str, Any], measured: Sequence[Measured], skip
     yield "| step | implementation | images/s | ms | time relative to ours | estimated | GiB | share of peak |"
     yield "|---|---|---|---|---|---|---|---|"
     for one in measured:
-        peak = next((row.flops / row.median for row in one.rows if row.name == PRODUCTS and row.flops), None)
+        peak = peak_of(one.rows, PRODUCTS)
         for row in one.rows:
             if row.name == PRODUCTS:
                 continue
             estimated = one.estimated_ratio if row.name.startswith("transformers") else None
             share = "" if row.flops is None or peak is None else f"{100 * row.flops / row.median / peak:.0f} %"
             memory = "" if row.memory_mib is None else f"{row.memory_mib / 1024:.1f}"
-            images = _images(one.title) / row.median
+            images = one.benchmark.images / row.median
             yield (
-                f"| {one.title} | {row.name} | {images:.1f} | {1000 * row.median:.1f} | {row.ratio:.2f} | "
+                f"| {one.benchmark.title} | {row.name} | {images:.1f} | {1000 * row.median:.1f} | {row.ratio:.2f} | "
                 f"{'' if estimated is None else f'{estimated:.2f}'} | {memory} | {share} |"
             )
     if skipped:
         yield ""
         yield f"Left out for time: {', '.join(skipped)}"
-
-
-def _images(title: str) -> int:
-    """Of a step: "training step: SegFormer-B2, 8 x 512 px, ..."."""
-    return int(title.split(", ")[1].split(" x ")[0])
-
-
-def _as_json(one: Measured) -> dict[str, Any]:
-    return {
-        "title": one.title,
-        "estimated_ratio": one.estimated_ratio,
-        "rows": [{**row.__dict__, "median_seconds": row.median, "ratio": row.ratio} for row in one.rows],
-    }
 
 
 if __name__ == "__main__":

@@ -155,6 +155,11 @@ def _worker(name: str) -> Iterator[_Worker]:
                 process.stdin.close()
 
 
+def peak_of(rows: Sequence[Row], name: str) -> float | None:
+    """FLOP/s of the row that measures the machine's peak; None without one."""
+    return next((row.flops / row.median for row in rows if row.name == name and row.flops), None)
+
+
 def table(benchmark: Benchmark, rows: Sequence[Row], peak_flops: float | None = None) -> list[str]:
     """Aligned lines: time, images per second, ratio with its spread, memory, share of the machine's peak."""
     lines = [

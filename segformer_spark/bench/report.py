@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from segformer_spark.bench.benchmarks import PRODUCTS
-from segformer_spark.bench.interleaved import Benchmark, as_json, compare, table
+from segformer_spark.bench.interleaved import Benchmark, as_json, compare, peak_of, table
 from segformer_spark.distributed.devices import choose_device
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_json
@@ -33,7 +33,7 @@ def run_benchmark(benchmark: Benchmark, rounds: int, exclude: Sequence[str], out
     benchmark = replace(benchmark, workloads=kept)
     started = now()
     rows = compare(benchmark, rounds)
-    peak = next((row.flops / row.median for row in rows if row.name == PRODUCTS and row.flops), None)
+    peak = peak_of(rows, PRODUCTS)
     hosts = host_record(choose_device(next(iter(kept.values())).device, 0))
     yield from table(benchmark, rows, peak)
     yield f"{rounds} interleaved rounds; ratio: time over the first row's in the same round, median and range"

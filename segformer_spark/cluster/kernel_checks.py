@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from segformer_spark.cluster.checks import WARNING, Check, passed
-from segformer_spark.kernels.check import TOLERANCE, remembered_differences, wrong
+from segformer_spark.kernels.check import LIMITS, remembered_differences, wrong
 from segformer_spark.kernels.registry import NO_TRITON
 
 
@@ -20,7 +20,6 @@ def check_kernels(device: str) -> Check:
     if bad:
         what = "; ".join(f"{name}: {reason}" for name, reason in bad.items())
         return Check("kernels", WARNING, what, "plain torch takes their place; report it with the card's name")
-    limits = {str(dtype).removeprefix("torch."): limit for dtype, limit in TOLERANCE.items()}
-    worst = {dtype: max(own.get(dtype, 0.0) for own in found.values()) for dtype in limits}
-    listed = ", ".join(f"{dtype} {worst[dtype]:.0e} of {limit:.0e}" for dtype, limit in limits.items())
+    worst = {dtype: max(own.get(dtype, 0.0) for own in found.values()) for dtype in LIMITS}
+    listed = ", ".join(f"{dtype} {worst[dtype]:.0e} of {limit:.0e}" for dtype, limit in LIMITS.items())
     return passed("kernels", f"{len(found)} agree with their plain formulas: {listed}")

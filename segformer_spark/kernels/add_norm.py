@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.kernels.cost import KernelCost, nbytes
+from segformer_spark.kernels.cost import Cost, nbytes
 from segformer_spark.kernels.registry import jit, register, tl
 
 _VALUES = 2048
@@ -102,8 +102,7 @@ def _programs(tokens: Tensor) -> int:
 
 def _fused_forward(tokens: Tensor, branch: Tensor, branch_bias: Tensor, scale: Tensor | None, weight: Tensor,
                    bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    total, normed = torch.empty_like(tokens), torch.empty_like(branch)
-    mean, inverse_std = (weight.new_empty(len(tokens)) for _ in range(2))
+    total, normed, mean, inverse_std = _shapes_forward(tokens, branch, branch_bias, scale, weight)
     tile = _tile(tokens.shape[1])
     per_image = len(tokens) if scale is None else len(tokens) // len(scale)
     _forward_kernel[(-(-len(tokens) // tile["ROWS"]),)](
@@ -115,8 +114,7 @@ def _fused_forward(tokens: Tensor, branch: Tensor, branch_bias: Tensor, scale: T
 
 def _fused_norm(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
                 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    normed = torch.empty_like(tokens, dtype=dtype)
-    mean, inverse_std = (weight.new_empty(len(tokens)) for _ in range(2))
+    normed, mean, inverse_std = _shapes_norm(tokens, weight, bias, eps, dtype)
     tile = _tile(tokens.shape[1])
     _forward_kernel[(-(-len(tokens) // tile["ROWS"]),)](
         tokens, tokens, weight, weight, weight, bias, tokens, normed, mean, inverse_std, *tokens.shape, 1, eps,
@@ -127,13 +125,10 @@ def _fused_norm(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype:
 
 def _fused_backward(of_normed: Tensor, of_total: Tensor | None, total: Tensor, mean: Tensor, inverse_std: Tensor,
                     weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    tile, programs = _tile(total.shape[1]), _programs(total)
-    sums = weight.new_empty(programs, 3, total.shape[1])
-    of_tokens = torch.empty_like(total)
-    apart = scale is not None or total.dtype != of_normed.dtype
-    of_branch = torch.empty_like(of_normed) if apart else of_normed.new_empty(0)
+    of_tokens, of_branch, sums = _shapes_backward(of_normed, of_total, total, mean, inverse_std, weight, scale)
+    tile, apart = _tile(total.shape[1]), _is_apart(of_normed, total, scale)
     per_image = len(total) if scale is None else len(total) // len(scale)
-    _backward_kernel[(programs,)](
+    _backward_kernel[(len(sums),)](
         of_normed, of_normed if of_total is None else of_total, total, mean, inverse_std, weight,
         weight if scale is None else scale, of_tokens, of_branch if apart else of_tokens, sums, *total.shape, per_image,
         ADDED=of_total is not None, SCALED=scale is not None, BRANCH=apart, **tile,
@@ -170,15 +165,26 @@ def _plain_backward(of_normed: Tensor, of_total: Tensor | None, total: Tensor, m
         factor = scale.to(weight.dtype).view(-1, 1, 1)
         of_branch = (of_tokens.view(len(scale), -1, of_tokens.shape[1]) * factor).view(of_tokens.shape)
     sums = torch.stack([of_weight, of_bias, of_branch.sum(0)])[None]
-    apart = scale is not None or total.dtype != of_normed.dtype
+    apart = _is_apart(of_normed, total, scale)
     return of_tokens.to(total.dtype), of_branch.to(of_normed.dtype) if apart else of_normed.new_empty(0), sums
 
 
 def _shapes_backward(of_normed: Tensor, of_total: Tensor | None, total: Tensor, mean: Tensor, inverse_std: Tensor,
                      weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    apart = scale is not None or total.dtype != of_normed.dtype
+    apart = _is_apart(of_normed, total, scale)
     of_branch = torch.empty_like(of_normed) if apart else of_normed.new_empty(0)
     return torch.empty_like(total), of_branch, weight.new_empty(_programs(total), 3, total.shape[1])
+
+
+def _is_apart(of_normed: Tensor, total: Tensor, scale: Tensor | None) -> bool:
+    """Whether the branch's gradient is another tensor than that of the tokens."""
+    return scale is not None or total.dtype != of_normed.dtype
+
+
+def _shapes_norm(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+                 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    mean, inverse_std = (weight.new_empty(len(tokens)) for _ in range(2))
+    return torch.empty_like(tokens, dtype=dtype), mean, inverse_std
 
 
 def _shapes_forward(tokens: Tensor, branch: Tensor, branch_bias: Tensor, scale: Tensor | None, weight: Tensor, *_: Any
@@ -188,11 +194,11 @@ def _shapes_forward(tokens: Tensor, branch: Tensor, branch_bias: Tensor, scale: 
 
 
 def _cost_backward(of_normed: Tensor, of_total: Tensor | None, total: Tensor, mean: Tensor, inverse_std: Tensor,
-                   weight: Tensor, scale: Tensor | None) -> KernelCost:  # fmt: skip
-    apart = scale is not None or total.dtype != of_normed.dtype
+                   weight: Tensor, scale: Tensor | None) -> Cost:  # fmt: skip
+    apart = _is_apart(of_normed, total, scale)
     read = nbytes(of_normed, of_total, total, mean, inverse_std, weight, scale)
     sums = _programs(total) * 3 * weight.nbytes
-    return KernelCost(0.0, read, total.nbytes + (of_normed.nbytes if apart else 0) + sums)
+    return Cost(0.0, read, total.nbytes + (of_normed.nbytes if apart else 0) + sums)
 
 
 register(
@@ -201,7 +207,7 @@ register(
     plain=_plain_forward,
     fused=_fused_forward,
     shapes=_shapes_forward,
-    cost=lambda tokens, branch, *rest: KernelCost(
+    cost=lambda tokens, branch, *rest: Cost(
         0.0, nbytes(tokens, branch, *rest), nbytes(tokens, branch) + 8 * len(tokens)
     ),
 )
@@ -209,11 +215,8 @@ register(
     "layer_norm(Tensor tokens, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
     plain=_plain_norm,
     fused=_fused_norm,
-    shapes=lambda tokens, weight, bias, eps, dtype: (
-        torch.empty_like(tokens, dtype=dtype),
-        *(weight.new_empty(len(tokens)) for _ in range(2)),
-    ),
-    cost=lambda tokens, weight, bias, eps, dtype: KernelCost(
+    shapes=_shapes_norm,
+    cost=lambda tokens, weight, bias, eps, dtype: Cost(
         0.0, nbytes(tokens, weight, bias), tokens.numel() * dtype.itemsize + 8 * len(tokens)
     ),
 )

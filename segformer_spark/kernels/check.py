@@ -34,6 +34,9 @@ MODULES = (add_norm, class_ids, classify, depthwise_gelu, level_logits, merge_le
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference over the largest value; four units of the last place in the narrow types."""
 
+LIMITS = {str(dtype).removeprefix("torch."): limit for dtype, limit in TOLERANCE.items()}
+"""The same by the types' names, as `differences` has them."""
+
 _PARTS = {"loss_sums": 1, "classify_sums": 2, "merge_levels": 1, "add_norm_backward": 1, "depthwise_gelu_backward": 1}
 """How many of an operation's last results have a row per program: their sum counts."""
 
@@ -129,11 +132,10 @@ def _strict_products() -> Iterator[None]:
 
 def wrong(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """{operation: what is wrong with it} among `differences`; NaN is wrong."""
-    limits = {str(dtype).removeprefix("torch."): limit for dtype, limit in TOLERANCE.items()}
     return {
-        name: ", ".join(f"{dtype} differs by {value:.1e}" for dtype, value in own.items() if not value <= limits[dtype])
+        name: ", ".join(f"{dtype} differs by {value:.1e}" for dtype, value in own.items() if not value <= LIMITS[dtype])
         for name, own in found.items()
-        if any(not value <= limits[dtype] for dtype, value in own.items())
+        if any(not value <= LIMITS[dtype] for dtype, value in own.items())
     }
 
 

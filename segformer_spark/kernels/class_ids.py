@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.kernels.cost import KernelCost
+from segformer_spark.kernels.cost import Cost
 from segformer_spark.kernels.registry import jit, register, runs_fused, tl
 from segformer_spark.kernels.segmentation_loss import STRIP, columns_between, corners, loss_tile, starts
 from segformer_spark.kernels.select import Arithmetic
@@ -69,7 +69,7 @@ register(
     plain=_plain,
     fused=_fused,
     shapes=lambda logits, height, width: logits.new_empty(len(logits), height, width, dtype=_dtype(logits.shape[-1])),
-    cost=lambda logits, height, width: KernelCost(
+    cost=lambda logits, height, width: Cost(
         _FLOPS * len(logits) * height * width * logits.shape[-1],
         logits.nbytes,
         len(logits) * height * width * _dtype(logits.shape[-1]).itemsize,

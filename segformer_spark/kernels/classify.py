@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.kernels.cost import KernelCost, nbytes
+from segformer_spark.kernels.cost import Cost, nbytes
 from segformer_spark.kernels.philox import kept_by_dropout
 from segformer_spark.kernels.registry import dot, dot_options, jit, register, tl
 from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce
+from segformer_spark.ops.dropout import dropped_levels, keep_scale
 
-_LEVELS = 2**16
 _ROWS = 32
 _SPLITS = 32
 """Programs, at most, that share the pixels of a block of columns when they are summed."""
@@ -34,10 +34,11 @@ def _kept(seed, rows, start, groups, dropped, COLUMNS: tl.constexpr):  # type: i
 
 @jit
 def _active(  # type: ignore[no-untyped-def]
-    values, first, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale,
+    values, first, rows, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale,
     DROPOUT: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Centred values, the classifier's input, and where a gradient passes."""
+    """Centred values, the classifier's input, and where a gradient passes, of the tile's columns from `start` on."""
+    cols = start + tl.arange(0, COLUMNS)
     known = (first + rows < N)[:, None] & (cols < D)[None, :]
     # 64 bits once, 32 within a tile
     value = tl.load(values + tl.cast(first, tl.int64) * D + rows[:, None] * D + cols[None, :], mask=known, other=0.0)
@@ -69,22 +70,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     for start in range(0, D, COLUMNS):
         cols = start + tl.arange(0, COLUMNS)
         _, active, _, _, _ = _active(
-            values,
-            first,
-            rows,
-            cols,
-            start,
-            N,
-            D,
-            mean,
-            scale,
-            shift,
-            seed,
-            groups,
-            dropped,
-            keep_scale,
-            DROPOUT,
-            COLUMNS,
+            values, first, rows, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale, DROPOUT, COLUMNS
         )
         own = (cols < D)[:, None] & (c < C)[None, :]
         projection = tl.load(weight + c[None, :] * D + cols[:, None], mask=own, other=0.0)
@@ -110,22 +96,7 @@ def _sums_kernel(  # type: ignore[no-untyped-def]
     for tile in range(split, tl.cdiv(N, ROWS), tl.num_programs(1)):
         first, rows = tile * ROWS, tl.arange(0, ROWS)
         centered, active, passes, _, _ = _active(
-            values,
-            first,
-            rows,
-            cols,
-            start,
-            N,
-            D,
-            mean,
-            scale,
-            shift,
-            seed,
-            groups,
-            dropped,
-            keep_scale,
-            DROPOUT,
-            COLUMNS,
+            values, first, rows, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale, DROPOUT, COLUMNS
         )
         of_logits = _gradient(grad, first, rows, c, N, C)
         inner = dot(of_logits, projection, tl.zeros([ROWS, COLUMNS], tl.float32), PRECISION, WIDEN) * keep_scale
@@ -151,7 +122,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     own = (c < C)[:, None] & (cols < D)[None, :]
     projection = tl.load(weight + c[:, None] * D + cols[None, :], mask=own, other=0.0)
     centered, _, passes, known, factor = _active(
-        values, first, rows, cols, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale, DROPOUT, COLUMNS
+        values, first, rows, start, N, D, mean, scale, shift, seed, groups, dropped, keep_scale, DROPOUT, COLUMNS
     )
     of_logits = _gradient(grad, first, rows, c, N, C)
     inner = dot(of_logits, projection, tl.zeros([ROWS, COLUMNS], tl.float32), PRECISION, WIDEN) * keep_scale
@@ -174,7 +145,7 @@ def _options(values: Tensor, classes: int, dropped: int) -> tuple[list[Any], dic
     pixels, channels = values.shape
     block = max(16, 1 << (classes - 1).bit_length())
     return (
-        [pixels, channels, classes, -(-channels // 8), dropped, _LEVELS / (_LEVELS - dropped)],
+        [pixels, channels, classes, -(-channels // 8), dropped, keep_scale(dropped)],
         {
             "DROPOUT": dropped > 0,
             "ROWS": _ROWS,
@@ -223,11 +194,11 @@ def _plain_active(values: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, se
     passes = active > 0
     if dropped:
         passes &= kept_by_dropout(seed, len(values), values.shape[1], dropped)
-    return centered, torch.where(passes, active * (_LEVELS / (_LEVELS - dropped)), 0), passes
+    return centered, torch.where(passes, active * keep_scale(dropped), 0), passes
 
 
 def _plain_inner(grad: Tensor, weight: Tensor, passes: Tensor, dropped: int, dtype: torch.dtype) -> Tensor:
-    inner = grad.to(dtype) @ weight.to(dtype) * (_LEVELS / (_LEVELS - dropped))
+    inner = grad.to(dtype) @ weight.to(dtype) * keep_scale(dropped)
     return torch.where(passes, inner, 0)
 
 
@@ -252,8 +223,8 @@ def _plain_backward(grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, s
     return ((inner - mean_grad - centered * slope) * scale).to(values.dtype)
 
 
-def _cost(values: Tensor, weight: Tensor, products: int, read: float, written: float) -> KernelCost:
-    return KernelCost(2.0 * products * values.numel() * len(weight), read, written, product=values.dtype)
+def _cost(values: Tensor, weight: Tensor, products: int, read: float, written: float) -> Cost:
+    return Cost(2.0 * products * values.numel() * len(weight), read, written, product=values.dtype)
 
 
 _SHARED = "Tensor values, Tensor mean, Tensor scale, Tensor shift, Tensor weight"
@@ -317,7 +288,7 @@ class _Classify(torch.autograd.Function):
         dropout: float,
         reduce: Reduce | None,
     ) -> Tensor:
-        dropped = min(round(dropout * _LEVELS), _LEVELS - 1)
+        dropped = dropped_levels(dropout)
         seed = torch.randint(2**62, (1,), device=values.device) if dropped else count.new_zeros(1, dtype=torch.int64)
         inverse_std = torch.rsqrt(variance + eps)
         scale, projection = norm_weight * inverse_std, weight.to(values.dtype)

@@ -10,19 +10,19 @@ import torch
 
 
 @dataclass(frozen=True)
-class KernelCost:
-    """Bytes and floating-point operations of a call.
+class Cost:
+    """Bytes and floating-point operations of a call of an operation.
 
     Attributes:
         flops: 2 per multiply-add.
         read, written: bytes that it loads and stores, each distinct value once.
         launches: kernels that it starts.
-        product: the type of the factors if tensor cores compute it.
+        product: the type of the factors where tensor cores can compute it, None for everything else.
     """
 
-    flops: float
-    read: float
-    written: float
+    flops: float = 0.0
+    read: float = 0.0
+    written: float = 0.0
     launches: int = 1
     product: torch.dtype | None = None
 
@@ -32,5 +32,5 @@ def nbytes(*values: Any) -> float:
     return float(sum(value.nbytes for value in values if isinstance(value, torch.Tensor)))
 
 
-KERNEL_COSTS: dict[str, Callable[..., KernelCost]] = {}
+KERNEL_COSTS: dict[str, Callable[..., Cost]] = {}
 """By the operation's name in torch.ops.segformer_spark."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.kernels.cost import KernelCost, nbytes
+from segformer_spark.kernels.cost import Cost, nbytes
 from segformer_spark.kernels.registry import jit, register, tl
 
 Grid = tuple[int, int, int]
@@ -176,7 +176,7 @@ register(
     plain=_plain_forward,
     fused=_fused_forward,
     shapes=_shapes_forward,
-    cost=lambda tokens, maps_bias, weight, bias, images, height, width, keep: KernelCost(
+    cost=lambda tokens, maps_bias, weight, bias, images, height, width, keep: Cost(
         (_FLOPS_FORWARD + _FLOPS_SLOPE * keep) * tokens.numel(),
         nbytes(tokens, maps_bias, weight, bias),
         (2 if keep else 1) * tokens.nbytes,
@@ -191,7 +191,7 @@ register(
         torch.empty_like(tokens),
         weight.new_empty(_splits(*grid), 11, tokens.shape[1]),
     ),
-    cost=lambda grad, slope, tokens, maps_bias, weight, *grid: KernelCost(
+    cost=lambda grad, slope, tokens, maps_bias, weight, *grid: Cost(
         _FLOPS_BACKWARD * tokens.numel(),
         nbytes(grad, slope, tokens, maps_bias, weight),
         tokens.nbytes + 4 * _splits(*grid) * 11 * tokens.shape[1],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.kernels.cost import KernelCost, nbytes
+from segformer_spark.kernels.cost import Cost, nbytes
 from segformer_spark.kernels.merge_levels import add_enlarged, enlarged, projected
 from segformer_spark.kernels.registry import dot, dot_options, jit, register, tl
 
@@ -82,11 +82,11 @@ def _plain(finest: Tensor, weight: Tensor, second: Tensor, third: Tensor, fourth
 
 
 def _cost(finest: Tensor, weight: Tensor, second: Tensor, third: Tensor, fourth: Tensor, classifier: Tensor,
-          bias: Tensor) -> KernelCost:  # fmt: skip
+          bias: Tensor) -> Cost:  # fmt: skip
     pixels, wide, classes = finest[..., 0].numel(), len(weight), len(classifier)
     flops = 2.0 * pixels * wide * (finest.shape[-1] + classes)
     read = nbytes(finest, weight, second, third, fourth, classifier, bias)
-    return KernelCost(flops, read, pixels * classes * finest.itemsize, product=finest.dtype)
+    return Cost(flops, read, pixels * classes * finest.itemsize, product=finest.dtype)
 
 
 register(

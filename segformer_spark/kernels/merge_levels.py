@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segformer_spark.kernels.cost import KernelCost, nbytes
+from segformer_spark.kernels.cost import Cost, nbytes
 from segformer_spark.kernels.registry import dot, dot_options, jit, register, tl
 from segformer_spark.ops.interpolation import constant_interpolation_matrix
 
@@ -75,9 +75,8 @@ def _fused_merge(
 ) -> tuple[Tensor, Tensor]:
     batch, height, width, channels = finest.shape
     wide = len(weight)
-    out = finest.new_empty(batch, height, width, wide)
+    out, sums = _shapes(finest, weight)
     grid = (-(-wide // _CHANNELS), -(-width // _PIXELS), batch * height)
-    sums = torch.empty(grid[1] * grid[2], 2, wide, device=finest.device)
     sizes = [side for level in (second, third, fourth) for side in level.shape[1:3]]
     _merge_kernel[grid](
         finest, weight, second, third, fourth, out, sums, height, width, channels, wide, *sizes,
@@ -95,12 +94,12 @@ def _plain_merge(
     return out, torch.stack([rows.sum(1), rows.square().sum(1)], 1)
 
 
-def _cost(finest: Tensor, weight: Tensor, *levels: Tensor) -> KernelCost:
+def _cost(finest: Tensor, weight: Tensor, *levels: Tensor) -> Cost:
     pixels, wide = finest[..., 0].numel(), len(weight)
     read = nbytes(finest, weight, *levels)
     sums = 8 * wide * -(-finest.shape[2] // _PIXELS) * finest.shape[0] * finest.shape[1]
     written = pixels * wide * finest.itemsize + sums
-    return KernelCost(2.0 * pixels * wide * finest.shape[-1], read, written, product=finest.dtype)
+    return Cost(2.0 * pixels * wide * finest.shape[-1], read, written, product=finest.dtype)
 
 
 def _shapes(finest: Tensor, weight: Tensor, *levels: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from segformer_spark.kernels.cost import KERNEL_COSTS, KernelCost
+from segformer_spark.kernels.cost import KERNEL_COSTS, Cost
 
 try:
     import triton
@@ -80,7 +80,7 @@ def register(
     plain: Callable[..., Any],
     fused: Callable[..., Any],
     shapes: Callable[..., Any],
-    cost: Callable[..., KernelCost],
+    cost: Callable[..., Cost],
     multiplies: bool = False,
 ) -> None:
     """Add an operation to torch.ops.segformer_spark.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segformer_spark.kernels.cost import KernelCost, nbytes
+from segformer_spark.kernels.cost import Cost, nbytes
 from segformer_spark.kernels.registry import jit, register, runs_fused, tl
 from segformer_spark.kernels.segmentation_loss_plain import plain_backward, plain_forward, plain_loss_sums
 from segformer_spark.kernels.select import Arithmetic
@@ -264,17 +264,17 @@ _FLOPS_FORWARD, _FLOPS_BACKWARD = 14, 24
 """For each pixel and class, an exponential counted as four."""
 
 
-def _cost_forward(logits: Tensor, labels: Tensor, weights: Tensor | None, *_: Any) -> KernelCost:
+def _cost_forward(logits: Tensor, labels: Tensor, weights: Tensor | None, *_: Any) -> Cost:
     batch, h, w, classes = logits.shape
     lanes = loss_tile(classes)[0]
     partials = 4 * batch * -(-h // STRIP) * -(-w // lanes) * (2 + 3 * classes)
-    return KernelCost(_FLOPS_FORWARD * labels.numel() * classes, nbytes(logits, labels, weights), partials)
+    return Cost(_FLOPS_FORWARD * labels.numel() * classes, nbytes(logits, labels, weights), partials)
 
 
-def _cost_backward(grads: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None, *_: Any) -> KernelCost:
+def _cost_backward(grads: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None, *_: Any) -> Cost:
     batch, h, w, classes = logits.shape
     planes = 4.0 * 2 * batch * w * classes * (h + -(-h // STRIP))
-    return KernelCost(
+    return Cost(
         _FLOPS_BACKWARD * labels.numel() * classes,
         nbytes(grads, logits, labels, weights) + planes,
         planes + logits.nbytes,

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce, over_ranks
+from segformer_spark.ops.dropout import LEVELS, dropped_levels, keep_scale
 
 _CACHED_VALUES = 400_000
 """Values of a chunk on a CPU: 1.6 MB in fp32, about a core's second-level cache. A GPU takes all pixels at once."""
-
-_LEVELS = 2**16
 
 
 class _ClassifyPixels(torch.autograd.Function):
@@ -37,9 +36,9 @@ class _ClassifyPixels(torch.autograd.Function):
         statistics = batch_statistics(values, reduce)
         inverse_std = torch.rsqrt(statistics.variance + eps)
         scale, shift = norm_weight * inverse_std, norm_bias.to(inverse_std.dtype)
-        dropped = min(round(dropout * _LEVELS), _LEVELS - 1)
-        keep_scale = _LEVELS / (_LEVELS - dropped)
-        projection = (weight * keep_scale).to(values.dtype)
+        dropped = dropped_levels(dropout)
+        factor = keep_scale(dropped)
+        projection = (weight * factor).to(values.dtype)
         logits = values.new_empty(len(values), len(weight))
         kept = torch.empty_like(values, dtype=torch.bool) if dropped else None
         for rows in _chunks(values):
@@ -49,7 +48,7 @@ class _ClassifyPixels(torch.autograd.Function):
             torch.addmm(bias.to(values.dtype), active.to(values.dtype), projection.T, out=logits[rows])
         statistic = (statistics.mean, inverse_std, statistics.count)
         ctx.save_for_backward(values, norm_weight, norm_bias, weight, kept, *statistic)
-        ctx.keep_scale, ctx.reduce = keep_scale, reduce
+        ctx.keep_scale, ctx.reduce = factor, reduce
         ctx.mark_non_differentiable(statistics.mean, statistics.variance, statistics.count)
         return logits, statistics.mean, statistics.variance, statistics.count
 
@@ -154,7 +153,7 @@ def _draw(kept: Tensor, dropped: int) -> None:
     """Fill with independent truths of probability 1 - dropped / 65536: four of them from each random word."""
     words = torch.empty(-(-kept.numel() // 4), dtype=torch.int64, device=kept.device).random_(-(2**63), None)
     levels = words.view(torch.int16)[: kept.numel()].view(kept.shape)
-    torch.ge(levels, dropped - _LEVELS // 2, out=kept)
+    torch.ge(levels, dropped - LEVELS // 2, out=kept)
 
 
 def _chunks(values: Tensor) -> Iterator[slice]:

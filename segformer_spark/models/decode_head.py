@@ -49,6 +49,8 @@ class MergedDecodeHead(nn.Module):
             self.add_module(name, child)
         self.batch_norm = CrossRankBatchNorm2d.from_batch_norm(head.batch_norm)  # type: ignore[arg-type]
         self.kernels: Setting = "auto"
+        fuse, *projections = self._factors()
+        self._stacks = Stacks([[fuse.flatten(1).shape], *([weight.shape] for weight in projections)])
 
     def forward(self, encoder_hidden_states: Sequence[Tensor], **kwargs: Any) -> Tensor:
         """Feature maps (B, C_i, H_i, W_i), finest first -> logits (B, num_classes, H_0, W_0)."""
@@ -108,6 +110,11 @@ class MergedDecodeHead(nn.Module):
         fused = kernels == "gpu" and runs_fused(LEVEL_LOGITS, features[0].device)
         return level_logits(features, weights, bias, classifier, self._bias(dtype), fused=fused)
 
+    def _factors(self) -> list[Tensor]:
+        """F as it is, and every W_i."""
+        modules: Any = self.linear_projections
+        return [self.linear_fuse.weight, *(module.proj.weight for module in modules)]
+
     def _merged_in(
         self, dtype: torch.dtype, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
@@ -120,8 +127,7 @@ class MergedDecodeHead(nn.Module):
         fuse = fuse if scale is None else fuse * scale[:, None]
         bias = torch.mv(fuse, torch.cat([projection.bias for projection in reversed(projections)]))
         bias = bias if shift is None else bias + shift
-        given = [fuse, *(projection.weight for projection in projections)]
-        fuse, *weights = cast_together(given, Stacks([[weight.shape] for weight in given]), dtype)
+        fuse, *weights = cast_together([fuse, *self._factors()[1:]], self._stacks, dtype)
         parts = fuse.chunk(len(projections), dim=1)[::-1]
         return [part @ weight for part, weight in zip(parts, weights, strict=True)], bias.to(dtype)
 

@@ -11,7 +11,7 @@ import torch
 
 from segformer_spark.bench.benchmarks import PRODUCTS
 from segformer_spark.bench.gpu_check import Measured, counted, device_model, estimated_ratio, table
-from segformer_spark.bench.interleaved import Row
+from segformer_spark.bench.interleaved import Benchmark, Row
 from segformer_spark.bench.roofline.device_models import DEVICE_MODELS
 from segformer_spark.bench.roofline.steps import StepSpec
 from segformer_spark.errors import UserError
@@ -54,7 +54,7 @@ def test_the_table_has_the_estimate_beside_the_measurement() -> None:
         Row(PRODUCTS, [0.1], [1.0], None, 2e13),
     ]
     tests = {"passed": 12, "failed": [], "skipped": []}
-    lines = list(table("a card", tests, [Measured(TITLE, rows, 2.8)], ["train b5"]))
+    lines = list(table("a card", tests, [Measured(Benchmark(TITLE, {}, 16), rows, 2.8)], ["train b5"]))
     assert lines[0] == "a card: 12 tests passed, failed: none, skipped: 0"
     assert f"| {TITLE} | segformer_spark | 1600.0 | 10.0 | 1.00 |  | 2.0 | 50 % |" in lines
     assert f"| {TITLE} | transformers SDPA | 533.3 | 30.0 | 3.00 | 2.80 | 4.0 |  |" in lines

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from segformer_spark.bench.roofline.costs import Cost
 from segformer_spark.bench.roofline.cuda_autocast import cuda_rules, cuda_rules_on_cpu
 from segformer_spark.bench.roofline.device_models import DEVICE_MODELS
 from segformer_spark.bench.roofline.report import parts
 from segformer_spark.bench.roofline.steps import AUTOCAST, NARROW, OURS, StepSpec, trace_steps
 from segformer_spark.bench.roofline.trace import Trace, tracing
 from segformer_spark.cli import main
+from segformer_spark.kernels.cost import Cost
 
 A100 = DEVICE_MODELS["a100-40"]
 

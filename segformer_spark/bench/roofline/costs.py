@@ -8,37 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from segformer_spark.kernels.cost import KERNEL_COSTS, KernelCost
+from segformer_spark.kernels.cost import KERNEL_COSTS, Cost
 
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of one operation.
-
-    Attributes:
-        flops: 2 per multiply-add; of products and convolutions only.
-        read, written: bytes.
-        launches: kernels that it starts.
-        product: the type of the factors where tensor cores can compute it, None for everything else.
-    """
-
-    flops: float = 0.0
-    read: float = 0.0
-    written: float = 0.0
-    launches: int = 0
-    product: torch.dtype | None = None
-
-
-FREE = Cost()
+FREE = Cost(launches=0)
 
 
 def operation_cost(op: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Cost:
@@ -48,7 +29,7 @@ def operation_cost(op: Any, args: Sequence[Any], kwargs: dict[str, Any], result:
         KeyError: an operation of this package that has registered no cost.
     """
     if op.namespace == "segformer_spark":
-        return _registered(KERNEL_COSTS[op._opname](*args, **kwargs))
+        return KERNEL_COSTS[op._opname](*args, **kwargs)
     if op.namespace not in ("aten", "torchvision") or op.overloadpacket in _NO_KERNEL:
         return FREE
     inputs = list(_distinct(tree_leaves((args, kwargs))))
@@ -62,10 +43,6 @@ def operation_cost(op: Any, args: Sequence[Any], kwargs: dict[str, Any], result:
     read = _read(op, args, kwargs, inputs, fresh, changed)
     written = sum(map(_bytes, fresh)) + sum(map(_bytes, changed)) if op not in _SPARSE_WRITES else _bytes(args[2])
     return Cost(flops, read, written, _launches(op, args), product)
-
-
-def _registered(own: KernelCost) -> Cost:
-    return Cost(own.flops, own.read, own.written, own.launches, own.product)
 
 
 _NO_KERNEL = {

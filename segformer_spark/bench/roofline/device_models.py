@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from segformer_spark.bench.roofline.costs import Cost
+from segformer_spark.kernels.cost import Cost
 
 
 @dataclass(frozen=True)

@@ -47,22 +47,24 @@ class StepSpec:
         """The type that layers compute in under autocast; None without autocast."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
+    @property
+    def library(self) -> str:
+        """The name of transformers with fp32 parameters."""
+        return "transformers" if self.narrow is None else AUTOCAST
+
 
 def trace_steps(spec: StepSpec) -> dict[str, Trace]:
     """{implementation: what its step does}."""
-    steps: dict[str, Callable[[StepSpec], Trace]] = {OURS: _ours, AUTOCAST: _transformers}
+    steps: dict[str, Callable[[StepSpec], Trace]] = {OURS: _ours, spec.library: _transformers}
     if spec.narrow is not None:
         steps[NARROW] = _transformers_in_narrow_parameters
-    else:
-        steps["transformers"] = steps.pop(AUTOCAST)
     return {name: step(spec) for name, step in steps.items()}
 
 
 def trace_inference(spec: StepSpec) -> dict[str, Trace]:
     """{implementation: what it does from normalised images to class ids at twice their size}."""
     size = (2 * spec.image_size, 2 * spec.image_size)
-    traces = {OURS: _infer(spec, size)}
-    traces[AUTOCAST if spec.narrow is not None else "transformers"] = _infer_with_transformers(spec, size, None)
+    traces = {OURS: _infer(spec, size), spec.library: _infer_with_transformers(spec, size, None)}
     if spec.narrow is not None:
         traces[NARROW] = _infer_with_transformers(spec, size, spec.narrow)
     return traces

@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from segformer_spark.bench.roofline.costs import Cost, operation_cost
+from segformer_spark.bench.roofline.costs import operation_cost
+from segformer_spark.kernels.cost import Cost
 
 aten = torch.ops.aten
 
