@@ -64,20 +64,22 @@ class _Model(Workload):
 
     def build(self) -> nn.Module:
         """The model with random weights on the workload's device."""
-        return (_smp if self.spec.implementation == "smp" else _transformers)(self.spec).to(self.spec.device)
+        model = (_smp if self.spec.implementation == "smp" else _transformers)(self.spec).to(self.spec.device)
+        return model.bfloat16() if self.spec.narrow_parameters else model
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of the forward pass."""
-        return autocast(torch.device(self.spec.device), self.spec.precision)
+        return autocast(torch.device(self.spec.device), "fp32" if self.spec.narrow_parameters else self.spec.precision)
 
 
 class _Train(_Model):
     def prepare(self) -> None:
         self._model = self.build().train()
         images, labels = random_batch(self.spec.batch, self.spec.image_size, self.spec.classes)
-        self._images = normalize_images(images).to(self.spec.device)
+        normalized = normalize_images(images).to(self.spec.device)
+        self._images = normalized.bfloat16() if self.spec.narrow_parameters else normalized
         self._labels = labels.long().to(self.spec.device)
-        if self.spec.compile:
+        if self.spec.compile != "off":
             self._model.compile(dynamic=False)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=6e-5, weight_decay=0.01, fused=True)
 

@@ -27,7 +27,7 @@ def model_benchmark(spec: ModelSpec) -> Benchmark:
     training the step of the original implementation, too.
 
     On a CPU transformers and smp take part once more with the allocator's settings that this package makes.
-    torch.compile is for all models, activation checkpointing for this package's alone.
+    torch.compile is for all models, activation checkpointing and CUDA graphs are for this package's alone.
     """
 
     def of(implementation: str, **changes: object) -> ModelSpec:

@@ -8,18 +8,19 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from segformer_spark.bench.benchmarks import PRODUCTS, model_benchmark
+from segformer_spark.bench.capacity import capacity_lines, feeding, largest_batch
 from segformer_spark.bench.interleaved import Benchmark, Row, as_json, compare, peak_of
 from segformer_spark.bench.roofline.device_models import DEVICE_MODELS, DeviceModel
 from segformer_spark.bench.roofline.report import parts
-from segformer_spark.bench.roofline.steps import OURS, StepSpec, trace_steps
-from segformer_spark.bench.workload import ModelSpec
+from segformer_spark.bench.roofline.steps import StepSpec, trace_steps
+from segformer_spark.bench.workload import OURS, ModelSpec
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_json, write_text
 from segformer_spark.run.record import command_record, host_record, scrub, software_record
@@ -28,6 +29,7 @@ from segformer_spark.run.system import now
 _ROUNDS = 5
 _BENCHMARKS = (
     ("train", "b2", 8, 512, 3, "bf16"),
+    ("train", "b2", 8, 512, 3, "fp32"),
     ("train", "b2", 8, 512, 3, "tf32"),
     ("train", "b2", 4, 512, 150, "bf16"),
     ("train", "b0", 16, 512, 3, "bf16"),
@@ -38,6 +40,8 @@ _BENCHMARKS = (
 
 _LEFT_OUT = ("transformers eager", "smp", "original implementation")
 """Slower than what stays, and there are eight minutes for all."""
+
+_LARGEST_OF = ("b0", "b2", "b5")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def main() -> None:
             continue
         print(f"benchmark: {title}", flush=True)
         measured.append(measure(spec, device_model(torch.cuda.get_device_name())))
+    largest = [batches for variant in _LARGEST_OF if (batches := largest_batch(variant, arguments.output)) is not None]
+    fed = feeding(arguments.output / "loader", training_rates(measured))
     record = {
         "ended": now(),
         "hardware": host_record(torch.device("cuda", 0)),
@@ -77,9 +83,11 @@ def main() -> None:
         "tests": tests,
         "benchmarks": [as_json(one.benchmark, one.rows, estimated_ratio=one.estimated_ratio) for one in measured],
         "left_out_for_time": skipped,
+        "largest_batches": [asdict(batches) for batches in largest],
+        "loader": None if fed is None else asdict(fed),
     }
     write_json(arguments.output / "gpu_check.json", scrub(record))
-    lines = list(table(torch.cuda.get_device_name(), tests, measured, skipped))
+    lines = [*table(torch.cuda.get_device_name(), tests, measured, skipped), *capacity_lines(largest, fed)]
     write_text(arguments.output / "gpu_check.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
     print(f"wrote: {arguments.output / 'gpu_check.json'}, {arguments.output / 'gpu_check.md'}")
@@ -134,12 +142,38 @@ def measure(benchmark: tuple[str, str, int, int, int, str], model: DeviceModel |
     )
     whole = model_benchmark(spec)
     kept = {name: own for name, own in whole.workloads.items() if name not in _LEFT_OUT}
+    if spec.kind == "train" and precision == "bf16":
+        kept |= more_ways(spec, compiled=benchmark == _BENCHMARKS[0])
     whole = replace(whole, workloads=kept)
     rows = compare(whole, _ROUNDS)
     estimated = None
     if kind == "train" and model is not None:
         estimated = estimated_ratio(StepSpec(variant, batch, side, classes, precision, "gpu"), model)
     return Measured(whole, rows, estimated)
+
+
+def more_ways(spec: ModelSpec, *, compiled: bool) -> dict[str, ModelSpec]:
+    """A bf16 step with CUDA graphs and of transformers in bf16 parameters; `compiled`: also with torch.compile."""
+    theirs = spec.model_copy(update={"implementation": "transformers"})
+    ways = {
+        f"{OURS}, CUDA graphs": spec.model_copy(update={"cuda_graphs": "auto"}),
+        "transformers, bf16 parameters": theirs.model_copy(update={"narrow_parameters": True}),
+    }
+    if compiled:
+        ways |= {
+            f"{OURS}, compile auto": spec.model_copy(update={"compile": "auto"}),
+            "transformers, compiled": theirs.model_copy(update={"compile": "on"}),
+        }
+    return ways
+
+
+def training_rates(measured: Sequence[Measured]) -> dict[str, float]:
+    """{title: images per second of this package} of the training steps."""
+    return {
+        one.benchmark.title: one.benchmark.images / one.rows[0].median
+        for one in measured
+        if one.benchmark.title.startswith("training")
+    }
 
 
 def estimated_ratio(spec: StepSpec, model: DeviceModel) -> float:

@@ -95,7 +95,8 @@ class _Train(Workload):
                 f"training.precision={spec.precision}",
                 f"training.activation_checkpointing={str(spec.recompute).lower()}",
                 f"deepspeed.zero_stage={spec.zero_stage}",
-                f"hardware.compile={str(spec.compile).lower()}",
+                f"hardware.compile={spec.compile}",
+                f"hardware.cuda_graphs={spec.cuda_graphs}",
                 f"hardware.device={spec.device}",
                 f"deepspeed.config={spec.deepspeed or 'null'}",
             ]

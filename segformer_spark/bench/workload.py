@@ -39,6 +39,8 @@ class ModelSpec(_Spec):
     Attributes:
         attention: of transformers' model.
         recompute: this package's activation checkpointing.
+        compile, cuda_graphs: as hardware.compile and hardware.cuda_graphs; a baseline is compiled as a whole or not.
+        narrow_parameters: of a baseline, in bf16 as DeepSpeed's bf16 section has them, rather than under autocast.
         deepspeed: a DeepSpeed JSON file in place of ds_configs/zero<N>.json.
         ranks: processes that run it together.
     """
@@ -49,8 +51,10 @@ class ModelSpec(_Spec):
     precision: str = "fp32"
     zero_stage: int = 0
     recompute: bool = False
-    compile: bool = False
+    compile: Literal["off", "on", "auto"] = "off"
+    cuda_graphs: Literal["off", "auto"] = "off"
     attention: Literal["sdpa", "eager"] = "sdpa"
+    narrow_parameters: bool = False
     deepspeed: str | None = None
     ranks: int = 1
 

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from segformer_spark.config.data_schema import (
     AugmentationConfig,
@@ -166,8 +166,17 @@ class HardwareConfig(Section):
         absent="cpu",
         resume_safe=True,
     )
-    compile: bool = field(
-        False, "Compile the encoder with torch.compile; needs a C++ compiler on the nodes.", resume_safe=True
+    compile: Literal["off", "on", "auto"] = field(
+        "off",
+        "torch.compile, which needs a C++ compiler on the nodes. on: the encoder as a whole; auto: block by block, "
+        "equal blocks once, which takes less time at the start. true and false mean on and off.",
+        resume_safe=True,
+    )
+    cuda_graphs: Literal["off", "auto"] = field(
+        "off",
+        "auto: replay the encoder's stages as CUDA graphs in training, where the host is slower than the GPU; where a "
+        "graph cannot be (a CPU, accumulation, activation checkpointing), they run as ever, and the log says why.",
+        resume_safe=True,
     )
     timeout_minutes: float = field(30.0, "A collective that waits longer ends the job.", gt=0, resume_safe=True)
     peer_timeout: float | None = field(
@@ -178,6 +187,11 @@ class HardwareConfig(Section):
         ge=1,
         resume_safe=True,
     )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _of_bool(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class Config(Section):
@@ -223,7 +237,8 @@ class Config(Section):
             "model.variant": self.model.variant == "custom",
             "model.drop_path": self.model.drop_path != usual.drop_path,
             "training.activation_checkpointing": self.training.activation_checkpointing,
-            "hardware.compile": self.hardware.compile,
+            "hardware.compile": self.hardware.compile != "off",
+            "hardware.cuda_graphs": self.hardware.cuda_graphs != "off",
             "training.optimizer.layer_decay": self.training.optimizer.layer_decay != 1,
         }
         for dotted, is_set in changed.items():

@@ -159,6 +159,7 @@ def process_group(
     device: torch.device | Callable[[], torch.device],
     timeout_minutes: float = 30.0,
     peer_timeout: float | None = None,
+    backend: str | None = None,
 ) -> Iterator[Group]:
     """Join the ranks for the duration of the block.
 
@@ -166,6 +167,7 @@ def process_group(
         device: where this rank computes, or what chooses it; a rank for which that fails has all ranks end.
         timeout_minutes: a collective that waits longer raises.
         peer_timeout: end this process when a rank gives no heartbeat for so many seconds; None: never.
+        backend: of torch.distributed; None for NCCL on GPUs, which takes one rank per GPU, and gloo on CPUs.
 
     Raises:
         UserError: a rank has no device, or they are of different kinds; each is named, on all ranks.
@@ -177,7 +179,7 @@ def process_group(
     _refuse_troubles(meeting)
     if own.type == "cuda":
         torch.cuda.set_device(own)
-    backend = "nccl" if own.type == "cuda" else "gloo"
+    backend = backend or ("nccl" if own.type == "cuda" else "gloo")
     options: dict[str, Any] = {"timeout": timedelta(minutes=timeout_minutes)}
     try:
         dist.init_process_group(backend, store=meeting.store, rank=launch.rank, world_size=launch.world_size, **options)

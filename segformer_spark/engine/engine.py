@@ -24,6 +24,7 @@ from segformer_spark.data.transforms import normalize_images
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.average import WeightAverage
 from segformer_spark.engine.clipping import DeviceClipping
+from segformer_spark.engine.cuda_graphs import graph_encoder
 from segformer_spark.engine.launched import FinishedStep, LaunchedStep, StepResult
 from segformer_spark.engine.nonfinite import BufferSnapshot, origin
 from segformer_spark.engine.optimizer import build_optimizer
@@ -58,13 +59,13 @@ class Engine:
         check_kernels(group.device, group.gather)
         model.use_kernels(config.hardware.kernels)
         loss.use_kernels(config.hardware.kernels)
-        if config.hardware.compile:
-            model.compile_encoder()
+        if config.hardware.compile != "off":
+            model.compile_encoder(by_block=config.hardware.compile == "auto")
         if group.world_size > 1:
             model.reduce_batch_norm(group.sum)
         self.group, self.plan, self.seed = group, plan, config.experiment.seed
         self.precision = config.training.precision
-        self._compiles = config.hardware.compile
+        self._compiles = config.hardware.compile != "off"
         self.loss: WeightedSum = loss.to(group.device)
         optimizer = build_optimizer(model, config.training.optimizer, group.device)
         settings = deepspeed_config(config, plan)
@@ -72,6 +73,11 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
+        if config.hardware.cuda_graphs != "off":
+            side = config.data.image_size
+            images = torch.zeros(plan.micro_batch, 3, side, side, device=group.device)
+            images = images.half() if self.precision == "fp16" else images
+            graph_encoder(self.model, config, plan, group, images, self._autocast())
         # save_pretrained writes on rank 0 only.
         self.names = group.on_main(model.stored_names)
         self.joins_micro_batches = config.training.accumulation == "exact" and plan.accumulation_steps > 1

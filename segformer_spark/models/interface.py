@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,6 +13,9 @@ from segformer_spark.errors import ConfigError
 from segformer_spark.kernels.select import Setting
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
 from segformer_spark.ops.batch_statistics import Reduce
+
+if TYPE_CHECKING:
+    from segformer_spark.models.graphed_stages import Capture
 
 DECODER = "decoder"
 """Name of the map that the classifier sees, among `named_features`."""
@@ -192,9 +195,16 @@ class SegmentationModel(nn.Module):
         """The blocks that `checkpoint_activations` chose."""
         return ()
 
-    def compile_encoder(self) -> None:
-        """Let torch.compile build the encoder at its first use."""
+    def compile_encoder(self, *, by_block: bool) -> None:
+        """Let torch.compile build the encoder at its first use, as a whole or block by block."""
         raise ConfigError(f"hardware.compile is for segformer, the model is {self.name}")
+
+    def graph_encoder(self, images: Tensor, capture: Capture) -> None:
+        """Let `capture` record the encoder for training images of this shape."""
+        raise ConfigError(f"hardware.cuda_graphs is for segformer, the model is {self.name}")
+
+    def forget_graphs(self) -> None:
+        """Run the encoder eagerly, after `graph_encoder`."""
 
 
 def use_cross_rank_batch_norm(network: nn.Module) -> None:

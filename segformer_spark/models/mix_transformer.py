@@ -6,6 +6,7 @@ channels-last image at the same time, so that no layer copies to get from one to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class Block(nn.Module):
 
     Attributes:
         recompute: keep only the input, and compute the rest again in the backward pass.
+        run: `transform`, or what torch.compile made of it.
     """
 
     layernorm_before: nn.LayerNorm
@@ -35,16 +37,18 @@ class Block(nn.Module):
         for name, child in layer.named_children():
             self.add_module(name, child)
         self.recompute = False
+        self.run: Callable[[Block, Tensor], Tensor] = Block.transform
         self.drop_rate = float(getattr(layer.drop_path, "drop_prob", 0.0))
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, H, W, C) -> the same shape."""
         if self.recompute and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self._transform, maps, use_reentrant=False)
+            result: Tensor = checkpoint(self.run, self, maps, use_reentrant=False)
             return result
-        return self._transform(maps)
+        return self.run(self, maps)
 
-    def _transform(self, maps: Tensor) -> Tensor:
+    def transform(self, maps: Tensor) -> Tensor:
+        """`forward`, keeping what the backward pass needs."""
         maps = self._add(maps, self._attend(maps))
         return self._add(maps, self._mix(maps))
 

@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -21,12 +22,18 @@ from segformer_spark.config.variants import VARIANTS, Variant
 from segformer_spark.kernels.select import Setting, select_arithmetic
 from segformer_spark.models import mix_transformer_gpu
 from segformer_spark.models.decode_head import MergedDecodeHead
+from segformer_spark.models.graphed_stages import Capture, GraphedStages
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.mix_transformer import Block, encode, take_over_blocks
+from segformer_spark.models.recomputed import arithmetic
 
 transformers_logging.disable_progress_bar()
 
 _STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+_KINDS_OF_BLOCKS = 64
+"""Of a stage's first block and the others, with and without gradients, in training and evaluation, for several sizes:
+torch.compile stops compiling at 8."""
 
 
 def segformer_config(
@@ -70,6 +77,8 @@ class SegFormer(SegmentationModel):
         self.min_side = smallest_side(network.config)
         self._encode_on_cpu: Callable[..., tuple[Tensor, ...]] = encode
         self._encode_on_gpu: Callable[..., tuple[Tensor, ...]] = mix_transformer_gpu.encode
+        self._run_block: mix_transformer_gpu.RunBlock = mix_transformer_gpu.transform_block
+        self._graphed: GraphedStages | None = None
         self._kernels: Setting = "auto"
         # Found once: a walk over all modules takes the host longer than many a kernel.
         self._blocks = tuple(block for block in self.encoder.modules() if isinstance(block, Block))
@@ -97,7 +106,8 @@ class SegFormer(SegmentationModel):
         if kernels == "cpu":
             maps = self._encode_on_cpu(self.encoder, images)
         else:
-            maps = self._encode_on_gpu(self.encoder, images, self._blocks, kernels)
+            given = (self.encoder, images, self._blocks, kernels, self._run_block, self._graphed)
+            maps = self._encode_on_gpu(*given)
         return tuple(features.permute(0, 3, 1, 2) for features in maps)
 
     def decode(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -130,10 +140,45 @@ class SegFormer(SegmentationModel):
         """The blocks that `checkpoint_activations` chose; empty before."""
         return [block for block in self._blocks if block.recompute]
 
-    def compile_encoder(self) -> None:
-        """Let torch.compile build the encoder at its first use, for one input size at a time."""
-        self._encode_on_cpu = torch.compile(encode, dynamic=False)
-        self._encode_on_gpu = torch.compile(mix_transformer_gpu.encode, dynamic=False)
+    def compile_encoder(self, *, by_block: bool) -> None:
+        """Let torch.compile build the encoder at its first use, for one input size at a time.
+
+        Args:
+            by_block: compile a block rather than the whole: equal blocks share what is compiled. To the CPU's
+                arithmetic blocks of unlike stochastic depth are not equal.
+        """
+        if by_block:
+            dynamo: Any = torch._dynamo.config
+            dynamo.recompile_limit = max(dynamo.recompile_limit, _KINDS_OF_BLOCKS)
+            self._run_block = torch.compile(mix_transformer_gpu.transform_block, dynamic=False)
+            on_cpu = torch.compile(Block.transform, dynamic=False)
+            for block in self._blocks:
+                block.run = on_cpu
+        else:
+            self._encode_on_cpu = torch.compile(encode, dynamic=False)
+            self._encode_on_gpu = torch.compile(mix_transformer_gpu.encode, dynamic=False)
+
+    def graph_encoder(self, images: Tensor, capture: Capture) -> None:
+        """Let `capture` record the stages for training images of this shape, after every other choice was made.
+
+        Args:
+            images: (B, 3, H, W) on the GPU, under the autocast of training.
+        """
+        kernels = select_arithmetic(self._kernels, images.device)
+        own = images.permute(0, 2, 3, 1).to(arithmetic(images))
+        with torch.autocast(images.device.type, enabled=False):
+            self._graphed = GraphedStages(
+                self.encoder,
+                own,
+                self._blocks,
+                fused=mix_transformer_gpu.runs_fused_encoder(self._blocks, kernels, images.device),
+                run_block=self._run_block,
+                capture=capture,
+            )
+
+    def forget_graphs(self) -> None:
+        """Run every stage eagerly again."""
+        self._graphed = None
 
     def distances_from_head(self) -> dict[str, int]:
         """{name: how many blocks of the encoder lie between a parameter and the head} (`blocks_from_head`)."""

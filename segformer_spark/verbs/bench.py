@@ -41,7 +41,20 @@ def add(subparsers: Subparsers) -> None:
         if kind == "train":
             parser.add_argument("--zero-stage", type=int, choices=(0, 1, 2), default=0, help="(default: %(default)s)")
             parser.add_argument("--recompute", action="store_true", help="this package with activation checkpointing")
-            parser.add_argument("--compile", action="store_true", help="all with torch.compile")
+            parser.add_argument(
+                "--compile",
+                nargs="?",
+                choices=("off", "on", "auto"),
+                default="off",
+                const="on",
+                help="all with torch.compile; auto: this package block by block (default: %(default)s)",
+            )
+            parser.add_argument(
+                "--cuda-graphs",
+                choices=("off", "auto"),
+                default="off",
+                help="this package with CUDA graphs (default: %(default)s)",
+            )
         _add_common(parser)
     parser = add_verb(
         actions,

@@ -336,6 +336,7 @@ ELSEWHERE = {
     "training.reduce_precision": ("engine/test_engine.py", "test_the_type_in_which_gradients_are_averaged"),
     "hardware.kernels": ("engine/test_options.py", "test_the_arithmetic_of_gpus_trains_alike"),
     "hardware.compile": ("engine/test_options.py", "test_the_gradients_of_a_compiled_encoder_agree"),
+    "hardware.cuda_graphs": ("engine/test_cuda_graphs.py", "test_replayed_stages_train_bit_by_bit_alike"),
     "hardware.timeout_minutes": (
         "distributed/test_process_group.py",
         "test_a_collective_waits_as_long_as_timeout_minutes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +129,48 @@ def gradients(group: Group, compiled: bool) -> dict[str, NDArray[np.float32]]:
     model = tiny_segformer(["a", "b", "c"], dropout=0.0, drop_path=0.0, seed=3).train()
     model.encoder.stages = torch.nn.ModuleList([model.encoder.stages[0], model.encoder.stages[3]])
     if compiled:
-        model.compile_encoder()
+        model.compile_encoder(by_block=False)
     images = normalize_images(global_batch(0).images[:2])
     torch.stack([maps.square().sum() for maps in model._encode_on_cpu(model.encoder, images)]).sum().backward()
     assert graph_breaks() == 0
     return {n: p.grad.numpy().copy() for n, p in model.encoder.named_parameters() if p.grad is not None}
 
 
-def test_a_compiled_encoder_trains_with_exact_accumulation() -> None:
+@pytest.mark.parametrize(("kernels", "setting"), [("cpu", "true"), ("gpu", "auto")])
+def test_a_compiled_encoder_trains_with_exact_accumulation(kernels: Setting, setting: str) -> None:
     """With and without gradients in turn. The graphs are run as traced: no C++ compiler, a second instead of ten."""
-    plain, compiled = (run_on_ranks(1, traced_steps, overrides)[0] for overrides in ((), ("hardware.compile=true",)))
-    np.testing.assert_allclose(compiled, plain, rtol=1e-4)
+    usual = f"hardware.kernels={kernels}"
+    eager, compiled = (
+        run_on_ranks(1, traced_steps, (usual, *more))[0] for more in ((), (f"hardware.compile={setting}",))
+    )
+    np.testing.assert_allclose(compiled, eager, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "drop_path", "graphs"),
+    [("cpu", 0.0, 4), ("plain", 0.0, 8), ("gpu", 0.1, 9)],
+)
+def test_equal_blocks_are_compiled_once(kernels: Setting, drop_path: float, graphs: int) -> None:
+    """In the GPU's arithmetic a stage's first block adds no branch, and the network's first keeps its own always."""
+    assert run_on_ranks(1, compilations, kernels, drop_path)[0] == graphs
+
+
+def compilations(group: Group, kernels: Setting, drop_path: float) -> int:
+    """How many graphs four blocks in each of four stages need, forward and backward once."""
+    graphs: list[Any] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    patched: Any = torch
+    patched.compile = functools.partial(torch.compile, backend=counting, fullgraph=True)
+    model = build_segformer(replace(TINY, depths=(4, 4, 4, 4)), ["a", "b", "c"], drop_path=drop_path, seed=0).train()
+    model.use_kernels(kernels)
+    model.compile_encoder(by_block=True)
+    loss: Any = model(normalize_images(global_batch(0).images)).square().mean()
+    loss.backward()
+    return len(graphs)
 
 
 def traced_steps(group: Group, overrides: tuple[str, ...]) -> list[float]:

@@ -5,6 +5,7 @@ Nothing here is passed between processes but numbers and arrays.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,16 @@ from segformer_spark.bench.roofline.trace import tracing
 from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem
+from segformer_spark.data.readers.spark import TEST_FOLDER
 from segformer_spark.distributed.devices import set_float32_products, use_deterministic_algorithms
+from segformer_spark.engine import cuda_graphs
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.kernels.check import TOLERANCE, differences, wrong
 from segformer_spark.kernels.registry import OPERATIONS, runs_fused
-from segformer_spark.models.segformer import build_segformer
+from segformer_spark.models.segformer import SegFormer, build_segformer
+from segformer_spark.submission.submit import SubmitOptions, run_submission
+from tests.engine.recorded import record
 from tests.engine.test_parity import global_batch, make_engine, own_batches
 from tests.gpu.on_device import CHECKED, Group, on_device
 
@@ -57,6 +62,52 @@ def test_every_precision_learns_alike(precision: str) -> None:
 def test_the_stages_agree(stage: int) -> None:
     setting = ("hardware.kernels=gpu",)
     np.testing.assert_allclose(on_device(losses, setting, stage, 5), on_device(losses, setting, 1, 5), rtol=1e-5)
+
+
+def test_two_ranks_on_one_gpu_train_as_one() -> None:
+    """Over gloo: NCCL takes one rank per GPU."""
+    setting = ("hardware.kernels=gpu", "training.precision=fp32")
+    one, two = (on_device(global_losses, setting, ranks=ranks) for ranks in (1, 2))
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def global_losses(group: Group, overrides: tuple[str, ...]) -> list[float]:
+    """Of five steps that share one global batch; stage 0, whose only collective gloo has on GPUs."""
+    set_float32_products("fp32", group.device)
+    engine = make_engine(group, 0, overrides=overrides)
+    return [engine.train_step(own_batches(step, engine.plan, group.rank), step).loss for step in range(5)]
+
+
+def test_cuda_graphs_train_bit_by_bit_alike() -> None:
+    setting = ("hardware.kernels=gpu", "data.image_size=64", "training.precision=bf16")
+    graphed = on_device(with_graphs, (*setting, "hardware.cuda_graphs=auto"))
+    assert graphed == on_device(losses, setting, 1, 5)
+
+
+def with_graphs(group: Group, overrides: tuple[str, ...]) -> list[float]:
+    with pytest.MonkeyPatch.context() as patch:
+        if group.device.type == "cpu":
+            patch.setattr(cuda_graphs, "capture_for", lambda device: record)
+        found = losses(group, overrides, 1, 5)
+        made: list[bool] = []
+        given = SegFormer.graph_encoder
+
+        def counted(*args: Any) -> None:
+            given(*args)
+            made.append(True)
+
+        patch.setattr(SegFormer, "graph_encoder", counted)
+        make_engine(group, 1, overrides=overrides)
+        assert made, "the stages were recorded"
+    return found
+
+
+@ON_GPU_ONLY
+@pytest.mark.parametrize("setting", ["on", "auto"])
+def test_a_compiled_encoder_trains_alike(setting: str) -> None:
+    expected = on_device(losses, ("hardware.kernels=gpu",), 1, 5)
+    found = on_device(losses, ("hardware.kernels=gpu", f"hardware.compile={setting}"), 1, 5)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 @ON_GPU_ONLY
@@ -143,6 +194,25 @@ def test_predictions_are_those_of_the_cpu_but_for_ties() -> None:
     expected, found = on_device(class_ids, "cpu", device="cpu"), on_device(class_ids, "gpu")
     assert len(np.unique(expected)) > 1
     assert (found != expected).mean() < 1e-4
+
+
+def submitted(group: Group, model: str, images: str, output: str, kernels: str) -> list[str]:
+    """Names of a submission's files, whose contents lie in `output`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGFORMER_KERNELS", kernels)
+        set_float32_products("fp32", group.device)
+        run_submission(SubmitOptions(Path(model), Path(images), Path(output)), group)
+    return sorted(path.name for path in Path(output).glob("*.npz"))
+
+
+def test_a_submission_is_that_of_the_cpu_but_for_ties(trained_run: Path, spark_root: Path, tmp_path: Path) -> None:
+    given, folders = (str(trained_run / "final"), str(spark_root / TEST_FOLDER)), [tmp_path / "cpu", tmp_path / "gpu"]
+    names = on_device(submitted, *given, str(folders[0]), "cpu", device="cpu")
+    assert names
+    assert on_device(submitted, *given, str(folders[1]), "gpu") == names
+    for name in names:
+        expected, found = (np.concatenate([*np.load(folder / name).values()]) for folder in folders)
+        assert (found != expected).mean() < 1e-4, name
 
 
 def without_memory(group: Group) -> str:

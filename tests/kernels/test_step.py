@@ -11,7 +11,7 @@ from segformer_spark.config.schema import LossConfig
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.kernels.select import Setting
 from segformer_spark.losses.build import build_loss
-from segformer_spark.models.mix_transformer_gpu import _branch_scales
+from segformer_spark.models.mix_transformer_gpu import branch_scales, split_scales
 from tests.ranks import run_on_ranks
 from tests.tiny import tiny_segformer
 
@@ -37,7 +37,8 @@ class Step(nn.Module):
 def test_stochastic_depth_keeps_the_mean_of_a_branch() -> None:
     """A factor is 0 or 1 / keep, its own for every sample, branch and block; without a rate there is none."""
     torch.manual_seed(0)
-    scales = _branch_scales(torch.empty(4000, 3, 1, 1), [0.0, 0.5])
+    rates = [0.0, 0.5]
+    scales = split_scales(branch_scales(torch.empty(4000, 3, 1, 1), rates), rates)
     assert scales[:2] == [None, None]
     first, second = scales[2:]
     assert first is not None

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from segformer_spark.bench.roofline.steps import AUTOCAST, OURS, StepSpec
+from segformer_spark.bench.roofline.steps import AUTOCAST, StepSpec
+from segformer_spark.bench.workload import OURS
 from segformer_spark.config.schema import LossConfig
 from segformer_spark.config.variants import VARIANTS, Variant
 from segformer_spark.data.dataset import IGNORE_INDEX

@@ -9,8 +9,9 @@ from typing import Any
 
 from segformer_spark.bench.roofline.device_models import DeviceModel
 from segformer_spark.bench.roofline.host_time import host_ratio, host_times
-from segformer_spark.bench.roofline.steps import AUTOCAST, OURS, StepSpec, trace_inference, trace_steps
+from segformer_spark.bench.roofline.steps import AUTOCAST, StepSpec, trace_inference, trace_steps
 from segformer_spark.bench.roofline.trace import Trace
+from segformer_spark.bench.workload import OURS
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.record import command_record, scrub, software_record
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from segformer_spark.bench.roofline.cuda_autocast import cuda_rules_on_cpu
 from segformer_spark.bench.roofline.trace import Trace, tracing
-from segformer_spark.bench.workload import names
+from segformer_spark.bench.workload import OURS, names
 from segformer_spark.config.schema import LossConfig
 from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.kernels.class_ids import class_ids
@@ -21,7 +21,6 @@ from segformer_spark.kernels.select import Setting, select_arithmetic
 from segformer_spark.losses.build import build_loss
 from segformer_spark.models.segformer import SegFormer, segformer_config
 
-OURS = "segformer_spark"
 AUTOCAST = "transformers, autocast"
 NARROW = "transformers, bf16 parameters"
 
