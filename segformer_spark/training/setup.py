@@ -26,6 +26,7 @@ from segformer_spark.errors import DataError
 from segformer_spark.losses.build import WeightedSum, build_loss
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.pretrained import build_model
+from segformer_spark.training.determinism import check_determinism
 from segformer_spark.training.plan import check_dataset, check_model, peak_lr, plan_steps, resolve_loss
 from segformer_spark.training.schedule import Schedule, build_schedule
 
@@ -76,6 +77,7 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None, files
     model = build_model(config.model, train_set.classes.names, config.experiment.seed, config.data.image_size)
     check_model(config, plan, model)
     loss_config = group.on_main(lambda: resolve_loss(config, train_set, files))
+    check_determinism(config, model, loss_config, group.device)
     loss = build_loss(loss_config, len(train_set.classes), IGNORE_INDEX, group.differentiable_sum)
     deepspeed_config(config, plan)
     fidelity = train_set.fidelity if isinstance(train_set, CachedDataset) else "exact"
