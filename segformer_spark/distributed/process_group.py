@@ -58,9 +58,18 @@ class Group:
 
     def max_over_ranks(self, value: int) -> int:
         """The largest value over the ranks; the same answer everywhere."""
+        return self.start_max(value)()
+
+    def start_max(self, value: int) -> Callable[[], int]:
+        """Begin `max_over_ranks`; what it returns waits for the answer, which a thread of gloo's brings meanwhile."""
         box = torch.tensor([value])
-        dist.all_reduce(box, dist.ReduceOp.MAX, group=self.control)
-        return int(box.item())
+        work: Any = dist.all_reduce(box, dist.ReduceOp.MAX, group=self.control, async_op=True)
+
+        def answer() -> int:
+            work.wait()
+            return int(box.item())
+
+        return answer
 
     def raise_common(self, error: Exception | None) -> None:
         """Raise the error of the lowest rank that has one, on every rank; return when none has. Collective."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from segformer_spark.config.schema import TrainingConfig
@@ -16,6 +16,7 @@ from segformer_spark.errors import TrainingDiverged, UserError
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.lease import Lease
 from segformer_spark.run.outcome import Outcome
+from segformer_spark.training.agreement import Agreement
 from segformer_spark.training.checkpointer import Checkpointer
 from segformer_spark.training.progress import Progress
 from segformer_spark.training.reporter import Reporter
@@ -90,12 +91,15 @@ class Loop:
             visible=self.engine.group.is_main,
         )
         batches = iter(bar)
-        for _ in range(left):
-            step_batches = self._agree_on_next(batches)
+        agreement = self._agree(batches)
+        for last in (number == left - 1 for number in range(left)):
+            step_batches = agreement.result()
             if step_batches is None:
                 reason = self.stop.reason or "another rank"
                 logger.info("stop requested (%s): saving a checkpoint, then leaving", reason)
                 return True
+            if self.looks_ahead and not last:
+                agreement = self._agree(batches)
             self._train_step(step_batches, epoch)
             self.progress.unfinished_seconds = time.monotonic() - started
             if self.progress.position.epoch > epoch:
@@ -103,6 +107,7 @@ class Loop:
                 self.progress.unfinished_seconds = 0.0
             validates, saves = self.validation.is_due(self.progress), self.checkpointer.is_due(self.progress)
             if validates or saves:
+                agreement.wait()
                 self._read()
             if validates:
                 self.reporter.end_interval()
@@ -115,14 +120,20 @@ class Loop:
                 metric = self.config.selection_metric
                 logger.info("no rise of %s for %d validations: stopping early", metric, best.since_rise)
                 break
+            if not self.looks_ahead and not last:
+                agreement = self._agree(batches)
         return False
 
-    def _agree_on_next(self, batches: Iterator[list[TrainBatch]]) -> list[TrainBatch] | None:
-        """The next step's batches; None when a rank was asked to stop.
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the ranks agree on a step while the one before is launched: on GPUs, whose work goes on meanwhile.
 
-        An error that one rank met (a damaged image, a full disk) is raised on all of them, here, before any waits for
-        another in a collective.
+        A CPU has nothing to do beside the agreement, and stops a step earlier without.
         """
+        return self.engine.group.device.type == "cuda"
+
+    def _agree(self, batches: Iterator[list[TrainBatch]]) -> Agreement:
+        """Fetch the next step's batches, and begin to agree on them."""
         self.stop.look_at_the_clock(_RESERVE_SECONDS + 3 * self.checkpointer.seconds)
         found: list[TrainBatch] = []
         failure: UserError | None = self.reporter.failure
@@ -134,13 +145,9 @@ class Loop:
             logger.info("the next batch did not come before the request to stop")
         except UserError as error:
             failure = error
-        group = self.engine.group
-        status = group.max_over_ranks(2 if failure is not None else int(self.stop.reason is not None))
-        if status == 2:
-            group.raise_common(failure)
-        return None if status else found
+        return Agreement(self.engine.group, found, failure, stops=self.stop.reason is not None)
 
-    def _train_step(self, batches: list[TrainBatch], epoch: int) -> None:
+    def _train_step(self, batches: Sequence[TrainBatch], epoch: int) -> None:
         """Launch a step, then read the one before: the device has work while the host waits for numbers."""
         lr = self.schedule.lr(self.progress.step)
         self.engine.set_lr(lr)

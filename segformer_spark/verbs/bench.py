@@ -112,6 +112,7 @@ def add(subparsers: Subparsers) -> None:
     _add_size(parser, image_size=1024, batch=4, classes=3)
     _add_common(parser)
     _add_roofline(actions)
+    _add_agreement(actions)
     _add_scaling(actions)
 
 
@@ -144,6 +145,26 @@ def _add_roofline(actions: Subparsers) -> None:
     parser.add_argument("--top", type=positive, default=15, help="operations to list (default: %(default)s)")
     parser.add_argument("--host-time", action="store_true", help="measure what the host does, too (half a minute)")
     parser.add_argument("--json", type=Path, default=None, help="write everything that was counted to this file")
+
+
+def _add_agreement(actions: Subparsers) -> None:
+    parser = add_verb(
+        actions,
+        "agreement",
+        "Measure what the agreement of the ranks before every step costs, with a clock in place of the GPU.",
+        "segformer-spark bench agreement --ranks 2 4 8 --launch-ms 13 --compute-ms 16",
+        agreement,
+    )
+    parser.add_argument(
+        "--ranks", type=positive, nargs="+", default=[2, 4, 8, 16, 32], help="processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--launch-ms", type=positive_number, default=13.0, help="of the host, per step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--compute-ms", type=positive_number, default=16.0, help="of the device, per step (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=positive, default=100, help="per order (default: %(default)s)")
 
 
 def _add_size(parser: argparse.ArgumentParser, *, image_size: int, batch: int, classes: int) -> None:
@@ -267,6 +288,16 @@ def roofline(arguments: argparse.Namespace) -> int:
     device = DEVICE_MODELS[arguments.device_model]
     options = {"infer": arguments.infer, "top": arguments.top, "host": arguments.host_time, "output": arguments.json}
     for line in estimate(StepSpec(**given), device, **options):
+        print(line, flush=True)
+    return 0
+
+
+def agreement(arguments: argparse.Namespace) -> int:
+    """The agreement of ranks."""
+    from segformer_spark.bench.agreement import StandIn, describe_agreement, measure_agreement
+
+    stand_in = StandIn(arguments.launch_ms / 1000, arguments.compute_ms / 1000)
+    for line in describe_agreement(measure_agreement(arguments.ranks, stand_in, arguments.steps), stand_in):
         print(line, flush=True)
     return 0
 

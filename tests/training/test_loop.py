@@ -24,6 +24,13 @@ from tests.sessions import group_of_one
 STEPS_PER_EPOCH, EPOCHS = 3, 2
 
 
+@pytest.fixture(params=[False, True], ids=["", "ahead"])
+def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the ranks agree on a step while the one before is launched."""
+    monkeypatch.setattr(Loop, "looks_ahead", request.param)
+    return bool(request.param)
+
+
 class Parts:
     """Engine, loader, validation, checkpointer and reporter in one, which write down what they are asked."""
 
@@ -111,6 +118,7 @@ def loop_of(parts: Parts, progress: Progress | None = None) -> Loop:
     )
 
 
+@pytest.mark.usefixtures("ahead")
 def test_a_checkpoint_comes_before_the_validation_of_its_step() -> None:
     with group_of_one() as group:
         parts = Parts(group, [0.1, 0.2])
@@ -119,10 +127,10 @@ def test_a_checkpoint_comes_before_the_validation_of_its_step() -> None:
     assert parts.events == [*steps[:3], "save 3", "validate 3", *steps[3:], "save 6", "validate 6"]
 
 
-def test_a_stop_saves_after_the_step_and_the_rest_follows_when_resumed() -> None:
+def test_a_stop_saves_after_the_step_and_the_rest_follows_when_resumed(ahead: bool) -> None:
     with group_of_one() as group:
         parts = Parts(group, [0.1, 0.2])
-        parts.stop_after = 1
+        parts.stop_after = 0 if ahead else 1  # what was agreed on is done
         progress = Progress()
         assert loop_of(parts, progress).run() is Outcome.STOPPED
         assert parts.events[-1] == "save 2"
@@ -132,6 +140,7 @@ def test_a_stop_saves_after_the_step_and_the_rest_follows_when_resumed() -> None
     assert rest.events[:3] == ["step 2 of [4, 5]", "save 3", "validate 3"]
 
 
+@pytest.mark.usefixtures("ahead")
 def test_the_end_of_the_jobs_time_is_a_stop() -> None:
     with group_of_one() as group:
         parts = Parts(group, [])
@@ -140,6 +149,7 @@ def test_the_end_of_the_jobs_time_is_a_stop() -> None:
     assert parts.events == ["save 0"]
 
 
+@pytest.mark.usefixtures("ahead")
 def test_a_run_that_gets_no_better_ends_early() -> None:
     with group_of_one() as group:
         parts = Parts(group, [0.3, 0.2], patience=1)
@@ -158,6 +168,7 @@ def test_skipped_updates_end_the_run() -> None:
     assert len(parts.events) == 2
 
 
+@pytest.mark.usefixtures("ahead")
 def test_a_damaged_image_is_raised_before_the_step_that_needs_it() -> None:
     with group_of_one() as group:
         parts = Parts(group, [])

@@ -1,0 +1,40 @@
+"""What all ranks agree on before a step: that each has its batches, and that none was asked to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from segformer_spark.data.loader import TrainBatch
+from segformer_spark.distributed.process_group import Group
+from segformer_spark.errors import UserError
+
+_STOP, _FAILED = 1, 2
+
+
+class Agreement:
+    """About the next step. It is asked for at once, and answered while the host does other things. Collective.
+
+    Args:
+        batches: this rank's, of one step.
+        failure: what this rank met on its way to them: a damaged image, a full disk.
+        stops: whether this rank was asked to stop.
+    """
+
+    def __init__(self, group: Group, batches: Sequence[TrainBatch], failure: UserError | None, *, stops: bool) -> None:
+        self._group, self._batches, self._failure = group, batches, failure
+        self._answer = group.start_max(_FAILED if failure is not None else _STOP if stops else 0)
+
+    def wait(self) -> None:
+        """Until all ranks have answered."""
+        self._answer()
+
+    def result(self) -> Sequence[TrainBatch] | None:
+        """The batches; None when a rank was asked to stop.
+
+        Raises:
+            UserError: a rank's failure, on all ranks: none is left waiting in a collective.
+        """
+        status = self._answer()
+        if status == _FAILED:
+            self._group.raise_common(self._failure)
+        return None if status else self._batches
