@@ -40,12 +40,6 @@ class WeightAverage:
             value = live[name]
             self.values[name].copy_(value if dropped is None else torch.where(dropped, self.values[name], value))
 
-    def load(self, values: Mapping[str, Tensor], num_updates: int) -> None:
-        """Continue from stored values."""
-        self.num_updates = num_updates
-        for name, value in values.items():
-            self.values[name].copy_(value)
-
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
         """The average in the model for the duration of the block; the weights come back bit by bit."""

@@ -276,31 +276,35 @@ class Engine:
         with self.average.in_place_of(self.model):
             yield
 
-    def export_state(self) -> EngineState:
-        """Weights, moments and buffers by stored name, on the CPU of every rank. Collective."""
+    def export_state(self) -> EngineState | None:
+        """Weights, moments and buffers by stored name, on the CPU of the first rank; None on the others. Collective."""
         from segformer_spark.engine.transfer import export_state
 
-        state = export_state(self.engine, self.names)
-        if self.average is not None:
+        state = export_state(self.engine, self.names, keep=self.group.is_main)
+        if state is not None and self.average is not None:
             state.average = {self.names[name]: value.cpu().clone() for name, value in self.average.values.items()}
         return state
 
-    def import_state(self, state: EngineState) -> None:
-        """Continue from an exported state. Collective."""
-        from segformer_spark.engine.transfer import import_state
+    def import_state(self, state: EngineState | None) -> None:
+        """Continue from an exported state, which the first rank has. Collective."""
+        from segformer_spark.engine.transfer import import_state, receive
 
-        import_state(self.engine, state, self.names)
-        if self.average is not None and state.average is not None:
-            self.average.load({live: state.average[name] for live, name in self.names.items()}, state.optimizer_step)
+        import_state(self.engine, state, self.names, self.group)
+        stored = self.group.broadcast(None if state is None or state.average is None else state.optimizer_step)
+        if self.average is not None and stored is not None:
+            receive(self.average.values, None if state is None else state.average, self.names, self.group)
+            self.average.num_updates = stored
 
     def weights(self) -> dict[str, Tensor]:
-        """fp32 weights and buffers by stored name, averaged if asked for, for exporting. Collective under fp16."""
-        if self.average is not None:
-            return {self.names[name]: value.cpu().clone() for name, value in self.average.values.items()}
-        if self.engine.fp16_enabled():
+        """fp32 weights and buffers by stored name, averaged if asked for, on the first rank, for exporting; nothing on
+        the others. Collective under fp16."""
+        if self.average is None and self.engine.fp16_enabled():
             state = self.export_state()
-            return {**state.parameters, **state.buffers}
-        return {self.names[name]: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            return {} if state is None else {**state.parameters, **state.buffers}
+        if not self.group.is_main:
+            return {}
+        live = self.model.state_dict() if self.average is None else self.average.values
+        return {self.names[name]: value.detach().cpu().clone() for name, value in live.items()}
 
     def close(self) -> None:
         """Let go of DeepSpeed's hooks and buffers."""

@@ -1,13 +1,14 @@
 """Out of DeepSpeed and into it: the training state by parameter name, under any ZeRO stage and number of ranks.
 
 DeepSpeed's own checkpoints hold one shard per rank and refuse another number of ranks (DeepSpeed#2898, #5405, #7628).
-Here every tensor is whole and named. Exporting and importing are collective: all ranks call them together.
+Here every tensor is whole and named, on the first rank, which reads and writes. Exporting and importing are collective:
+all ranks call them together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,50 +18,95 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.state import EngineState
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _BUCKET_VALUES = 2**23
-"""Values that are gathered at a time, 32 MiB."""
+"""Values that travel at a time, 32 MiB."""
 
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def export_state(engine: Any, names: dict[str, str]) -> EngineState:
-    """Copy the state to the CPU; `names` maps live names to stored names."""
+def export_state(engine: Any, names: dict[str, str], *, keep: bool) -> EngineState | None:
+    """Copy the state to the CPU of the rank that is to `keep` it, the first; None on the others.
+
+    Args:
+        names: live names -> stored names.
+    """
     module: nn.Module = engine.module
     step = _optimizer_step(engine)
     if step > 0:
         _link_moments(engine)
-    parameters = {names[live]: _copy(parameter.float()) for live, parameter in module.named_parameters()}
     trained = {names[live]: parameter for live, parameter in module.named_parameters() if parameter.requires_grad}
-    if _uses_zero(engine):
-        parameters |= _gathered(trained, None)
-    moments = {key: _moments(engine, trained, key) for key in _MOMENTS} if step > 0 else {}
+    masters = _gathered(trained, None, keep=keep) if _uses_zero(engine) else {}
+    moments = {key: _moments(engine, trained, key, keep=keep) for key in _MOMENTS} if step > 0 else {}
+    if not keep:
+        return None
+    parameters = {
+        names[live]: masters[names[live]] if names[live] in masters else _copy(parameter.float())
+        for live, parameter in module.named_parameters()
+    }
     buffers = {names[live]: _copy(buffer) for live, buffer in module.named_buffers() if live in names}
     return EngineState(parameters, buffers, moments, step, _loss_scaler(engine))
 
 
-def import_state(engine: Any, state: EngineState, names: dict[str, str]) -> None:
-    """Set weights, masters, moments, buffers and step count, under any stage and number of ranks."""
+def import_state(engine: Any, state: EngineState | None, names: dict[str, str], group: Group) -> None:
+    """Set weights, masters, moments, buffers and step count, under any stage and number of ranks.
+
+    Args:
+        state: on the first rank, whose tensors the others get from it: a file system is read once.
+    """
     module: nn.Module = engine.module
-    if state.optimizer_step > 0:
-        _create_moments(engine, state.optimizer_step)
-    for live, parameter in module.named_parameters():
-        name = names[live]
-        value = state.parameters[name].to(parameter.device)
+    about = None if state is None else (state.optimizer_step, tuple(state.moments), state.loss_scaler)
+    told = group.broadcast(about)
+    assert told is not None, "the first rank has the state"
+    step, moments, loss_scaler = told
+    if step > 0:
+        _create_moments(engine, step)
+    live_parameters = dict(module.named_parameters())
+    for live, value in _shared(live_parameters, None if state is None else state.parameters, names, group):
+        parameter = live_parameters[live]
         parameter.data.copy_(value)
-        if not parameter.requires_grad:
-            continue
-        safe_set_full_fp32_param(parameter, value.float())
-        for key in state.moments:
-            _set_moment(engine, parameter, key, state.moments[key][name].to(parameter.device))
-    for live, buffer in module.named_buffers():
-        if live in names:
-            buffer.copy_(state.buffers[names[live]])
-    if state.loss_scaler is not None and engine.fp16_enabled():
-        for counter, amount in state.loss_scaler.items():
+        if parameter.requires_grad:
+            safe_set_full_fp32_param(parameter, value)
+    trained = {live: parameter for live, parameter in live_parameters.items() if parameter.requires_grad}
+    for key in moments:
+        for live, value in _shared(trained, None if state is None else state.moments[key], names, group):
+            _set_moment(engine, live_parameters[live], key, value)
+    buffers = {live: buffer for live, buffer in module.named_buffers() if live in names}
+    receive(buffers, None if state is None else state.buffers, names, group)
+    if loss_scaler is not None and engine.fp16_enabled():
+        for counter, amount in loss_scaler.items():
             setattr(engine.optimizer.loss_scaler, counter, amount)
+
+
+def receive(
+    targets: Mapping[str, Tensor], given: Mapping[str, Tensor] | None, names: dict[str, str], group: Group
+) -> None:
+    """Set tensors, by live name, to the first rank's, by stored name, where `given` holds them. Collective."""
+    real = {live: target for live, target in targets.items() if target.is_floating_point()}
+    for live, value in _shared(real, given, names, group):
+        targets[live].copy_(value)
+    for live in targets.keys() - real.keys():  # counters
+        value = targets[live].clone() if given is None else given[names[live]].to(targets[live])
+        dist.broadcast(value, 0)
+        targets[live].copy_(value)
+
+
+def _shared(
+    targets: Mapping[str, Tensor], given: Mapping[str, Tensor] | None, names: dict[str, str], group: Group
+) -> Iterator[tuple[str, Tensor]]:
+    """Live names and the first rank's fp32 values, in the shape of `targets`; some 32 MiB travel at a time."""
+    for bucket in _buckets(targets):
+        flat = torch.empty(sum(target.numel() for _, target in bucket), device=group.device)
+        parts = _slices(bucket, flat)
+        if given is not None:
+            for (live, _), part in zip(bucket, parts, strict=True):
+                part.copy_(given[names[live]].flatten())
+        if group.world_size > 1:
+            dist.broadcast(flat, 0)
+        yield from ((live, part.view_as(target)) for (live, target), part in zip(bucket, parts, strict=True))
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -72,10 +118,11 @@ def _uses_zero(engine: Any) -> bool:
 
 
 @torch.no_grad()
-def _gathered(parameters: Mapping[str, nn.Parameter], key: str | None) -> dict[str, Tensor]:
-    """Whole fp32 masters, or moments, on the CPU: every rank puts in the fragments that it owns.
+def _gathered(parameters: Mapping[str, nn.Parameter], key: str | None, *, keep: bool) -> dict[str, Tensor]:
+    """Whole fp32 masters, or moments, on the CPU of the first rank: every rank puts in the fragments that it owns.
 
-    As DeepSpeed's safe_get_full_fp32_param and safe_get_full_optimizer_state do, which reduce each tensor by itself.
+    As DeepSpeed's safe_get_full_fp32_param and safe_get_full_optimizer_state do, which reduce each tensor by itself,
+    and give it to all ranks.
     """
     whole: dict[str, Tensor] = {}
     for bucket in _buckets(parameters):
@@ -86,25 +133,31 @@ def _gathered(parameters: Mapping[str, nn.Parameter], key: str | None) -> dict[s
             if mapping is not None:
                 own = mapping.lp_fragment_address
                 part[own.start : own.start + own.numel].copy_(mapping.get_hp_fragment(key))
-        dist.all_reduce(flat, group=first._dp_group)  # type: ignore[attr-defined]
-        slices = _slices(bucket, flat)
-        whole |= {name: _copy(part.view_as(p)) for (name, p), part in zip(bucket, slices, strict=True)}
+        dist.reduce(flat, 0, group=first._dp_group)  # type: ignore[attr-defined]
+        if keep:
+            slices = _slices(bucket, flat)
+            whole |= {name: _copy(part.view_as(p)) for (name, p), part in zip(bucket, slices, strict=True)}
     return whole
 
 
-def _buckets(parameters: Mapping[str, nn.Parameter]) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    bucket: list[tuple[str, nn.Parameter]] = []
-    for item in parameters.items():
+_Named = TypeVar("_Named", bound=Tensor)
+
+
+def _buckets(tensors: Mapping[str, _Named]) -> Iterator[list[tuple[str, _Named]]]:
+    bucket: list[tuple[str, _Named]] = []
+    values = 0
+    for item in tensors.items():
         bucket.append(item)
-        if sum(p.numel() for _, p in bucket) >= _BUCKET_VALUES:
+        values += item[1].numel()
+        if values >= _BUCKET_VALUES:
             yield bucket
-            bucket = []
+            bucket, values = [], 0
     if bucket:
         yield bucket
 
 
-def _slices(bucket: Sequence[tuple[str, nn.Parameter]], flat: Tensor) -> Sequence[Tensor]:
-    return torch.split(flat, [p.numel() for _, p in bucket])
+def _slices(bucket: Sequence[tuple[str, Tensor]], flat: Tensor) -> Sequence[Tensor]:
+    return torch.split(flat, [tensor.numel() for _, tensor in bucket])
 
 
 def _flat_partitions(engine: Any) -> list[Tensor]:
@@ -151,9 +204,11 @@ def _create_moments(engine: Any, step: int) -> None:
     _link_moments(engine)
 
 
-def _moments(engine: Any, parameters: Mapping[str, nn.Parameter], key: str) -> dict[str, Tensor]:
+def _moments(engine: Any, parameters: Mapping[str, nn.Parameter], key: str, *, keep: bool) -> dict[str, Tensor]:
     if _uses_zero(engine):
-        return _gathered(parameters, key)
+        return _gathered(parameters, key, keep=keep)
+    if not keep:
+        return {}
     return {name: _copy(engine.optimizer.state[parameter][key]) for name, parameter in parameters.items()}
 
 

@@ -38,8 +38,13 @@ class Checkpointer:
         if self.saved_step == progress.step:
             return 0.0
         started = time.monotonic()
-        stored = to_stored(self.engine.export_state(), progress, best, self.configuration)
-        self.engine.group.on_main(lambda: self.store.save(progress.step, stored))
+        state = self.engine.export_state()
+
+        def save() -> None:
+            assert state is not None
+            self.store.save(progress.step, to_stored(state, progress, best, self.configuration))
+
+        self.engine.group.on_main(save)
         self.saved_step = progress.step
         self.seconds = time.monotonic() - started
         return self.seconds

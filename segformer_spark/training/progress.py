@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -93,16 +94,16 @@ def engine_state(stored: StoredState) -> EngineState:
     )
 
 
-def progress_of(stored: StoredState) -> Progress:
-    """The counters of a checkpoint; before 0.2 it had no interval."""
-    raw = dict(stored.state["progress"])
+def progress_of(state: Mapping[str, Any]) -> Progress:
+    """The counters of a checkpoint's JSON; before 0.2 it had no interval."""
+    raw = dict(state["progress"])
     own = {"position": Position(**raw["position"]), "interval": IntervalSums(**raw.get("interval", {}))}
     return Progress(**{**raw, **own})
 
 
-def restore_best(stored: StoredState, best: BestTracker) -> None:
+def restore_best(state: Mapping[str, Any], best: BestTracker) -> None:
     """Set scores, step and counter; patience and min_delta stay as configured now. Before 0.2 there was one score."""
-    raw = stored.state["best"]
+    raw = state["best"]
     best.score, best.step = raw["score"], raw["step"]
     best.patience_score = raw.get("patience_score", raw["score"])
     best.since_rise = raw["since_rise"] if "since_rise" in raw else raw["since_best"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from segformer_spark.checkpoint.compatibility import check_compatible
 from segformer_spark.checkpoint.store import CheckpointStore, StoredState, read, verify
@@ -61,7 +62,7 @@ class TrainOptions:
 
 @dataclass
 class _Start:
-    """Where a training begins; `stored` is the checkpoint at `source`, both None for a fresh start.
+    """Where a training begins; `stored` is the checkpoint at `source`, on the first rank; None for a fresh start.
 
     `changed_sets` are those of train and val that are others than at the checkpoint.
     """
@@ -133,8 +134,8 @@ def _train(
     )
     try:
         engine = Engine(setup.model, setup.loss, config, setup.plan, group)
-        if start.stored is not None:
-            engine.import_state(engine_state(start.stored))
+        if start.source is not None:
+            engine.import_state(None if start.stored is None else engine_state(start.stored))
             start.stored = None  # its tensors are mapped files, which a network file system cannot delete
             logger.info("resumed from %s at step %d", start.source, progress.step)
         group.on_main(lambda: reporter.start(progress.step, validated=progress.validated_step == progress.step))
@@ -171,19 +172,31 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
     best = BestTracker(patience=stopping.patience, min_delta=stopping.min_delta)
     if source is None:
         return _Start(run, store, None, None, Progress(), best)
-    stored = read(source)
+    stored, state = _read_on_main(source, group)
     accept = options.accept_changes
-    changed = check_compatible(stored.state, config, setup.plan, setup.configuration, accept_changes=accept)
-    progress = progress_of(stored)
+    changed = check_compatible(state, config, setup.plan, setup.configuration, accept_changes=accept)
+    progress = progress_of(state)
     if "val" in changed:
         progress.validated_step = None
     elif source.parent.resolve() == run.checkpoints.resolve():
-        restore_best(stored, best)
+        restore_best(state, best)
     else:
         logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
-    if stored.state["num_train_images"] != len(setup.train_set):
+    if state["num_train_images"] != len(setup.train_set):
         progress.position.step = 0  # the order of another number of images has nothing in common with this one
     return _Start(run, store, source, stored, progress, best, changed)
+
+
+def _read_on_main(source: Path, group: Group) -> tuple[StoredState | None, dict[str, Any]]:
+    """A checkpoint on the first rank, and its JSON on all. Collective."""
+    found: list[StoredState] = []
+
+    def read_it() -> dict[str, Any]:
+        found.append(read(source))
+        return found[0].state
+
+    state = group.on_main(read_it)
+    return (found[0] if found else None), state
 
 
 def _reporter(run: RunDirectory, config: Config, setup: Setup, group: Group, progress: Progress) -> Reporter:

@@ -55,6 +55,9 @@ def averages(group: Group, stage: int) -> dict[str, Any]:
         for name, value in engine.model.state_dict().items():
             by_hand[name] = decay * by_hand[name] + (1 - decay) * value if value.is_floating_point() else value.clone()
     exported = engine.weights()
+    assert group.is_main or exported == {}
+    assert engine.average is not None
+    exported = exported or {engine.names[name]: value for name, value in engine.average.values.items()}
     with engine.averaged():
         inside = {name: value.clone() for name, value in engine.model.state_dict().items()}
     return {

@@ -65,7 +65,7 @@ def steps(group: Group, overrides: tuple[str, ...], micro: int) -> dict[str, Any
         model.train()
         for _ in range(2):
             model(torch.cat([images, images]))
-    state = {name: value.numpy() for name, value in engine.weights().items()}
+    state = {name: value.numpy() for name, value in engine.model.state_dict().items()}
     return {"losses": losses, "weights": state, "evaluated": evaluated.numpy(), "said": said}
 
 

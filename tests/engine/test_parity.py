@@ -52,7 +52,7 @@ def train(group: Group, stage: int, micro: int | None = None) -> dict[str, Any]:
         assert result.applied
         losses.append(result.loss)
         norms.append(result.grad_norm)
-    weights = engine.weights()
+    weights = {engine.names[name]: value for name, value in engine.model.state_dict().items()}
     return {
         "losses": losses,
         "norms": norms,

@@ -14,8 +14,10 @@ from tests.ranks import Group, run_on_ranks
 from tests.tiny import tiny_segformer
 
 
-def plain(state: EngineState) -> dict[str, Any]:
-    """As NumPy: tensors do not outlive the rank that sent them."""
+def plain(state: EngineState | None) -> dict[str, Any]:
+    """As NumPy: tensors do not outlive the rank that sent them. Nothing on ranks that have no state."""
+    if state is None:
+        return {}
     return {
         "parameters": {n: t.numpy() for n, t in state.parameters.items()},
         "buffers": {n: t.numpy() for n, t in state.buffers.items()},
@@ -46,12 +48,23 @@ def second_half(
     group: Group, stage: int, raw: dict[str, Any], steps: int, overrides: tuple[str, ...]
 ) -> dict[str, Any]:
     engine = make_engine(group, stage, overrides=overrides)
-    engine.import_state(from_plain(raw))
+    engine.import_state(from_plain(raw) if group.is_main else None)
     again = plain(engine.export_state())
+    live = {engine.names[name]: value.numpy().copy() for name, value in engine.model.state_dict().items()}
     losses = []
     for step in range(steps, steps + 2):
         losses.append(engine.train_step(own_batches(step, engine.plan, group.rank), step).loss)
-    return {"again": again, "losses": losses, "end": plain(engine.export_state())}
+    return {"again": again, "live": live, "losses": losses, "end": plain(engine.export_state())}
+
+
+def assert_imported(results: list[dict[str, Any]], raw: dict[str, Any]) -> None:
+    """Every rank has the weights and buffers, and all together the moments, which the first exports again."""
+    assert_equal(results[0]["again"], raw)
+    assert all(result["again"] == {} for result in results[1:])
+    for result in results:
+        assert result["live"].keys() == raw["parameters"].keys() | raw["buffers"].keys()
+        for name, value in result["live"].items():
+            np.testing.assert_array_equal(value, {**raw["parameters"], **raw["buffers"]}[name], err_msg=name)
 
 
 HEAD = ("training.optimizer.head_lr_multiplier=10.0",)
@@ -92,20 +105,21 @@ def test_every_parameter_has_its_moments(half: dict[str, Any]) -> None:
 def test_the_same_ranks_continue_bit_for_bit_under_any_stage(
     whole: dict[str, Any], half: dict[str, Any], stage: int
 ) -> None:
-    for result in run_on_ranks(2, second_half, stage, half, 2, HEAD):
-        assert_equal(result["again"], half)
-        if stage > 0:
-            assert_equal(result["end"], whole)
-        else:
-            for name, value in whole["parameters"].items():
-                np.testing.assert_allclose(result["end"]["parameters"][name], value, rtol=1e-4, atol=1e-6)
+    results = run_on_ranks(2, second_half, stage, half, 2, HEAD)
+    assert_imported(results, half)
+    if stage > 0:
+        assert_equal(results[0]["end"], whole)
+    else:
+        for name, value in whole["parameters"].items():
+            np.testing.assert_allclose(results[0]["end"]["parameters"][name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("world", "stage"), [(1, 0), (1, 1), (3, 2)])
 def test_other_ranks_continue_to_rounding(half: dict[str, Any], world: int, stage: int) -> None:
     reference = run_on_ranks(2, second_half, 1, half, 2, HEAD)[0]
-    for result in run_on_ranks(world, second_half, stage, half, 2, HEAD):
-        assert_equal(result["again"], half)
+    results = run_on_ranks(world, second_half, stage, half, 2, HEAD)
+    assert_imported(results, half)
+    for result in results:
         np.testing.assert_allclose(result["losses"], reference["losses"], rtol=1e-5)
 
 
@@ -129,7 +143,10 @@ def frozen(group: Group, stage: int) -> dict[str, Any]:
     state = engine.export_state()
     before = plain(state)
     engine.import_state(state)
-    assert_equal(plain(engine.export_state()), before)
+    if group.is_main:
+        assert_equal(plain(engine.export_state()), before)
+    else:
+        assert engine.export_state() is None
     return before
 
 
