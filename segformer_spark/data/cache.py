@@ -29,6 +29,7 @@ from segformer_spark.data.decode import Decoding, decode_rgb, image_of
 from segformer_spark.data.files import ReadFile, read_file
 from segformer_spark.data.identity import FileDigests
 from segformer_spark.data.manifest import check_matches, manifest_path, read_manifest
+from segformer_spark.data.tables import BoxTable, PathPairs, StringTable
 from segformer_spark.errors import DataError
 from segformer_spark.run.console import logger
 
@@ -70,10 +71,14 @@ class CachedDataset:
         self.categories: Sequence[str] = tuple(meta["groups"])  # the name on disk since format 1
         self.root, self.size, self.storage = Path(config.root), meta["size"], meta["storage"]
         self.digest: str = meta["digest"]
-        self._images: list[dict[str, Any]] = meta["images"]
-        self._records: list[tuple[int, list[int]]] = [
-            (number, record) for number, records in enumerate(meta["shards"]) for record in records
-        ]
+        images: list[dict[str, Any]] = meta["images"]
+        self._ids = StringTable(image["id"] for image in images)
+        self._categories = np.array([image["group"] for image in images], np.int32)
+        self._files = PathPairs((Path(image), Path(mask)) for image, mask in (own["files"] for own in images))
+        self._boxes = BoxTable(image["box"] for image in images)
+        self._records = np.array(
+            [[number, *record] for number, records in enumerate(meta["shards"]) for record in records], np.int64
+        )
         self.needed_side, self.decoding = needed_side, Decoding.of(config)
         self._maps: dict[int, mmap.mmap] = {}
 
@@ -83,11 +88,11 @@ class CachedDataset:
         return "exact" if self.storage != "jpeg" else f"jpeg {JPEG_QUALITY} at {self.size or 'native size'}"
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._ids)
 
     def load(self, index: int, read: ReadFile = read_file) -> Sample:
         """Decode a record; its files are not read."""
-        number, (offset, num_image, num_mask, height, width, image_crc, mask_crc) = self._records[index]
+        number, offset, num_image, num_mask, height, width, image_crc, mask_crc = self._records[index].tolist()
         stored = memoryview(self._map(number))[offset : offset + num_image + num_mask]
         image, mask = stored[:num_image], stored[num_image:]
         if len(mask) != num_mask or zlib.crc32(image) != image_crc or zlib.crc32(mask) != mask_crc:
@@ -102,18 +107,17 @@ class CachedDataset:
         return Sample(decode_rgb(file, self.decoding, self.needed_side), ids)
 
     def sample_id(self, index: int) -> str:
-        return str(self._images[index]["id"])
+        return self._ids[index]
 
     def category(self, index: int) -> int:
-        return int(self._images[index]["group"])
+        return int(self._categories[index])
 
     def files(self, index: int) -> tuple[Path, Path]:
-        image, mask = self._images[index]["files"]
+        image, mask = self._files[index]
         return self.root / image, self.root / mask
 
     def box(self, index: int) -> Box | None:
-        box = self._images[index]["box"]
-        return None if box is None else (box[0], box[1], box[2], box[3])
+        return self._boxes[index]
 
     def verify(self, progress: Callable[[int], None] = lambda done: None) -> None:
         """Read everything; raises DataError naming the first damaged shard. `progress` is called after each image."""

@@ -14,6 +14,7 @@ from segformer_spark.data.files import ReadFile, composed, log_unused, on_disk, 
 from segformer_spark.data.masks import LabelColors, decode_index_mask
 from segformer_spark.data.orientation import refuse_other_orientation
 from segformer_spark.data.suffixes import PNG
+from segformer_spark.data.tables import PathPairs
 from segformer_spark.errors import DataError
 
 _AMBIGUOUS = re.compile(r"[ %\udc80-\udcff]|^_|_$|_(?=_)|(?<=_)_")
@@ -39,7 +40,7 @@ class PairDataset:
     decoding: Decoding = AS_STORED
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
-        self.pairs = [(on_disk(image), on_disk(mask)) for image, mask in pairs]
+        self.pairs = PathPairs((on_disk(image), on_disk(mask)) for image, mask in pairs)
 
     @classmethod
     def from_config(cls, config: DataConfig, split: str, *, check_files: bool) -> Self:

@@ -16,11 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from segformer_spark.data.dataset import Box, ClassInfo, Mask
 from segformer_spark.data.decode import ImageFile
 from segformer_spark.data.files import on_disk, read_text
 from segformer_spark.data.masks import decode_color_mask
 from segformer_spark.data.readers.pairs import PairDataset
+from segformer_spark.data.tables import BoxTable
 from segformer_spark.errors import DataError
 
 SPARK_CLASSES = ClassInfo(
@@ -73,22 +76,24 @@ class SparkDataset(PairDataset):
             DataError: no such root or split, a malformed row, or a row without its files (file and row are named).
         """
         self.root, self.split = root, split
-        self.rows = read_rows(root, split, check_files=check_files)
-        super().__init__([(row.image, row.mask) for row in self.rows])
+        rows = read_rows(root, split, check_files=check_files)
+        super().__init__([(row.image, row.mask) for row in rows])
+        self._spacecraft = np.array([row.spacecraft for row in rows], np.int16)
+        self._boxes = BoxTable(row.box for row in rows)
 
     def decode_mask(self, file: ImageFile) -> Mask:
         """Nearest of the three colours."""
         return decode_color_mask(file, self.classes.colors, decoding=self.decoding)
 
     def sample_id(self, index: int) -> str:
-        row = self.rows[index]
-        return f"{SPACECRAFT[row.spacecraft].replace(' ', '_')}__{row.image.stem.removesuffix('_img')}"
+        image, _ = self.pairs[index]
+        return f"{SPACECRAFT[self.category(index)].replace(' ', '_')}__{image.stem.removesuffix('_img')}"
 
     def category(self, index: int) -> int:
-        return self.rows[index].spacecraft
+        return int(self._spacecraft[index])
 
     def box(self, index: int) -> Box | None:
-        return self.rows[index].box
+        return self._boxes[index]
 
 
 def read_rows(root: Path, split: str, *, check_files: bool = True) -> list[SparkRow]:

@@ -18,14 +18,15 @@ def test_reads_the_layout(spark_root: Path) -> None:
     dataset = SparkDataset(spark_root, "train")
     assert len(dataset) == NUM_TRAIN
     assert len({dataset.sample_id(i) for i in range(NUM_TRAIN)}) == NUM_TRAIN
-    last = dataset.rows[9]
-    assert SPACECRAFT[last.spacecraft] == "XMM Newton"
-    assert last.image.parent == spark_root / "images" / "XMM Newton" / "train"
+    assert SPACECRAFT[dataset.category(9)] == "XMM Newton"
+    assert dataset.files(9)[0].parent == spark_root / "images" / "XMM Newton" / "train"
     assert dataset.sample_id(9) == "XMM_Newton__image_00000"
     sample = dataset.load(9)
     assert sample.image.shape == (SIDE, SIDE, 3)
     assert set(np.unique(sample.mask)) <= {0, 1, 2}
-    x_min, y_min, x_max, y_max = last.box
+    box = dataset.box(9)
+    assert box is not None
+    x_min, y_min, x_max, y_max = box
     ys, xs = np.nonzero(sample.mask)
     assert abs(int(xs.min()) - x_min) <= 1
     assert abs(int(ys.max()) - y_max) <= 1
