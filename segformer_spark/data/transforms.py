@@ -23,6 +23,9 @@ from segformer_spark.data.photometric import distort
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOR, resize_mask
 from segformer_spark.data.window import object_box
 from segformer_spark.errors import DataError
+from segformer_spark.kernels.normalize import fused_normalize
+from segformer_spark.kernels.registry import runs_fused
+from segformer_spark.kernels.select import Arithmetic
 from segformer_spark.ops.constants import device_constant
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network at import otherwise
@@ -209,8 +212,11 @@ def image_to_tensor(image: Image) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def normalize_images(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) uint8 -> float32 with the ImageNet mean and standard deviation, on the images' device."""
+def normalize_images(images: torch.Tensor, arithmetic: Arithmetic = "cpu") -> torch.Tensor:
+    """(B, 3, H, W) uint8 -> float32 with the ImageNet mean and standard deviation, on the images' device; by a kernel
+    of this package channels last in memory."""
+    if arithmetic == "gpu" and runs_fused(["normalize"], images.device):
+        return fused_normalize(images, IMAGENET_MEAN, IMAGENET_STD)
     mean, std = (_per_channel(values, images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (images.float() / 255.0 - mean) / std
 

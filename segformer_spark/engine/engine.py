@@ -31,6 +31,7 @@ from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.engine.state import EngineState
 from segformer_spark.errors import ConfigError, TrainingDiverged, UserError
 from segformer_spark.kernels.check import check_kernels
+from segformer_spark.kernels.select import select_arithmetic
 from segformer_spark.losses.build import WeightedSum
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.run.console import logger
@@ -65,6 +66,7 @@ class Engine:
             model.reduce_batch_norm(group.sum)
         self.group, self.plan, self.seed = group, plan, config.experiment.seed
         self.precision = config.training.precision
+        self._arithmetic = select_arithmetic(config.hardware.kernels, group.device)
         self._compiles = config.hardware.compile != "off"
         self.loss: WeightedSum = loss.to(group.device)
         optimizer = build_optimizer(model, config.training.optimizer, group.device)
@@ -254,7 +256,7 @@ class Engine:
         return images, labels
 
     def _copied(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
-        images = normalize_images(batch.images.to(self.group.device, non_blocking=True))
+        images = normalize_images(batch.images.to(self.group.device, non_blocking=True), self._arithmetic)
         return images, batch.masks.to(self.group.device, non_blocking=True)
 
     def _seed(self, step: int, part: int) -> None:

@@ -156,7 +156,7 @@ class Predictor:
         with self._evaluating():
             for item in (item for batch in items for item in batch):
                 with torch.inference_mode():
-                    found = forward(normalize_images(item.pixels[None].to(self.device)))
+                    found = forward(self._normalized(item.pixels[None]))
                 yield item, found
 
     def _in_passes(self, batch: list[EvalItem], finish: _Finish) -> list[Tensor]:
@@ -184,9 +184,13 @@ class Predictor:
 
     def _predict_equal(self, batch: list[EvalItem], finish: _Finish) -> list[Tensor]:
         """What `finish` makes of items with pixels of one size."""
-        images = normalize_images(torch.stack([item.pixels for item in batch]).to(self.device))
+        images = self._normalized(torch.stack([item.pixels for item in batch]))
         passes = [(axes, self._logits(images, axes)) for axes in TTA_FLIPS[self.tta]]
         return [finish(passes, row, item) for row, item in enumerate(batch)]
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> what the model takes, on its device."""
+        return normalize_images(pixels.to(self.device), select_arithmetic("auto", self.device))
 
     def _logits(self, images: Tensor, axes: tuple[int, ...]) -> Tensor:
         config = self.view.config

@@ -23,13 +23,14 @@ from segformer_spark.kernels import (
     depthwise_gelu,
     level_logits,
     merge_levels,
+    normalize,
     segmentation_loss,
 )
 from segformer_spark.kernels.registry import NO_TRITON, OPERATIONS, Operation, replace_by_plain, runs_fused
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger
 
-MODULES = (add_norm, class_ids, classify, depthwise_gelu, level_logits, merge_levels, segmentation_loss)
+MODULES = (add_norm, class_ids, classify, depthwise_gelu, level_logits, merge_levels, normalize, segmentation_loss)
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference over the largest value; four units of the last place in the narrow types."""
@@ -58,6 +59,9 @@ def cases(dtype: torch.dtype, device: torch.device) -> dict[str, list[tuple[Any,
         for other in (real(tokens, channels, of=dtype), None):
             grad = real(tokens, channels, of=dtype)
             found["add_norm_backward"].append((grad, other, maps, mean, deviation, norm[0], scale))
+    for height, width in ((5, 7), (40, 33)):
+        pixels_of_bytes = torch.randint(0, 256, (2, 3, height, width), generator=generator, dtype=torch.uint8)
+        found["normalize"].append((pixels_of_bytes.to(device), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     for images, height, width, channels in ((2, 3, 5, 24), (1, 2, 20, 70), (2, 1, 1, 16)):
         maps, rest = real(images * height * width, channels, of=dtype), (real(channels), real(channels, 9))
         found["depthwise_gelu"].append((maps, *rest, real(channels), images, height, width, width != 1))

@@ -305,3 +305,15 @@ def test_colour_factors_lie_on_both_sides_of_one(name: str) -> None:
     after = [measure(apply(seed, color=1.0, **changes).image) for seed in range(20)]
     assert min(after) < 0.95 * before
     assert max(after) > 1.05 * before
+
+
+def test_both_arithmetics_normalize_alike() -> None:
+    images = torch.randint(0, 256, (2, 3, 9, 14), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = normalize_images(images)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    by_hand = (images.numpy().transpose(0, 2, 3, 1) / 255.0 - mean) / std
+    np.testing.assert_allclose(expected.permute(0, 2, 3, 1).numpy(), by_hand, rtol=1e-5, atol=1e-6)
+    on_gpu = normalize_images(images, "gpu")
+    assert torch.equal(on_gpu, expected)
+    assert on_gpu.is_contiguous(memory_format=torch.channels_last)
+    assert expected.is_contiguous()

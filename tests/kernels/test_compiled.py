@@ -18,6 +18,7 @@ from segformer_spark.kernels import (
     depthwise_gelu,
     level_logits,
     merge_levels,
+    normalize,
     segmentation_loss,
 )
 from segformer_spark.kernels.registry import NO_TRITON
@@ -33,10 +34,12 @@ POINTERS = {
     **dict.fromkeys(("row_start", "col_start"), "*i32"),
     "labels": "*u8",
     "ids": "*u8",
+    "images": "*u8",
     "classifier": MAPS,
     "seed": "*i64",
 }
 NUMBERS = {"eps": "fp32", "row_scale": "fp32", "col_scale": "fp32", "smoothing": "fp32", "keep_scale": "fp32"}
+NUMBERS |= {f"{what}_{color}": "fp32" for what in ("mean", "std") for color in "rgb"}
 INTEGERS = {
     *(
         "N",
@@ -58,7 +61,7 @@ INTEGERS = {
         "groups",
         "dropped",
     ),
-    *("ignore", "strips"),
+    *("ignore", "strips", "pixels"),
 }
 
 KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
@@ -92,6 +95,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], int]] = {
         )
         for classes in (4, 256)
     },
+    "normalize": (normalize._kernel, {"BLOCK": 1024}, 4),
     "loss_sums_combined": (segmentation_loss._combine_kernel, {"STRIP": 4, "BLOCK": 1024}, 4),
 }
 WITH_PRODUCTS: dict[str, tuple[Any, dict[str, Any], int]] = {

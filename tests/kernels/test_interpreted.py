@@ -32,6 +32,7 @@ def test_every_kernel_computes_its_plain_formula(interpreted: Any) -> None:
     # The bounds are not so wide that they would let a wrong formula pass.
     assert all(own["float32"] < 1e-5 for own in interpreted["differences"].values())
     assert max(TOLERANCE.values()) < 0.05
+    assert interpreted["differences"]["normalize"]["float32"] == 0, "a GPU is fed with the CPU's values"
 
 
 def test_a_wrong_kernel_is_found(interpreted: Any) -> None:
