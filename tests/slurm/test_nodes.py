@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from segformer_spark.checkpoint.names import newest_step
 from tests.slurm.conftest import Project
+from tests.slurm.packed import pack
 from tests.waiting import wait_for
 
 TWO_BY_TWO = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1")
@@ -103,6 +105,22 @@ def test_a_cache_that_does_not_fit_is_read_from_shared_storage(quick_project: Pr
     assert {(f["host"], f["cache"] is None) for f in quick_project.facts()} == {("node1", False), ("node2", True)}
     assert "does not fit on" in quick_project.log(job)
     assert "this node reads it from shared storage" in quick_project.log(job)
+
+
+def test_the_environment_is_unpacked_to_every_node(quick_project: Project) -> None:
+    """With no other environment than the archive: what runs was unpacked."""
+    cluster, environment = quick_project.cluster, Path(quick_project.environment["VENV"])
+    pack(environment)
+    shutil.rmtree(environment)
+    scratch = cluster.base / "scratch"
+    settings = {"STAGE_ENV": "1", "LOCAL_SCRATCH": str(scratch), "MAX_STEPS": "2"}
+    job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, "--nodelist=node[1-2]", **settings)
+    assert cluster.wait(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
+    log = quick_project.log(job)
+    for node in ("node1", "node2"):
+        assert log.count(f"[{node}] {scratch}/segformer_spark-env-{job}: ") == 1
+        assert cluster.on(node, "ls", str(scratch)) == "", "removed at the end"
+    assert len(quick_project.facts(verb="train")) == 4
 
 
 def test_staging_without_a_cache_is_a_mistake(quick_project: Project) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from segformer_spark.config.environment import LAUNCH_VARIABLES, config_variables
 from segformer_spark.config.load import PROJECT_ROOT
+from tests.slurm.packed import pack
 
 SLURM = PROJECT_ROOT / "slurm"
 SCRIPTS = sorted(path for path in SLURM.glob("*.sh") if "#SBATCH" in path.read_text())
@@ -38,7 +39,7 @@ def project(tmp_path: Path) -> Path:
 case "$*" in *'requeue --status 0 '*) exit 10 ;; *requeue*) exit "${VERDICT:-0}" ;; esac""",
         "bin/srun": """printf "srun %s | HF=$HF_HUB_OFFLINE\\n" "$*" >> calls
 case "$*" in *' train '*) exit "${TRAIN_STATUS:-0}" ;; *--quick*) exit "${QUICK_STATUS:-0}" ;;
-*'job stage '*) exit "${STAGE_STATUS:-0}" ;; esac""",
+*'job stage '*) exit "${STAGE_STATUS:-0}" ;; *stage_env.sh\\ unpack*) exit "${UNPACK_STATUS:-0}" ;; esac""",
         "bin/scontrol": 'echo "JobId=7 JobState=RUNNING Restarts=0"',
         "bin/squeue": 'case "$*" in *%L*) echo "${LEFT-1:00:00}" ;; *) echo "10:00:00" ;; esac',
     }.items():
@@ -121,6 +122,108 @@ def test_train_with_gpus_configuration_and_staging(project: Path) -> None:
     assert "--ntasks=1 --ntasks-per-node=1" in calls[2]
     assert "--ntasks=2 --ntasks-per-node=2" in calls[3]
     assert all("--config my.yaml" in call for call in calls)
+
+
+def test_a_staged_environment_is_that_of_every_step(project: Path, tmp_path: Path) -> None:
+    """Unpacked once per node before anything else, and removed at the end. The stand-in of srun runs no step."""
+    pack(project / ".venv")
+    staged = tmp_path / "local" / "segformer_spark-env-7"
+    shutil.copytree(project / ".venv", staged)
+    settings = {"STAGE_ENV": "1", "LOCAL_SCRATCH": str(staged.parent), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
+    done, calls = submit(project, "segformer_train.sh", **settings)
+    assert done.returncode == 0, done.stderr
+    per_node = "srun --cpus-per-task=8 --kill-on-bad-exit=0 --nodes=2 --ntasks=2 --ntasks-per-node=1 slurm/stage_env.sh"
+    assert calls[0].startswith(f"{per_node} unpack {project}/.venv.tar {staged} ")
+    assert calls[-1].startswith(f"{per_node} remove {staged} ")
+    steps = [call for call in calls[1:-1] if call.startswith("srun")]
+    assert len(steps) == 2
+    assert all(f" {staged}/bin/python -m segformer_spark" in call for call in steps)
+
+
+def test_where_the_environment_cannot_be_staged_the_shared_one_is_used(project: Path) -> None:
+    pack(project / ".venv")
+    done, calls = submit(project, "segformer_train.sh", STAGE_ENV="1", UNPACK_STATUS="1")
+    assert done.returncode == 0
+    assert "not on every node, see above: all use the environment on shared storage" in done.stdout
+    assert f"{project}/.venv/bin/python -m segformer_spark train" in " ".join(calls)
+    assert not any("stage_env.sh remove" in call for call in calls)
+    shutil.rmtree(project / ".venv")
+    done, calls = submit(project, "segformer_train.sh", STAGE_ENV="1", UNPACK_STATUS="1")
+    assert done.returncode == 2
+    assert "not on every node, see above, and there is no environment at" in done.stderr
+
+
+def test_an_archive_that_is_missing_or_old_is_a_mistake(project: Path) -> None:
+    done, _ = submit(project, "segformer_train.sh", STAGE_ENV="1")
+    assert f"there is no {project}/.venv.tar; make it once: make env-archive" in done.stderr
+    path = pack(project / ".venv")
+    os.utime(path, (1, 1))
+    done, _ = submit(project, "segformer_train.sh", STAGE_ENV="1")
+    assert "is older than what is installed" in done.stderr
+    done, calls = submit(project, "segformer_train.sh", STAGE_ENV="yes")
+    assert "STAGE_ENV=yes: set 1" in done.stderr
+    assert done.returncode == 2
+    assert calls == []
+
+
+def stage_env(project: Path, *arguments: object, path: str = "") -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(project / "slurm" / "stage_env.sh"), *map(str, arguments)]
+    environment = {**os.environ, "SLURMD_NODENAME": "node7", "PATH": f"{path or project / 'bin'}:{os.environ['PATH']}"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_an_environment_is_unpacked_whole_or_not_at_all(project: Path, tmp_path: Path) -> None:
+    source, folder = pack(project / ".venv"), tmp_path / "local" / "segformer_spark-env-7"
+    done = stage_env(project, "unpack", source, folder)
+    assert (done.returncode, "MiB unpacked in" in done.stdout) == (0, True), done.stderr
+    assert (folder / "bin" / "python").read_bytes() == (project / ".venv" / "bin" / "python").read_bytes()
+    assert (folder.stat().st_mode & 0o777) == 0o700
+    done = stage_env(project, "unpack", source, folder)
+    assert done.stdout == f"[node7] {folder} is complete already\n"
+    (folder / ".complete").unlink()
+    (folder / "rest").touch()
+    assert stage_env(project, "unpack", source, folder).returncode == 0
+    assert not (folder / "rest").exists(), "what was cut off is unpacked anew"
+    source.write_bytes(source.read_bytes()[:700])
+    (folder / ".complete").unlink()
+    done = stage_env(project, "unpack", source, folder)
+    assert (done.returncode, "could not be unpacked" in done.stdout) == (1, True)
+    assert not folder.exists()
+    assert stage_env(project, "remove", folder).returncode == 0
+
+
+def test_an_environment_that_does_not_fit_is_not_begun(project: Path, tmp_path: Path) -> None:
+    df = tmp_path / "small" / "df"
+    df.parent.mkdir()
+    df.write_text("#!/bin/sh\necho Avail\necho 1024\n")
+    df.chmod(0o755)
+    folder = tmp_path / "local" / "segformer_spark-env-7"
+    done = stage_env(project, "unpack", pack(project / ".venv"), folder, path=str(df.parent))
+    assert done.returncode == 1
+    assert "does not fit on" in done.stdout
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "removed"),
+    [
+        ("RUNNING", 0, False),
+        ("", 0, True),
+        ("slurm_load_jobs error: Invalid job id specified", 1, True),
+        ("slurm_load_jobs error: Unable to contact slurm controller", 1, False),
+    ],
+)
+def test_environments_of_jobs_that_are_over_are_removed(
+    project: Path, tmp_path: Path, answer: str, status: int, removed: bool
+) -> None:
+    (project / "bin/squeue").write_text(f'#!/bin/sh\necho "{answer}" >&$((1 + {status}))\nexit {status}\n')
+    local = tmp_path / "local"
+    old, foreign = local / "segformer_spark-env-5", local / "segformer_spark-env-mine"
+    for path in (old, foreign):
+        path.mkdir(parents=True)
+    stage_env(project, "unpack", pack(project / ".venv"), local / "segformer_spark-env-7")
+    assert old.exists() is not removed
+    assert foreign.exists()
 
 
 def test_the_status_of_training_decides(project: Path) -> None:
@@ -215,6 +318,23 @@ def test_no_site_is_written_into_the_scripts(script: Path) -> None:
 def test_variables_that_the_scripts_use_are_known() -> None:
     text = "".join(script.read_text() for script in ALL)
     used = {name for name in re.findall(r"\$\{([A-Z_]+)[:}]", text) if not name.startswith(("SLURM_", "SBATCH_"))}
-    caches = set(re.findall(r'export ([A-Z_]+)="\$\{\1:-', text)) | {"SCRATCH", "USER", "BASH_SOURCE"}
+    caches = set(re.findall(r'export ([A-Z_]+)="\$\{\1:-', text)) | {"SCRATCH", "USER", "BASH_SOURCE", "TMPDIR"}
     assert used - caches <= {*config_variables(), *LAUNCH_VARIABLES}
-    assert {"VENV", "SCRATCH_DIR", "MODEL_PATH", "SITE", "STAGE_DATA"} <= used
+    assert {"VENV", "SCRATCH_DIR", "MODEL_PATH", "SITE", "STAGE_DATA", "STAGE_ENV"} <= used
+
+
+def test_the_container_is_made_of_what_is_there(tmp_path: Path) -> None:
+    """As far as that shows without Apptainer: sections, files, and shell commands that can be read."""
+    text = (SLURM / "segformer_spark.def").read_text()
+    header, *sections = re.split(r"^%(\w+)$", text, flags=re.MULTILINE)
+    assert "Bootstrap: docker\nFrom: python:3.12" in header
+    by_name = dict(zip(sections[::2], sections[1::2], strict=True))
+    assert set(by_name) == {"files", "post", "environment", "test", "labels"}
+    copied = [line.split()[0] for line in by_name["files"].splitlines() if line.strip()]
+    assert all((PROJECT_ROOT / name).exists() for name in copied)
+    assert {"pyproject.toml", "setup.py", "constraints.txt", "segformer_spark", "ds_configs", "configs"} <= set(copied)
+    for name in ("post", "environment", "test"):
+        script = tmp_path / f"{name}.sh"
+        script.write_text(by_name[name])
+        subprocess.run(["sh", "-n", str(script)], check=True)
+    assert "-c constraints.txt -e ." in by_name["post"]
