@@ -141,6 +141,13 @@ def _add_roofline(actions: Subparsers) -> None:
         default="gpu",
         help="this package's arithmetic, as hardware.kernels names it (default: %(default)s)",
     )
+    parser.add_argument(
+        "--compile",
+        choices=("off", "auto"),
+        default="off",
+        help="auto: with this package's step compiled block by block, as Inductor plans it, which takes it half "
+        "a minute or more; not with --infer (default: %(default)s)",
+    )
     parser.add_argument("--infer", action="store_true", help="inference to class ids at twice the size of the images")
     parser.add_argument("--top", type=positive, default=15, help="operations to list (default: %(default)s)")
     parser.add_argument("--host-time", action="store_true", help="measure what the host does, too (half a minute)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
+from segformer_spark.bench.roofline import steps
+from segformer_spark.bench.roofline.compiled import counting_compiler
 from segformer_spark.bench.roofline.cuda_autocast import cuda_rules, cuda_rules_on_cpu
 from segformer_spark.bench.roofline.device_models import DEVICE_MODELS
 from segformer_spark.bench.roofline.report import parts
-from segformer_spark.bench.roofline.steps import AUTOCAST, NARROW, OURS, StepSpec, trace_steps
+from segformer_spark.bench.roofline.steps import AUTOCAST, COMPILED, NARROW, StepSpec, trace_steps
 from segformer_spark.bench.roofline.trace import Trace, tracing
+from segformer_spark.bench.workload import OURS
 from segformer_spark.cli import main
+from segformer_spark.config.variants import Variant
 from segformer_spark.kernels.cost import Cost
+from tests.ranks import Group, run_on_ranks
 
 A100 = DEVICE_MODELS["a100-40"]
 
@@ -204,3 +210,52 @@ def test_the_verb_shows_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert record["kind"] == "estimate"
     assert record["implementations"].keys() == {OURS, AUTOCAST, NARROW}
     assert record["implementations"][OURS]["host_syncs"] == {}
+
+
+def planned_step(group: Group) -> dict[str, Any]:
+    """What eager and compiled steps launch and compute; in a process where pytest does not listen to torch's logs."""
+    small: Any = Variant(depths=(1, 1, 1, 1), hidden_sizes=(8, 16, 16, 16), decoder_size=8, num_heads=(1, 1, 1, 1))
+    spec = StepSpec(small, 2, 128, 3, "bf16", "plain", compile="auto")
+    traces = {OURS: steps._ours(spec), COMPILED: steps._ours_compiled(spec)}
+    products = {"aten.mm", "aten.addmm", "aten.bmm"}
+    return {
+        name: {
+            "launches": traces[name].launches,
+            "bytes": traces[name].moved_bytes,
+            "flops": sum(o.cost.flops for o in traces[name].operations if o.name in products),
+            "names": dict(Counter(operation.name for operation in traces[name].operations)),
+        }
+        for name in (OURS, COMPILED)
+    }
+
+
+def test_a_compiled_step_is_as_inductor_plans_it() -> None:
+    """Fewer kernels than the eager step, the same products, and Inductor's own number of bytes for what it fuses."""
+    found = run_on_ranks(1, planned_step)[0]
+    eager, compiled = found[OURS], found[COMPILED]
+    assert compiled["launches"] < eager["launches"]
+    assert compiled["names"]["compiled: pointwise"] > 0
+    assert compiled["names"]["compiled: with sums"] > 0
+    # Norms are among what is fused, but for those of patch embeddings and stages.
+    assert eager["names"]["aten.native_layer_norm"] - compiled["names"]["aten.native_layer_norm"] == 11
+    assert compiled["flops"] == pytest.approx(eager["flops"], rel=0.02)
+    assert 0.5 * eager["bytes"] < compiled["bytes"] < 1.3 * eager["bytes"]
+
+
+def test_inductors_bytes_of_a_known_graph() -> None:
+    """A sum of two vectors reads both and writes one; a product is a kernel of its own."""
+
+    def add_and_multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return (left + right).sin() @ right
+
+    with counting_compiler() as counts, FakeTensorMode():
+        function = torch.compile(add_and_multiply, dynamic=False)
+        given = (torch.zeros(64, 64), torch.zeros(64, 64))
+        function(*given)
+        with tracing(host_calls=False) as trace:
+            counts.trace = trace
+            function(*given)
+    assert counts.graphs == 1
+    fused, product = trace.operations
+    assert (fused.name, fused.cost.read) == ("compiled: pointwise", 3 * 64 * 64 * 4)
+    assert (product.name, product.cost.read, product.cost.flops) == ("aten.mm", 3 * 64 * 64 * 4, 2 * 64**3)

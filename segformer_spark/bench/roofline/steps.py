@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
+from segformer_spark.bench.roofline.compiled import counting_compiler
 from segformer_spark.bench.roofline.cuda_autocast import cuda_rules_on_cpu
 from segformer_spark.bench.roofline.trace import Trace, tracing
 from segformer_spark.bench.workload import OURS, names
@@ -23,6 +25,7 @@ from segformer_spark.models.segformer import SegFormer, segformer_config
 
 AUTOCAST = "transformers, autocast"
 NARROW = "transformers, bf16 parameters"
+COMPILED = f"{OURS}, compile auto"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class StepSpec:
     Attributes:
         precision: fp32, tf32, bf16 or fp16.
         kernels: this package's arithmetic, as hardware.kernels names it.
+        compile: auto has one more implementation, as hardware.compile makes it of this package's.
     """
 
     variant: str
@@ -40,6 +44,7 @@ class StepSpec:
     classes: int
     precision: str
     kernels: Setting
+    compile: Literal["off", "auto"] = "off"
 
     @property
     def narrow(self) -> torch.dtype | None:
@@ -57,6 +62,8 @@ def trace_steps(spec: StepSpec) -> dict[str, Trace]:
     steps: dict[str, Callable[[StepSpec], Trace]] = {OURS: _ours, spec.library: _transformers}
     if spec.narrow is not None:
         steps[NARROW] = _transformers_in_narrow_parameters
+    if spec.compile == "auto":
+        steps[COMPILED] = _ours_compiled
     return {name: step(spec) for name, step in steps.items()}
 
 
@@ -102,19 +109,39 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def _ours(spec: StepSpec) -> Trace:
     with _fake(spec) as (images, labels):
-        model = SegFormer(_library_model(spec))
-        model.train()
-        loss = build_loss(LossConfig(), spec.classes, IGNORE_INDEX)
-        model.use_kernels(spec.kernels)
-        loss.use_kernels(spec.kernels)
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-
-        def step() -> None:
-            with _autocast(spec):
-                outputs = model(images, with_auxiliary=True)
-            _update(loss.of_outputs(outputs, labels), optimizer)
-
+        model, optimizer, step = _our_step(spec, images, labels)
         return _second(step, model, optimizer, images, labels)
+
+
+def _ours_compiled(spec: StepSpec) -> Trace:
+    """The encoder block by block as Inductor plans it, the rest as it is dispatched."""
+    with counting_compiler() as counts, _fake(spec) as (images, labels):
+        model, optimizer, step = _our_step(spec, images, labels)
+        model.compile_encoder(by_block=True)
+        with tracing(host_calls=False):
+            step()
+        with tracing(_living(model, optimizer, images, labels), host_calls=False) as trace:
+            counts.trace = trace
+            step()
+        return trace
+
+
+def _our_step(
+    spec: StepSpec, images: Tensor, labels: Tensor
+) -> tuple[SegFormer, torch.optim.Optimizer, Callable[[], None]]:
+    model = SegFormer(_library_model(spec))
+    model.train()
+    loss = build_loss(LossConfig(), spec.classes, IGNORE_INDEX)
+    model.use_kernels(spec.kernels)
+    loss.use_kernels(spec.kernels)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        with _autocast(spec):
+            outputs = model(images, with_auxiliary=True)
+        _update(loss.of_outputs(outputs, labels), optimizer)
+
+    return model, optimizer, step
 
 
 def _transformers(spec: StepSpec) -> Trace:
@@ -196,10 +223,15 @@ def _second(
     """The trace of a step when constants and the optimizer's state exist."""
     with tracing():
         step()
+    with tracing(_living(model, optimizer, *inputs)) as trace:
+        step()
+    return trace
+
+
+def _living(model: nn.Module, optimizer: torch.optim.Optimizer | None, *inputs: Tensor) -> list[Tensor]:
+    """What holds memory between two steps."""
     states = [] if optimizer is None else list(optimizer.state.values())
     moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     groups = [] if optimizer is None else optimizer.param_groups
     own = [parameter for group in groups for parameter in group["params"]]
-    with tracing([*model.parameters(), *model.buffers(), *own, *moments, *inputs]) as trace:
-        step()
-    return trace
+    return [*model.parameters(), *model.buffers(), *own, *moments, *inputs]

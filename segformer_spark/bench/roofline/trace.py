@@ -45,6 +45,23 @@ class Trace:
     dispatches: int = 0
     host_syncs: Counter[str] = field(default_factory=Counter)
     peak_bytes: int = 0
+    _hidden: bool = False
+    _alive: dict[int, tuple[Any, int]] = field(default_factory=dict, repr=False)
+
+    def hold(self, values: Sequence[Any]) -> None:
+        """Count the memory of tensors among these values from now on, as long as they live."""
+        new = False
+        for value in values:
+            if isinstance(value, Tensor):
+                storage = value.untyped_storage()
+                if storage._cdata not in self._alive or self._alive[storage._cdata][0].expired():
+                    reference: Any = StorageWeakRef
+                    self._alive[storage._cdata] = (reference(storage), storage.nbytes())
+                    new = True
+        if new:
+            self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+            living = sum(size for _, size in self._alive.values())
+            self.peak_bytes = max(self.peak_bytes, living)
 
     @property
     def launches(self) -> int:
@@ -60,18 +77,32 @@ class Trace:
 
 
 @contextmanager
-def tracing(existing: Sequence[Tensor] = ()) -> Iterator[Trace]:
+def tracing(existing: Sequence[Tensor] = (), *, host_calls: bool = True) -> Iterator[Trace]:
     """Record what the block dispatches.
 
     Args:
         existing: tensors that hold memory before it.
+        host_calls: look at Python's calls, too, for copies to and from the host; torch.compile takes that for another
+            program, and compiles anew.
     """
     trace = Trace()
+    trace.hold(existing)
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch.cuda, "synchronize", _counting(trace, "cuda.synchronize")))
-        stack.enter_context(_HostCalls(trace))
-        stack.enter_context(_Dispatched(trace, existing))
+        if host_calls:
+            stack.enter_context(_HostCalls(trace))
+        stack.enter_context(_Dispatched(trace))
         yield trace
+
+
+@contextmanager
+def hidden_from(trace: Trace) -> Iterator[None]:
+    """What the block dispatches is not recorded."""
+    trace._hidden = True
+    try:
+        yield
+    finally:
+        trace._hidden = False
 
 
 def _counting(trace: Trace, name: str) -> Callable[..., None]:
@@ -111,10 +142,14 @@ def host_sync(op: Any, args: Sequence[Any]) -> str | None:
 
 
 class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, trace: Trace, existing: Sequence[Tensor]) -> None:
+    def __init__(self, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._trace, self._alive = trace, dict[int, tuple[Any, int]]()
-        self._hold(existing)
+        self._trace = trace
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """torch.compile may be used beside this mode."""
+        return True
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -122,7 +157,7 @@ class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = dict(kwargs or {})
         waits = host_sync(func, args)
         result = func(*args, **given) if waits is None else _without_data(func, args, given)
-        if func.namespace in ("prim", "profiler"):
+        if func.namespace in ("prim", "profiler") or self._trace._hidden:
             return result
         self._trace.dispatches += 1
         if waits is not None:
@@ -130,22 +165,8 @@ class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         cost = operation_cost(func, args, given, result)
         if cost.launches:
             self._trace.operations.append(Operation(f"{func.namespace}.{func._opname}", cost))
-        self._hold(tree_leaves(result))
+        self._trace.hold(tree_leaves(result))
         return result
-
-    def _hold(self, values: Sequence[Any]) -> None:
-        new = False
-        for value in values:
-            if isinstance(value, Tensor):
-                storage = value.untyped_storage()
-                if storage._cdata not in self._alive or self._alive[storage._cdata][0].expired():
-                    reference: Any = StorageWeakRef
-                    self._alive[storage._cdata] = (reference(storage), storage.nbytes())
-                    new = True
-        if new:
-            self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
-            living = sum(size for _, size in self._alive.values())
-            self._trace.peak_bytes = max(self._trace.peak_bytes, living)
 
 
 def _without_data(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
