@@ -1,13 +1,16 @@
-"""How many images fit on a GPU, and how many cores must load images to feed it."""
+"""What a GPU can do beside a step: its memory's bandwidth, how many images fit, how many cores must load to feed it."""
 
 from __future__ import annotations
 
 import csv
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from segformer_spark.bench.benchmarks import loader_benchmark
 from segformer_spark.bench.interleaved import compare
@@ -17,6 +20,23 @@ from segformer_spark.bench.workload import OURS
 _ROUNDS = 5
 _FILES = (1024, 32)
 """Side in pixels and number of the images that are loaded."""
+
+
+def copy_bandwidth(device: torch.device, num_bytes: int = 2**30, repeats: int = 10) -> float:
+    """Bytes per second of a copy within the device's memory, read and written, the fastest of three rounds."""
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(4):  # the first does not count
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * num_bytes * repeats / min(seconds[1:])
 
 
 @dataclass(frozen=True)
@@ -85,18 +105,19 @@ def feeding(folder: Path, steps: Mapping[str, float]) -> Feeding | None:
     return Feeding(rates, max(steps.items(), key=lambda step: step[1]))
 
 
-def capacity_lines(largest: Sequence[LargestBatch], fed: Feeding | None) -> Iterator[str]:
+def capacity_lines(largest: Sequence[LargestBatch], fed: Sequence[Feeding]) -> Iterator[str]:
     """Largest batches and what the loader needs, in Markdown."""
     if largest:
         yield ""
         yield "| variant | largest micro-batch (bf16, 512 px) | images/s of its pass | GiB |"
         yield "|---|---|---|---|"
-        for one in largest:
-            yield f"| {one.variant} | {one.micro_batch} | {one.images_per_s:.1f} | {one.memory_gib:.1f} |"
-    if fed is not None:
+        for row in largest:
+            yield f"| {row.variant} | {row.micro_batch} | {row.images_per_s:.1f} | {row.memory_gib:.1f} |"
+    for one in fed:
         yield ""
-        for source, rate in fed.images_per_s.items():
+        for source, rate in one.images_per_s.items():
+            title, needed = one.step
             yield (
-                f"One core loads {rate:.1f} images/s from {source}: {fed.cores(source):.1f} cores feed "
-                f"{fed.step[1]:.0f} images/s ({fed.step[0]})"
+                f"One core loads {rate:.1f} images/s from {source}: {one.cores(source):.1f} cores feed {needed:.0f} "
+                f"images/s ({title})"
             )

@@ -7,15 +7,16 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from segformer_spark.bench.benchmarks import PRODUCTS, model_benchmark
-from segformer_spark.bench.capacity import capacity_lines, feeding, largest_batch
+from segformer_spark.bench.capacity import capacity_lines, copy_bandwidth, feeding, largest_batch
 from segformer_spark.bench.interleaved import Benchmark, Row, as_json, compare, peak_of
 from segformer_spark.bench.roofline.device_models import DEVICE_MODELS, DeviceModel
 from segformer_spark.bench.roofline.report import parts
@@ -25,6 +26,8 @@ from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_json, write_text
 from segformer_spark.run.record import command_record, host_record, scrub, software_record
 from segformer_spark.run.system import now
+
+T = TypeVar("T")
 
 _ROUNDS = 5
 _BENCHMARKS = (
@@ -45,12 +48,29 @@ _LARGEST_OF = ("b0", "b2", "b5")
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What `bench roofline` says of a training step.
+
+    Attributes:
+        ratio: transformers' time over this package's; None for a card without a data sheet here.
+        moved_bytes: of this package's step.
+    """
+
+    ratio: float | None
+    moved_bytes: float
+
+
+@dataclass(frozen=True)
 class Measured:
-    """One benchmark's rows, beside what the estimate says of the same step."""
+    """One benchmark's rows, beside the estimate of the same step."""
 
     benchmark: Benchmark
     rows: Sequence[Row]
-    estimated_ratio: float | None
+    estimate: Estimate | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, ready for a file."""
+        return as_json(self.benchmark, self.rows, estimate=None if self.estimate is None else asdict(self.estimate))
 
 
 def main() -> None:
@@ -62,36 +82,66 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("error: make gpu-check: torch sees no GPU (nvidia-smi shows the driver's view)")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    attempts = Attempts(time.monotonic() + 60 * arguments.minutes)
     tests = run_tests(arguments.output / "tests.xml")
+    model = device_model(torch.cuda.get_device_name())
+    bandwidth = copy_bandwidth(torch.device("cuda", 0))
     measured: list[Measured] = []
-    skipped: list[str] = []
     for spec in _BENCHMARKS:
-        title = " ".join(map(str, spec))
-        if time.monotonic() - started > 60 * arguments.minutes:
-            skipped.append(title)
-            continue
-        print(f"benchmark: {title}", flush=True)
-        measured.append(measure(spec, device_model(torch.cuda.get_device_name())))
-    largest = [batches for variant in _LARGEST_OF if (batches := largest_batch(variant, arguments.output)) is not None]
-    fed = feeding(arguments.output / "loader", training_rates(measured))
+        measured += attempts.run(" ".join(map(str, spec)), partial(measure, spec, model))
+    largest = []
+    for variant in _LARGEST_OF:
+        largest += attempts.run(f"largest batch of {variant}", partial(largest_batch, variant, arguments.output))
+    fed = attempts.run("loader", partial(feeding, arguments.output / "loader", training_rates(measured)))
+    for spec in (one for one in _BENCHMARKS if one[0] == "train" and one[-1] == "bf16"):
+        measured += attempts.run(" ".join(map(str, (*spec, "other ways"))), partial(measure_ways, spec))
     record = {
         "ended": now(),
         "hardware": host_record(torch.device("cuda", 0)),
         "software": software_record(),
         "command": command_record(),
         "tests": tests,
-        "benchmarks": [as_json(one.benchmark, one.rows, estimated_ratio=one.estimated_ratio) for one in measured],
-        "left_out_for_time": skipped,
+        "bandwidth": bandwidth,
+        "benchmarks": [one.as_json() for one in measured],
+        "left_out": attempts.left_out,
         "largest_batches": [asdict(batches) for batches in largest],
-        "loader": None if fed is None else asdict(fed),
+        "loader": [asdict(one) for one in fed],
     }
     write_json(arguments.output / "gpu_check.json", scrub(record))
-    lines = [*table(torch.cuda.get_device_name(), tests, measured, skipped), *capacity_lines(largest, fed)]
+    lines = list(table(torch.cuda.get_device_name(), bandwidth, tests, measured, attempts.left_out))
+    lines += capacity_lines(largest, fed)
     write_text(arguments.output / "gpu_check.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
     print(f"wrote: {arguments.output / 'gpu_check.json'}, {arguments.output / 'gpu_check.md'}")
     raise SystemExit(1 if tests["failed"] else 0)
+
+
+class Attempts:
+    """Runs one part after the other until there is no time left; a part that fails costs only itself.
+
+    Attributes:
+        left_out: {part: why there is no result}.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self.left_out: dict[str, str] = {}
+
+    def run(self, title: str, part: Callable[[], T | None]) -> list[T]:
+        """What the part gives, or nothing."""
+        if time.monotonic() > self._deadline:
+            self.left_out[title] = "no time was left"
+            return []
+        print(f"benchmark: {title}", flush=True)
+        try:
+            found = part()
+        except UserError as error:
+            self.left_out[title] = str(error)
+            return []
+        if found is None:
+            self.left_out[title] = "it gave no result, see above"
+            return []
+        return [found]
 
 
 def run_tests(report: Path) -> dict[str, Any]:
@@ -131,7 +181,19 @@ def device_model(name: str) -> DeviceModel | None:
 def measure(benchmark: tuple[str, str, int, int, int, str], model: DeviceModel | None) -> Measured:
     """Interleaved rounds on the GPU, and the estimate of the same step."""
     kind, variant, batch, side, classes, precision = benchmark
-    spec = ModelSpec(
+    spec = model_spec(benchmark)
+    whole = model_benchmark(spec)
+    kept = {name: own for name, own in whole.workloads.items() if name not in _LEFT_OUT}
+    whole = replace(whole, workloads=kept)
+    rows = compare(whole, _ROUNDS)
+    step = StepSpec(variant, batch, side, classes, precision, "gpu")
+    return Measured(whole, rows, estimate(step, model) if kind == "train" else None)
+
+
+def model_spec(benchmark: tuple[str, str, int, int, int, str]) -> ModelSpec:
+    """A row of the table as a workload."""
+    kind, variant, batch, side, classes, precision = benchmark
+    return ModelSpec(
         kind="train" if kind == "train" else "infer",
         variant=variant,
         batch=batch,
@@ -140,16 +202,14 @@ def measure(benchmark: tuple[str, str, int, int, int, str], model: DeviceModel |
         precision=precision,
         device="cuda",
     )
-    whole = model_benchmark(spec)
-    kept = {name: own for name, own in whole.workloads.items() if name not in _LEFT_OUT}
-    if spec.kind == "train" and precision == "bf16":
-        kept |= more_ways(spec, compiled=benchmark == _BENCHMARKS[0])
-    whole = replace(whole, workloads=kept)
-    rows = compare(whole, _ROUNDS)
-    estimated = None
-    if kind == "train" and model is not None:
-        estimated = estimated_ratio(StepSpec(variant, batch, side, classes, precision, "gpu"), model)
-    return Measured(whole, rows, estimated)
+
+
+def measure_ways(benchmark: tuple[str, str, int, int, int, str]) -> Measured:
+    """A bf16 step beside what may make it faster; a benchmark of its own, so that one that fails costs no other."""
+    spec = model_spec(benchmark)
+    title = f"{model_benchmark(spec).title}, other ways"
+    whole = Benchmark(title, {OURS: spec, **more_ways(spec, compiled=benchmark == _BENCHMARKS[0])}, spec.batch)
+    return Measured(whole, compare(whole, _ROUNDS), None)
 
 
 def more_ways(spec: ModelSpec, *, compiled: bool) -> dict[str, ModelSpec]:
@@ -176,37 +236,54 @@ def training_rates(measured: Sequence[Measured]) -> dict[str, float]:
     }
 
 
-def estimated_ratio(spec: StepSpec, model: DeviceModel) -> float:
-    """transformers' time over this package's, by the estimate."""
-    tf32 = spec.precision == "tf32"
+def estimate(spec: StepSpec, model: DeviceModel | None) -> Estimate:
+    """The estimate of a training step on a card, as far as its data sheet is known."""
     traces = trace_steps(spec)
-    own, theirs = (sum(part.ms for part in parts(traces[name], model, tf32=tf32)) for name in (OURS, spec.library))
-    return theirs / own
+    ratio = None
+    if model is not None:
+        tf32 = spec.precision == "tf32"
+        own, theirs = (sum(part.ms for part in parts(traces[name], model, tf32=tf32)) for name in (OURS, spec.library))
+        ratio = theirs / own
+    return Estimate(ratio, traces[OURS].moved_bytes)
 
 
-def table(device: str, tests: dict[str, Any], measured: Sequence[Measured], skipped: Sequence[str]) -> Iterator[str]:
-    """Markdown for docs/performance.md."""
+def table(
+    device: str, bandwidth: float, tests: dict[str, Any], measured: Sequence[Measured], left_out: Mapping[str, str]
+) -> Iterator[str]:
+    """Markdown for docs/performance.md.
+
+    Args:
+        bandwidth: of the card's memory in bytes per second, as a copy has it.
+    """
     failed = ", ".join(tests["failed"]) or "none"
     yield f"{device}: {tests['passed']} tests passed, failed: {failed}, skipped: {len(tests['skipped'])}"
+    yield f"Memory bandwidth of a copy: {bandwidth / 1e9:.0f} GB/s"
     yield ""
-    yield "| step | implementation | images/s | ms | time relative to ours | estimated | GiB | share of peak |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| step | implementation | images/s | ms | time relative to ours | estimated | GiB | share of peak "
+        "| share of bandwidth |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
     for one in measured:
         peak = peak_of(one.rows, PRODUCTS)
         for row in one.rows:
             if row.name == PRODUCTS:
                 continue
-            estimated = one.estimated_ratio if row.name.startswith("transformers") else None
+            ratio = one.estimate.ratio if one.estimate is not None and row.name.startswith("transformers") else None
+            moved = one.estimate.moved_bytes if one.estimate is not None and row.name == OURS else None
             share = "" if row.flops is None or peak is None else f"{100 * row.flops / row.median / peak:.0f} %"
             memory = "" if row.memory_mib is None else f"{row.memory_mib / 1024:.1f}"
             images = one.benchmark.images / row.median
             yield (
                 f"| {one.benchmark.title} | {row.name} | {images:.1f} | {1000 * row.median:.1f} | {row.ratio:.2f} | "
-                f"{'' if estimated is None else f'{estimated:.2f}'} | {memory} | {share} |"
+                f"{'' if ratio is None else f'{ratio:.2f}'} | {memory} | {share} | "
+                f"{'' if moved is None else f'{100 * moved / row.median / bandwidth:.0f} %'} |"
             )
-    if skipped:
+    if left_out:
         yield ""
-        yield f"Left out for time: {', '.join(skipped)}"
+        yield "Without a result:"
+        yield ""
+        yield from (f"- {title}: {reason}" for title, reason in left_out.items())
 
 
 if __name__ == "__main__":

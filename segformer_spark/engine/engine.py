@@ -77,7 +77,8 @@ class Engine:
         )
         if config.hardware.cuda_graphs != "off":
             side = config.data.image_size
-            images = torch.zeros(plan.micro_batch, 3, side, side, device=group.device)
+            pixels = torch.zeros(plan.micro_batch, 3, side, side, dtype=torch.uint8, device=group.device)
+            images = normalize_images(pixels, self._arithmetic)  # in memory as those of a step
             images = images.half() if self.precision == "fp16" else images
             graph_encoder(self.model, config, plan, group, images, self._autocast())
         # save_pretrained writes on rank 0 only.

@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from segformer_spark.bench import capacity
-from segformer_spark.bench.capacity import Feeding, LargestBatch, capacity_lines, feeding, largest_batch
+from segformer_spark.bench.capacity import Feeding, LargestBatch, capacity_lines, copy_bandwidth, feeding, largest_batch
 from segformer_spark.bench.interleaved import Benchmark, Row
 from segformer_spark.bench.workload import OURS
 
@@ -34,7 +35,7 @@ def test_a_search_that_failed_gives_no_batch(tmp_path: Path, monkeypatch: pytest
 def test_cores_that_feed_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def compared(benchmark: Benchmark, rounds: int) -> list[Row]:
         assert list(benchmark.workloads) == [OURS]
-        cached = "cache" in str(benchmark.workloads[OURS])
+        cached = "data.cache=" in str(benchmark.workloads[OURS])
         return [Row(OURS, [0.01 if cached else 0.04] * rounds, [1.0] * rounds, None)]
 
     monkeypatch.setattr(capacity, "compare", compared)
@@ -46,10 +47,14 @@ def test_cores_that_feed_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found.cores("files") == pytest.approx(8)
 
 
+def test_the_bandwidth_of_a_copy() -> None:
+    assert 1e8 < copy_bandwidth(torch.device("cpu"), num_bytes=2**20, repeats=2) < 1e13
+
+
 def test_lines() -> None:
     fed = Feeding({"files": 100.0, "cache": 400.0}, ("a step", 800.0))
-    lines = list(capacity_lines([LargestBatch("b2", 64, 500.0, 70.25)], fed))
+    lines = list(capacity_lines([LargestBatch("b2", 64, 500.0, 70.25)], [fed]))
     assert "| b2 | 64 | 500.0 | 70.2 |" in lines
     assert "One core loads 100.0 images/s from files: 8.0 cores feed 800 images/s (a step)" in lines
     assert "One core loads 400.0 images/s from cache: 2.0 cores feed 800 images/s (a step)" in lines
-    assert list(capacity_lines([], None)) == []
+    assert list(capacity_lines([], [])) == []

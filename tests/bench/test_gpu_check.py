@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from segformer_spark.bench.benchmarks import PRODUCTS
-from segformer_spark.bench.gpu_check import Measured, counted, device_model, estimated_ratio, table
+from segformer_spark.bench.gpu_check import (
+    Attempts,
+    Measured,
+    counted,
+    device_model,
+    estimate,
+    model_spec,
+    more_ways,
+    table,
+)
 from segformer_spark.bench.interleaved import Benchmark, Row
 from segformer_spark.bench.roofline.device_models import DEVICE_MODELS
 from segformer_spark.bench.roofline.steps import StepSpec
@@ -54,12 +64,44 @@ def test_the_table_has_the_estimate_beside_the_measurement() -> None:
         Row(PRODUCTS, [0.1], [1.0], None, 2e13),
     ]
     tests = {"passed": 12, "failed": [], "skipped": []}
-    lines = list(table("a card", tests, [Measured(Benchmark(TITLE, {}, 16), rows, 2.8)], ["train b5"]))
+    measured = [Measured(Benchmark(TITLE, {}, 16), rows, Estimate(2.8, 7.5e9))]
+    lines = list(table("a card", 1.5e12, tests, measured, {"train b5": "no time was left"}))
     assert lines[0] == "a card: 12 tests passed, failed: none, skipped: 0"
-    assert f"| {TITLE} | segformer_spark | 1600.0 | 10.0 | 1.00 |  | 2.0 | 50 % |" in lines
-    assert f"| {TITLE} | transformers SDPA | 533.3 | 30.0 | 3.00 | 2.80 | 4.0 |  |" in lines
-    assert lines[-1] == "Left out for time: train b5"
+    assert lines[1] == "Memory bandwidth of a copy: 1500 GB/s"
+    assert f"| {TITLE} | segformer_spark | 1600.0 | 10.0 | 1.00 |  | 2.0 | 50 % | 50 % |" in lines
+    assert f"| {TITLE} | transformers SDPA | 533.3 | 30.0 | 3.00 | 2.80 | 4.0 |  |  |" in lines
+    assert lines[-1] == "- train b5: no time was left"
 
 
-def test_the_estimated_ratio_is_that_of_the_roofline() -> None:
-    assert estimated_ratio(StepSpec("b0", 16, 512, 3, "bf16", "gpu"), DEVICE_MODELS["a100-40"]) > 2.5
+def test_a_part_that_fails_costs_only_itself() -> None:
+    attempts = Attempts(time.monotonic() + 60)
+
+    def failing() -> int:
+        raise UserError("the GPU's memory is full")
+
+    assert attempts.run("one", lambda: 1) == [1]
+    assert attempts.run("two", failing) == []
+    assert attempts.run("three", lambda: None) == []
+    late = Attempts(time.monotonic() - 1)
+    assert late.run("four", lambda: 4) == []
+    assert attempts.left_out == {"two": "the GPU's memory is full", "three": "it gave no result, see above"}
+    assert late.left_out == {"four": "no time was left"}
+
+
+def test_other_ways_are_this_packages_and_transformers() -> None:
+    spec = model_spec(("train", "b2", 8, 512, 3, "bf16"))
+    ways = more_ways(spec, compiled=True)
+    assert {name: (own.cuda_graphs, own.compile, own.narrow_parameters) for name, own in ways.items()} == {
+        "segformer_spark, CUDA graphs": ("auto", "off", False),
+        "segformer_spark, compile auto": ("off", "auto", False),
+        "transformers, bf16 parameters": ("off", "off", True),
+        "transformers, compiled": ("off", "on", False),
+    }
+    assert len(more_ways(spec, compiled=False)) == 2
+
+
+def test_the_estimate_is_that_of_the_roofline() -> None:
+    found = estimate(StepSpec("b0", 16, 512, 3, "bf16", "gpu"), DEVICE_MODELS["a100-40"])
+    assert found.ratio is not None
+    assert found.ratio > 2.5
+    assert 5e9 < found.moved_bytes < 15e9

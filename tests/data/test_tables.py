@@ -67,8 +67,8 @@ def copied(make: Callable[[], Sequence[tuple[Path, Path]]]) -> int:
 
 def test_a_forked_process_copies_no_rows() -> None:
     def pairs() -> list[tuple[Path, Path]]:
-        return [(Path(f"/data/images/{n}.jpg"), Path(f"/data/masks/{n}.png")) for n in range(60_000)]
+        return [(Path(f"/data/images/{n}.jpg"), Path(f"/data/masks/{n}.png")) for n in range(150_000)]
 
     table, objects = copied(lambda: PathPairs(pairs())), copied(pairs)
-    assert objects > 2**23, "a list of paths is copied"
+    assert objects > 2**24, "a list of paths is copied"
     assert table < objects / 4
