@@ -13,6 +13,7 @@ import torch
 from segformer_spark.bench.benchmarks import PRODUCTS
 from segformer_spark.bench.gpu_check import (
     Attempts,
+    Estimate,
     Measured,
     counted,
     device_model,
