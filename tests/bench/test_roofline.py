@@ -213,14 +213,14 @@ def test_the_verb_shows_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def planned_step(group: Group) -> dict[str, Any]:
-    """What eager and compiled steps launch and compute; in a process where pytest does not listen to torch's logs."""
+    """What eager and compiled steps dispatch and compute; in a process where pytest does not listen to torch's logs."""
     small: Any = Variant(depths=(1, 1, 1, 1), hidden_sizes=(8, 16, 16, 16), decoder_size=8, num_heads=(1, 1, 1, 1))
     spec = StepSpec(small, 2, 128, 3, "bf16", "plain", compile="auto")
     traces = {OURS: steps._ours(spec), COMPILED: steps._ours_compiled(spec)}
     products = {"aten.mm", "aten.addmm", "aten.bmm"}
     return {
         name: {
-            "launches": traces[name].launches,
+            "dispatches": traces[name].dispatches,
             "bytes": traces[name].moved_bytes,
             "flops": sum(o.cost.flops for o in traces[name].operations if o.name in products),
             "names": dict(Counter(operation.name for operation in traces[name].operations)),
@@ -230,10 +230,10 @@ def planned_step(group: Group) -> dict[str, Any]:
 
 
 def test_a_compiled_step_is_as_inductor_plans_it() -> None:
-    """Fewer kernels than the eager step, the same products, and Inductor's own number of bytes for what it fuses."""
+    """Fewer dispatched operations than the eager step, the same products, and norms among what is fused."""
     found = run_on_ranks(1, planned_step)[0]
     eager, compiled = found[OURS], found[COMPILED]
-    assert compiled["launches"] < eager["launches"]
+    assert compiled["dispatches"] < 0.75 * eager["dispatches"]
     assert compiled["names"]["compiled: pointwise"] > 0
     assert compiled["names"]["compiled: with sums"] > 0
     # Norms are among what is fused, but for those of patch embeddings and stages.
@@ -258,4 +258,5 @@ def test_inductors_bytes_of_a_known_graph() -> None:
     assert counts.graphs == 1
     fused, product = trace.operations
     assert (fused.name, fused.cost.read) == ("compiled: pointwise", 3 * 64 * 64 * 4)
-    assert (product.name, product.cost.read, product.cost.flops) == ("aten.mm", 3 * 64 * 64 * 4, 2 * 64**3)
+    assert (product.name, product.cost.flops) == ("aten.mm", 2 * 64**3)
+    assert (product.cost.read, product.cost.written) == (2 * 64 * 64 * 4, 64 * 64 * 4)

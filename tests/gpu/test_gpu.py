@@ -136,10 +136,12 @@ def test_a_deterministic_run_repeats_itself() -> None:
     assert on_device(deterministic) == on_device(deterministic)
 
 
-def resumed(group: Group) -> list[list[float]]:
+def resumed(group: Group, deterministic: bool) -> list[list[float]]:
     """Three steps, then two more: in one go, and from an exported state in a new engine."""
-    use_deterministic_algorithms()
-    setting = ("hardware.kernels=gpu", "hardware.deterministic=true")
+    setting: tuple[str, ...] = ("hardware.kernels=gpu",)
+    if deterministic:
+        use_deterministic_algorithms()
+        setting = (*setting, "hardware.deterministic=true")
     engine = make_engine(group, 1, overrides=setting)
     batch = own_batches(0, engine.plan, group.rank)
     for step in range(3):
@@ -153,8 +155,14 @@ def resumed(group: Group) -> list[list[float]]:
 
 
 def test_a_resumed_run_goes_on_bit_by_bit() -> None:
-    whole, parts = on_device(resumed)
+    whole, parts = on_device(resumed, True)
     assert parts == whole
+
+
+def test_without_deterministic_kernels_a_resumed_run_goes_on_to_rounding() -> None:
+    """Libraries may add in another order: a thousandth of the loss in two steps."""
+    whole, parts = on_device(resumed, False)
+    np.testing.assert_allclose(parts, whole, rtol=1e-3)
 
 
 def host_syncs(group: Group) -> dict[str, int]:

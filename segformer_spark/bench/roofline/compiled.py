@@ -11,7 +11,6 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -90,18 +89,25 @@ def planned(graph: torch.fx.GraphModule, inputs: Sequence[Any], *, backward: boo
 
 
 def _operation(node: Any, num_bytes: int) -> Operation:
-    """A node of Inductor's plan: what it reads and writes is Inductor's number, floating-point operations of products
-    are ours (`costs`)."""
+    """A node of Inductor's plan. Bytes of what it fuses are its own number; a call of a library costs what it costs
+    without compilation, since Inductor leaves out the results of those with several."""
     if not node.is_extern():
         name = "compiled: with sums" if node.is_reduction() else "compiled: pointwise"
         return Operation(name, Cost(read=float(num_bytes)))
-    origin = node.node.get_origin_node()
-    if origin is None or not isinstance(origin.target, torch._ops.OpOverload):
+    origin = _call_of(node.node)
+    if origin is None:
         return Operation(f"compiled: {type(node.node).__name__}", Cost(read=float(num_bytes)))
     args, kwargs = tree_map_only(torch.fx.Node, lambda given: given.meta["val"], (origin.args, origin.kwargs))
     cost = operation_cost(origin.target, args, kwargs, origin.meta["val"])
-    name = f"{origin.target.namespace}.{origin.target._opname}"
-    return Operation(name, replace(cost, read=float(num_bytes), written=0.0))
+    return Operation(f"{origin.target.namespace}.{origin.target._opname}", cost)
+
+
+def _call_of(kernel: Any) -> Any:
+    """The call in the graph that a kernel of a library was made of; None for one that Inductor adds."""
+    made_of = [kernel.get_origin_node(), *kernel.get_origins()]
+    calls = [call for call in made_of if call is not None and isinstance(call.target, torch._ops.OpOverload)]
+    own = getattr(getattr(kernel, "op_overload", None), "overloadpacket", None)
+    return next((call for call in calls if own is None or call.target.overloadpacket is own), None)
 
 
 @contextmanager
