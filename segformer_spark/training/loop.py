@@ -16,8 +16,8 @@ from segformer_spark.errors import TrainingDiverged, UserError
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.lease import Lease
 from segformer_spark.run.outcome import Outcome
-from segformer_spark.training.agreement import Agreement
 from segformer_spark.training.checkpointer import Checkpointer
+from segformer_spark.training.consensus import Consensus
 from segformer_spark.training.progress import Progress
 from segformer_spark.training.reporter import Reporter
 from segformer_spark.training.schedule import Schedule
@@ -91,15 +91,15 @@ class Loop:
             visible=self.engine.group.is_main,
         )
         batches = iter(bar)
-        agreement = self._agree(batches)
+        consensus = self._agree(batches)
         for last in (number == left - 1 for number in range(left)):
-            step_batches = agreement.result()
+            step_batches = consensus.result()
             if step_batches is None:
                 reason = self.stop.reason or "another rank"
                 logger.info("stop requested (%s): saving a checkpoint, then leaving", reason)
                 return True
             if self.looks_ahead and not last:
-                agreement = self._agree(batches)
+                consensus = self._agree(batches)
             self._train_step(step_batches, epoch)
             self.progress.unfinished_seconds = time.monotonic() - started
             if self.progress.position.epoch > epoch:
@@ -107,7 +107,7 @@ class Loop:
                 self.progress.unfinished_seconds = 0.0
             validates, saves = self.validation.is_due(self.progress), self.checkpointer.is_due(self.progress)
             if validates or saves:
-                agreement.wait()
+                consensus.wait()
                 self._read()
             if validates:
                 self.reporter.end_interval()
@@ -121,18 +121,18 @@ class Loop:
                 logger.info("no rise of %s for %d validations: stopping early", metric, best.since_rise)
                 break
             if not self.looks_ahead and not last:
-                agreement = self._agree(batches)
+                consensus = self._agree(batches)
         return False
 
     @property
     def looks_ahead(self) -> bool:
         """Whether the ranks agree on a step while the one before is launched: on GPUs, whose work goes on meanwhile.
 
-        A CPU has nothing to do beside the agreement, and stops a step earlier without.
+        A CPU has nothing to do beside the consensus, and stops a step earlier without.
         """
         return self.engine.group.device.type == "cuda"
 
-    def _agree(self, batches: Iterator[list[TrainBatch]]) -> Agreement:
+    def _agree(self, batches: Iterator[list[TrainBatch]]) -> Consensus:
         """Fetch the next step's batches, and begin to agree on them."""
         self.stop.look_at_the_clock(_RESERVE_SECONDS + 3 * self.checkpointer.seconds)
         found: list[TrainBatch] = []
@@ -145,7 +145,7 @@ class Loop:
             logger.info("the next batch did not come before the request to stop")
         except UserError as error:
             failure = error
-        return Agreement(self.engine.group, found, failure, stops=self.stop.reason is not None)
+        return Consensus(self.engine.group, found, failure, stops=self.stop.reason is not None)
 
     def _train_step(self, batches: Sequence[TrainBatch], epoch: int) -> None:
         """Launch a step, then read the one before: the device has work while the host waits for numbers."""

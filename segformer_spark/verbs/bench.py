@@ -112,7 +112,7 @@ def add(subparsers: Subparsers) -> None:
     _add_size(parser, image_size=1024, batch=4, classes=3)
     _add_common(parser)
     _add_roofline(actions)
-    _add_agreement(actions)
+    _add_consensus(actions)
     _add_scaling(actions)
 
 
@@ -154,13 +154,13 @@ def _add_roofline(actions: Subparsers) -> None:
     parser.add_argument("--json", type=Path, default=None, help="write everything that was counted to this file")
 
 
-def _add_agreement(actions: Subparsers) -> None:
+def _add_consensus(actions: Subparsers) -> None:
     parser = add_verb(
         actions,
-        "agreement",
-        "Measure what the agreement of the ranks before every step costs, with a clock in place of the GPU.",
-        "segformer-spark bench agreement --ranks 2 4 8 --launch-ms 13 --compute-ms 16",
-        agreement,
+        "consensus",
+        "Measure what the consensus of the ranks before every step costs, with a clock in place of the GPU.",
+        "segformer-spark bench consensus --ranks 2 4 8 --launch-ms 13 --compute-ms 16",
+        consensus,
     )
     parser.add_argument(
         "--ranks", type=positive, nargs="+", default=[2, 4, 8, 16, 32], help="processes (default: %(default)s)"
@@ -299,12 +299,12 @@ def roofline(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def agreement(arguments: argparse.Namespace) -> int:
-    """The agreement of ranks."""
-    from segformer_spark.bench.agreement import StandIn, describe_agreement, measure_agreement
+def consensus(arguments: argparse.Namespace) -> int:
+    """The consensus of ranks."""
+    from segformer_spark.bench.consensus import StandIn, describe_consensus, measure_consensus
 
     stand_in = StandIn(arguments.launch_ms / 1000, arguments.compute_ms / 1000)
-    for line in describe_agreement(measure_agreement(arguments.ranks, stand_in, arguments.steps), stand_in):
+    for line in describe_consensus(measure_consensus(arguments.ranks, stand_in, arguments.steps), stand_in):
         print(line, flush=True)
     return 0
 

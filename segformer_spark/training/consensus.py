@@ -11,7 +11,7 @@ from segformer_spark.errors import UserError
 _STOP, _FAILED = 1, 2
 
 
-class Agreement:
+class Consensus:
     """About the next step. It is asked for at once, and answered while the host does other things. Collective.
 
     Args:

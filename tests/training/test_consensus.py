@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segformer_spark.errors import DataError
-from segformer_spark.training.agreement import Agreement
+from segformer_spark.training.consensus import Consensus
 from tests.ranks import Group, run_on_ranks
 
 
@@ -17,11 +17,11 @@ def outcomes(group: Group) -> list[Any]:
     batches: list[Any] = [f"batch of rank {group.rank}"]
     last, found = group.rank == group.world_size - 1, []
     for failure, stops in ((None, False), (None, last), (DataError("image 5") if last else None, group.rank == 0)):
-        agreement = Agreement(group, batches, failure, stops=stops)
+        consensus = Consensus(group, batches, failure, stops=stops)
         group.sum(torch.ones(1))  # a step's own collectives may come in between
-        agreement.wait()
+        consensus.wait()
         try:
-            found.append(agreement.result())
+            found.append(consensus.result())
         except DataError as error:
             found.append(str(error))
     return found

@@ -1,4 +1,4 @@
-"""What the agreement of the ranks before every step costs, with a stand-in for the GPU: a clock.
+"""What the consensus of the ranks before every step costs, with a stand-in for the GPU: a clock.
 
 A GPU computes while its host launches the next kernels, so that a collective on the host costs nothing as long as the
 host is ahead. Here a launch takes the host a given time and the device another; the ranks are processes of this machine
@@ -20,10 +20,10 @@ from segformer_spark.distributed.environment import Launch
 from segformer_spark.distributed.ports import unused_port
 from segformer_spark.distributed.process_group import Group, process_group
 from segformer_spark.errors import UserError
-from segformer_spark.training.agreement import Agreement
+from segformer_spark.training.consensus import Consensus
 
 Order = Literal["none", "before", "ahead"]
-"""No agreement; before the launch of a step; while the step before is launched, as training does on GPUs."""
+"""No consensus; before the launch of a step; while the step before is launched, as training does on GPUs."""
 
 ORDERS: tuple[Order, ...] = ("none", "before", "ahead")
 
@@ -44,14 +44,14 @@ class StandIn:
 
 
 @dataclass(frozen=True)
-class AgreementRow:
+class ConsensusRow:
     """Milliseconds per step on so many ranks, the median of all steps and ranks, by the order of things."""
 
     num_ranks: int
     ms: dict[Order, float]
 
 
-def measure_agreement(num_ranks: Sequence[int], stand_in: StandIn, steps: int) -> Iterator[AgreementRow]:
+def measure_consensus(num_ranks: Sequence[int], stand_in: StandIn, steps: int) -> Iterator[ConsensusRow]:
     """Rows as they come.
 
     Raises:
@@ -70,8 +70,8 @@ def measure_agreement(num_ranks: Sequence[int], stand_in: StandIn, steps: int) -
             process.join()
         failures = [answer for answer in answers if isinstance(answer, str)]
         if failures:
-            raise UserError(f"bench agreement: {failures[0]}")
-        yield AgreementRow(
+            raise UserError(f"bench consensus: {failures[0]}")
+        yield ConsensusRow(
             count, {order: 1000 * statistics.median(s for own in answers for s in own[order]) for order in ORDERS}
         )
 
@@ -93,29 +93,29 @@ def _steps(group: Group, stand_in: StandIn, steps: int, order: Order) -> list[fl
     free = time.monotonic()
     finished: list[float] = []
     begun: list[float] = []
-    agreement = Agreement(group, [], None, stops=False) if order == "ahead" else None
+    consensus = Consensus(group, [], None, stops=False) if order == "ahead" else None
     for step in range(_WARM_UP + steps):
         if order == "before":
-            agreement = Agreement(group, [], None, stops=False)
-        if agreement is not None:
-            agreement.result()
+            consensus = Consensus(group, [], None, stops=False)
+        if consensus is not None:
+            consensus.result()
         if order == "ahead":
-            agreement = Agreement(group, [], None, stops=False)
+            consensus = Consensus(group, [], None, stops=False)
         begun.append(time.monotonic())
         time.sleep(stand_in.launch)
         free = max(free, begun[-1]) + stand_in.compute
         finished.append(free)
         if step > 0:  # the loop reads a step's numbers one step late
             time.sleep(max(0.0, finished[step - 1] - time.monotonic()))
-    if order == "ahead" and agreement is not None:
-        agreement.wait()
+    if order == "ahead" and consensus is not None:
+        consensus.wait()
     return [after - before for before, after in zip(begun[_WARM_UP:], begun[_WARM_UP + 1 :], strict=False)]
 
 
-def describe_agreement(rows: Iterator[AgreementRow], stand_in: StandIn) -> Iterator[str]:
+def describe_consensus(rows: Iterator[ConsensusRow], stand_in: StandIn) -> Iterator[str]:
     """A table, line by line."""
     yield (
-        f"agreement of ranks on this machine over gloo; a step takes the host {1000 * stand_in.launch:g} ms to launch "
+        f"consensus of ranks on this machine over gloo; a step takes the host {1000 * stand_in.launch:g} ms to launch "
         f"and the device {1000 * stand_in.compute:g} ms (both a clock); ms per step"
     )
     yield f"{'ranks':>6}{'none':>9}{'before':>9}{'ahead':>9}"
