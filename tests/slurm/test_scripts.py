@@ -317,7 +317,9 @@ def test_no_site_is_written_into_the_scripts(script: Path) -> None:
 
 def test_variables_that_the_scripts_use_are_known() -> None:
     text = "".join(script.read_text() for script in ALL)
-    used = {name for name in re.findall(r"\$\{([A-Z_]+)[:}]", text) if not name.startswith(("SLURM_", "SBATCH_"))}
+    used = {
+        name for name in re.findall(r"\$\{([A-Z_]+)[:}]", text) if not name.startswith(("SLURM_", "SLURMD_", "SBATCH_"))
+    }
     caches = set(re.findall(r'export ([A-Z_]+)="\$\{\1:-', text)) | {"SCRATCH", "USER", "BASH_SOURCE", "TMPDIR"}
     assert used - caches <= {*config_variables(), *LAUNCH_VARIABLES}
     assert {"VENV", "SCRATCH_DIR", "MODEL_PATH", "SITE", "STAGE_DATA", "STAGE_ENV"} <= used
