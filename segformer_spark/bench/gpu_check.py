@@ -180,14 +180,13 @@ def device_model(name: str) -> DeviceModel | None:
 
 def measure(benchmark: tuple[str, str, int, int, int, str], model: DeviceModel | None) -> Measured:
     """Interleaved rounds on the GPU, and the estimate of the same step."""
-    kind, variant, batch, side, classes, precision = benchmark
     spec = model_spec(benchmark)
     whole = model_benchmark(spec)
     kept = {name: own for name, own in whole.workloads.items() if name not in _LEFT_OUT}
     whole = replace(whole, workloads=kept)
     rows = compare(whole, _ROUNDS)
-    step = StepSpec(variant, batch, side, classes, precision, "gpu")
-    return Measured(whole, rows, estimate(step, model) if kind == "train" else None)
+    step = StepSpec(spec.variant, spec.batch, spec.image_size, spec.classes, spec.precision, "gpu")
+    return Measured(whole, rows, estimate(step, model) if spec.kind == "train" else None)
 
 
 def model_spec(benchmark: tuple[str, str, int, int, int, str]) -> ModelSpec:

@@ -23,10 +23,9 @@ from segformer_spark.data.photometric import distort
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOR, resize_mask
 from segformer_spark.data.window import object_box
 from segformer_spark.errors import DataError
-from segformer_spark.kernels.normalize import fused_normalize
+from segformer_spark.kernels.normalize import fused_normalize, plain_normalize
 from segformer_spark.kernels.registry import runs_fused
 from segformer_spark.kernels.select import Arithmetic
-from segformer_spark.ops.constants import device_constant
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network at import otherwise
 import albumentations as A
@@ -217,10 +216,4 @@ def normalize_images(images: torch.Tensor, arithmetic: Arithmetic = "cpu") -> to
     of this package channels last in memory."""
     if arithmetic == "gpu" and runs_fused(["normalize"], images.device):
         return fused_normalize(images, IMAGENET_MEAN, IMAGENET_STD)
-    mean, std = (_per_channel(values, images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (images.float() / 255.0 - mean) / std
-
-
-@device_constant
-def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, device=device).view(1, -1, 1, 1)
+    return plain_normalize(images, IMAGENET_MEAN, IMAGENET_STD)

@@ -53,8 +53,8 @@ def graph_encoder(
     group: Group,
     images: Tensor,
     autocast: AbstractContextManager[object],
-) -> bool:
-    """Record the encoder of a model whose parameters will not move any more; whether that was done. Collective.
+) -> None:
+    """Record the encoder of a model whose parameters will not move any more, or say why not. Collective.
 
     No collective may be under way on any rank: a capture waits for none, and NCCL would (pytorch/pytorch#196133).
 
@@ -79,6 +79,5 @@ def graph_encoder(
     if reason is not None:
         model.forget_graphs()
         logger.info("hardware.cuda_graphs: no CUDA graphs in this run: %s", reason)
-        return False
+        return
     logger.info("hardware.cuda_graphs: the encoder's stages are CUDA graphs for images of %s", tuple(images.shape))
-    return True

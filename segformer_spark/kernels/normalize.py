@@ -7,6 +7,7 @@ from torch import Tensor
 
 from segformer_spark.kernels.cost import Cost
 from segformer_spark.kernels.registry import jit, register, tl
+from segformer_spark.ops.constants import device_constant
 
 _PIXELS = 1024
 
@@ -43,9 +44,7 @@ def _fused(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
 
 
 def _plain(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    shift, scale = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
-    normalized = (images.float() / 255.0 - shift) / scale
-    return normalized.contiguous(memory_format=torch.channels_last)
+    return plain_normalize(images, tuple(mean), tuple(std)).contiguous(memory_format=torch.channels_last)
 
 
 register(
@@ -69,3 +68,14 @@ def fused_normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, .
     """
     normalized: Tensor = torch.ops.segformer_spark.normalize(images, list(mean), list(std))
     return normalized
+
+
+def plain_normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """`fused_normalize` in plain torch, in the images' own order in memory."""
+    shift, scale = (_per_channel(values, images.device) for values in (mean, std))
+    return (images.float() / 255.0 - shift) / scale
+
+
+@device_constant
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)

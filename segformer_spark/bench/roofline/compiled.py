@@ -10,7 +10,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -123,6 +123,5 @@ def counting_compiler() -> Iterator[InductorCounts]:
         decompositions=select_decomp_table(),
         partition_fn=min_cut_rematerialization_partition,
     )
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch, "compile", functools.partial(torch.compile, backend=backend)))
+    with mock.patch.object(torch, "compile", functools.partial(torch.compile, backend=backend)):
         yield counts
