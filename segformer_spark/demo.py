@@ -40,7 +40,7 @@ def run_demo(options: DemoOptions) -> RunDirectory:
     overrides = [f"data.root={options.data_root}", *options.overrides]
     config = load_config(config_file, overrides=overrides).config
     run = RunDirectory(run_path(config))
-    _render(options, config.data.image_size)
+    _render(options, max(config.data.input_size))
     replace = ["--overwrite"] if _is_own(run, options.data_root) else []
     training = ["train", "--config", str(config_file), *replace, *set_options(overrides)]
     run_verb("training", training, options.processes)

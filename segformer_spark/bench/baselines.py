@@ -75,7 +75,7 @@ class _Model(Workload):
 class _Train(_Model):
     def prepare(self) -> None:
         self._model = self.build().train()
-        images, labels = random_batch(self.spec.batch, self.spec.image_size, self.spec.classes)
+        images, labels = random_batch(self.spec.batch, self.spec.input_size, self.spec.classes)
         normalized = normalize_images(images).to(self.spec.device)
         self._images = normalized.bfloat16() if self.spec.narrow_parameters else normalized
         self._labels = labels.long().to(self.spec.device)
@@ -108,7 +108,7 @@ class _Train(_Model):
 class _Infer(_Model):
     def prepare(self) -> None:
         self._model = self.build().eval()
-        self._images = random_batch(self.spec.batch, self.spec.image_size, self.spec.classes)[0]
+        self._images = random_batch(self.spec.batch, self.spec.input_size, self.spec.classes)[0]
 
     @torch.no_grad()
     def run(self) -> None:
@@ -125,7 +125,7 @@ class _FullSizeLoss(Workload):
     spec: LossSpec
 
     def prepare(self) -> None:
-        self._logits, labels = random_logits(self.spec.batch, self.spec.image_size, self.spec.classes)
+        self._logits, labels = random_logits(self.spec.batch, self.spec.input_size, self.spec.classes)
         self._labels = labels.long()
 
     def run(self) -> None:
@@ -155,9 +155,9 @@ class _OriginalLoader(Workload):
             self._sample(row.image, row.mask)
 
     def _sample(self, image_path: Path, mask_path: Path) -> tuple[Tensor, Tensor]:
-        side = self.spec.image_size
-        image = np.array(Image.open(image_path).convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
-        colors = np.array(Image.open(mask_path).convert("RGB").resize((side, side), Image.Resampling.NEAREST))
+        height, width = self.spec.input_size
+        image = np.array(Image.open(image_path).convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+        colors = np.array(Image.open(mask_path).convert("RGB").resize((width, height), Image.Resampling.NEAREST))
         palette = np.array(SPARK_CLASSES.colors, np.float32)
         distances = np.linalg.norm(colors[:, :, None].astype(np.float32) - palette[None, None], axis=-1)
         out = self._augmentation(image=image, mask=distances.argmin(-1).astype(np.uint8))
@@ -170,7 +170,7 @@ class _NumpyMeanIou(Workload):
     spec: MetricSpec
 
     def prepare(self) -> None:
-        predicted, truth = label_maps(self.spec.images, self.spec.image_size, self.spec.classes)
+        predicted, truth = label_maps(self.spec.images, self.spec.input_size, self.spec.classes)
         self._predicted, self._truth = predicted.numpy(), truth.numpy()
 
     def run(self) -> None:

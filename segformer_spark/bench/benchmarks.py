@@ -9,6 +9,7 @@ from segformer_spark.bench.interleaved import Benchmark
 from segformer_spark.bench.rendered import rendered_cache, rendered_set
 from segformer_spark.bench.workload import OURS, LoaderSpec, LossSpec, MetricSpec, ModelSpec, Spec
 from segformer_spark.config.deepspeed import stage_of
+from segformer_spark.config.image_size import Size, size_text
 
 LIGHT_AUGMENTATION = (
     "augmentation.horizontal_flip=0.5",
@@ -47,8 +48,8 @@ def model_benchmark(spec: ModelSpec) -> Benchmark:
             workloads[f"{name}, memory kept"] = workloads[name].model_copy(update={"keep_memory": True})
     what = "training step" if spec.kind == "train" else "inference"
     title = (
-        f"{what}: SegFormer-{spec.variant.upper()}, {spec.batch} x {spec.image_size} px, {spec.classes} classes, "
-        f"{spec.precision}"
+        f"{what}: SegFormer-{spec.variant.upper()}, {spec.batch} x {size_text(spec.image_size)} px, "
+        f"{spec.classes} classes, {spec.precision}"
     )
     return Benchmark(title, workloads, spec.batch)
 
@@ -68,29 +69,29 @@ def zero_benchmark(spec: ModelSpec, files: Sequence[Path] = ()) -> Benchmark:
     for file in files:
         workloads[str(file)] = spec.model_copy(update={"zero_stage": stage_of(file), "deepspeed": str(file)})
     title = (
-        f"training step: SegFormer-{spec.variant.upper()}, {spec.ranks} ranks x {spec.batch} x {spec.image_size} px, "
-        f"{spec.classes} classes, {spec.precision}"
+        f"training step: SegFormer-{spec.variant.upper()}, {spec.ranks} ranks x {spec.batch} x "
+        f"{size_text(spec.image_size)} px, {spec.classes} classes, {spec.precision}"
     )
     return Benchmark(title, workloads, spec.ranks * spec.batch)
 
 
-def loss_benchmark(image_size: int, batch: int, classes: int) -> Benchmark:
+def loss_benchmark(image_size: Size, batch: int, classes: int) -> Benchmark:
     """CE + Dice from quarter-size logits, and its gradient."""
     spec = LossSpec(image_size=image_size, batch=batch, classes=classes, keep_memory=True)
     full_size = spec.model_copy(update={"implementation": "full size"})
-    title = f"CE + Dice: {batch} x {image_size} px, {classes} classes"
+    title = f"CE + Dice: {batch} x {size_text(image_size)} px, {classes} classes"
     return Benchmark(title, {OURS: spec, "full-size logits": full_size}, batch)
 
 
-def metric_benchmark(image_size: int, images: int, classes: int) -> Benchmark:
+def metric_benchmark(image_size: Size, images: int, classes: int) -> Benchmark:
     """Counting predicted against true labels."""
     spec = MetricSpec(image_size=image_size, images=images, classes=classes, keep_memory=True)
     numpy = spec.model_copy(update={"implementation": "numpy"})
-    title = f"metric: {image_size} x {image_size} px, {classes} classes"
+    title = f"metric: {size_text(image_size)} px, {classes} classes"
     return Benchmark(title, {OURS: spec, "mean IoU in NumPy": numpy}, images)
 
 
-def loader_benchmark(folder: Path, native: int, image_size: int, images: int, source: str = "files") -> Benchmark:
+def loader_benchmark(folder: Path, native: int, image_size: Size, images: int, source: str = "files") -> Benchmark:
     """Decoding and light augmentation on one core, of a rendered set.
 
     Args:
@@ -112,5 +113,5 @@ def loader_benchmark(folder: Path, native: int, image_size: int, images: int, so
         settings=LIGHT_AUGMENTATION,
     )
     ours = original.model_copy(update={"implementation": OURS, "settings": (*LIGHT_AUGMENTATION, *own[source])})
-    title = f"loader: {native} -> {image_size} px from {source}, one core"
+    title = f"loader: {native} -> {size_text(image_size)} px from {source}, one core"
     return Benchmark(title, {OURS: ours, ORIGINAL: original}, images)

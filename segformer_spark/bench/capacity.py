@@ -99,7 +99,7 @@ def feeding(folder: Path, steps: Mapping[str, float]) -> Feeding | None:
         return None
     rates = {}
     for source in ("files", "cache"):
-        benchmark = loader_benchmark(folder, _FILES[0], 512, _FILES[1], source)
+        benchmark = loader_benchmark(folder, _FILES[0], (512, 512), _FILES[1], source)
         own = replace(benchmark, workloads={OURS: benchmark.workloads[OURS]})
         rates[source] = _FILES[1] / compare(own, _ROUNDS)[0].median
     return Feeding(rates, max(steps.items(), key=lambda step: step[1]))

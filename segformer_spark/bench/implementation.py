@@ -27,6 +27,7 @@ from segformer_spark.bench.workload import (
     random_logits,
 )
 from segformer_spark.config.batch import plan_batches
+from segformer_spark.config.image_size import size_text
 from segformer_spark.config.load import load_config
 from segformer_spark.config.schema import Config, InferenceConfig
 from segformer_spark.data.dataset import IGNORE_INDEX
@@ -90,7 +91,7 @@ class _Train(Workload):
             overrides=[
                 f"model.variant={spec.variant}",
                 "model.pretrained=none",
-                f"data.image_size={spec.image_size}",
+                f"data.image_size={size_text(spec.image_size)}",
                 f"training.batch_size={spec.batch}",
                 f"training.precision={spec.precision}",
                 f"training.activation_checkpointing={str(spec.recompute).lower()}",
@@ -109,11 +110,11 @@ class _Train(Workload):
         model = build_segformer(spec.variant, names(spec.classes), seed=0)
         loss = build_loss(config.training.loss, spec.classes, IGNORE_INDEX)
         plan = plan_batches(config.training, spec.ranks)
-        batch = TrainBatch(*random_batch(spec.batch, spec.image_size, spec.classes))
+        batch = TrainBatch(*random_batch(spec.batch, spec.input_size, spec.classes))
         steps = open_stepper(model, loss, config, plan, group, itertools.repeat(batch))
         self._stepper = self._stack.enter_context(steps)
         self._device = device
-        size = model_size(spec.variant, spec.classes, spec.image_size)
+        size = model_size(spec.variant, spec.classes, spec.input_size)
         self.flops = 6.0 * size.macs_merged * spec.batch * spec.ranks
 
     def run(self) -> None:
@@ -132,13 +133,13 @@ class _Infer(Workload):
     spec: ModelSpec
 
     def prepare(self) -> None:
-        spec, side = self.spec, self.spec.image_size
+        spec, size = self.spec, self.spec.input_size
         device = choose_device(spec.device, 0)
         model = build_segformer(spec.variant, names(spec.classes), seed=0).to(device)
-        self._predictor = Predictor(model, device, InferenceView(side, InferenceConfig()), spec.precision)
-        images, _ = random_batch(spec.batch, side, spec.classes)
-        self._items = [EvalItem(index, pixels, (side, side), None) for index, pixels in enumerate(images)]
-        self.flops = 2.0 * model_size(spec.variant, spec.classes, side).macs_merged * spec.batch
+        self._predictor = Predictor(model, device, InferenceView(size, InferenceConfig()), spec.precision)
+        images, _ = random_batch(spec.batch, size, spec.classes)
+        self._items = [EvalItem(index, pixels, size, None) for index, pixels in enumerate(images)]
+        self.flops = 2.0 * model_size(spec.variant, spec.classes, size).macs_merged * spec.batch
 
     def run(self) -> None:
         for _, ids in self._predictor.predict([self._items]):
@@ -153,7 +154,7 @@ class _Loss(Workload):
 
     def prepare(self) -> None:
         spec = self.spec
-        self._logits, self._labels = random_logits(spec.batch, spec.image_size, spec.classes)
+        self._logits, self._labels = random_logits(spec.batch, spec.input_size, spec.classes)
         config: Config = load_config().config
         self._loss = build_loss(config.training.loss, spec.classes, IGNORE_INDEX)
 
@@ -171,10 +172,10 @@ class _Loader(Workload):
     def prepare(self) -> None:
         spec = self.spec
         config = load_config(
-            overrides=[f"data.root={spec.root}", f"data.image_size={spec.image_size}", *spec.settings]
+            overrides=[f"data.root={spec.root}", f"data.image_size={size_text(spec.image_size)}", *spec.settings]
         ).config
         self._dataset = open_training_set(config.data, config.augmentation.crop)
-        self._transform = TrainTransform(spec.image_size, config.augmentation, seed=0)
+        self._transform = TrainTransform(spec.input_size, config.augmentation, seed=0)
         self._keys = _keys(len(self._dataset))
 
     def run(self) -> None:
@@ -193,7 +194,7 @@ class _Metric(Workload):
     spec: MetricSpec
 
     def prepare(self) -> None:
-        self._predicted, self._truth = label_maps(self.spec.images, self.spec.image_size, self.spec.classes)
+        self._predicted, self._truth = label_maps(self.spec.images, self.spec.input_size, self.spec.classes)
 
     def run(self) -> None:
         counts = EvaluationCounts.zeros(len(self._truth), self.spec.classes, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segformer_spark.config.image_size import Size
 from segformer_spark.config.load import load_config
 from segformer_spark.data.cache_build import CacheOptions, build_cache, cache_folder
 from segformer_spark.data.demo.write import write_demo_set
@@ -20,7 +21,7 @@ def rendered_set(folder: Path, native: int, images: int) -> Path:
     return root
 
 
-def rendered_cache(root: Path, image_size: int) -> Path:
+def rendered_cache(root: Path, image_size: Size) -> Path:
     """The cache of its training images, decoded, at image_size; returns the folder that caches lie in."""
     config = load_config(overrides=[f"data.root={root}", "data.num_workers=0"]).config.data
     dataset = open_dataset(config, config.train_split)

@@ -12,6 +12,7 @@ import torch
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from segformer_spark.bench.interconnect import measure_interconnect
+from segformer_spark.config.image_size import parse_size, size_text
 from segformer_spark.config.schema import Config
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
@@ -27,6 +28,10 @@ _WARM_UP = 3
 
 def _undefined(value: Any) -> Any:
     return None if value == "" else value
+
+
+def _as_size_text(value: Any) -> str:
+    return size_text(parse_size(value))
 
 
 _OptionalInt = Annotated[int | None, BeforeValidator(_undefined)]
@@ -50,7 +55,7 @@ class ScalingRow(BaseModel):
     world_size: int
     device: str
     variant: str
-    image_size: int
+    image_size: Annotated[str, BeforeValidator(_as_size_text)]
     precision: str
     zero_stage: int
     micro_batch: int
@@ -101,7 +106,7 @@ def measure_throughput(config: Config, group: Group, num_steps: int) -> ScalingR
         world_size=group.world_size,
         device=hosts[0].get("gpu", hosts[0]["cpu"]),
         variant=config.model.label,
-        image_size=config.data.image_size,
+        image_size=size_text(config.data.image_size),
         precision=config.training.precision,
         zero_stage=config.deepspeed.zero_stage,
         micro_batch=setup.plan.micro_batch,
@@ -124,8 +129,8 @@ def _compute_seconds(config: Config, setup: Setup, group: Group) -> float:
     """Forward and backward passes of a step, of the slowest rank while the others compute, too."""
     model, loss = measured_parts(config, setup.train_set.classes.names)
     group.barrier()
-    precision, side = config.training.precision, config.data.image_size
-    cost = measure_pass(model, loss, setup.plan.micro_batch, side, group.device, precision)
+    precision, size = config.training.precision, config.data.input_size
+    cost = measure_pass(model, loss, setup.plan.micro_batch, size, group.device, precision)
     return float(max(group.gather(step_seconds(config, setup.plan, cost))))
 
 

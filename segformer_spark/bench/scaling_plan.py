@@ -17,6 +17,7 @@ from typing import Any
 
 from segformer_spark.bench.interconnect import Interconnect
 from segformer_spark.bench.scaling import ScalingRow, read_rows
+from segformer_spark.config.image_size import size_text
 from segformer_spark.config.schema import Config
 from segformer_spark.errors import UserError
 from segformer_spark.run.atomic import write_csv
@@ -101,7 +102,7 @@ def make_plan(
     """
     training = (
         config.model.label,
-        config.data.image_size,
+        size_text(config.data.image_size),
         config.training.precision,
         config.deepspeed.zero_stage,
     )
@@ -109,9 +110,9 @@ def make_plan(
     measured = [row for row in read_rows(path) if row.compute_ms and row.trained_parameters]
     rows = [row for row in measured if (row.variant, row.image_size, row.precision, row.zero_stage) == training]
     if not rows:
-        variant, side, precision, stage = training
+        variant, size, precision, stage = training
         raise UserError(
-            f"{path}: there is no row of {variant}, {side} px, {precision}, ZeRO stage {stage}",
+            f"{path}: there is no row of {variant}, {size} px, {precision}, ZeRO stage {stage}",
             "Measure one, on one node and best on two: segformer-spark bench scaling --config ..., "
             "or sbatch --nodes=2 slurm/benchmark_scaling.sh",
         )

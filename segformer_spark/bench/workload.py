@@ -8,6 +8,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from segformer_spark.config.image_size import ImageSize, Size, height_width
+
 OURS = "segformer_spark"
 """The implementation of this package; the others are baselines (bench/baselines.py)."""
 
@@ -26,11 +28,16 @@ class _Spec(_Message):
     """
 
     implementation: str = OURS
-    image_size: int
+    image_size: ImageSize
     classes: int = 3
     device: str = "cpu"
     threads: int | None = None
     keep_memory: bool = False
+
+    @property
+    def input_size(self) -> Size:
+        """`image_size` as (height, width)."""
+        return height_width(self.image_size)
 
 
 class ModelSpec(_Spec):
@@ -134,24 +141,24 @@ def names(classes: int) -> list[str]:
     return [str(number) for number in range(classes)]
 
 
-def random_batch(batch: int, side: int, classes: int) -> tuple[Tensor, Tensor]:
-    """uint8 images (B, 3, S, S) and labels (B, S, S)."""
+def random_batch(batch: int, size: Size, classes: int) -> tuple[Tensor, Tensor]:
+    """uint8 images (B, 3, H, W) and labels (B, H, W)."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (batch, 3, side, side), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, classes, (batch, side, side), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (batch, 3, *size), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, classes, (batch, *size), generator=generator, dtype=torch.uint8)
     return images, labels
 
 
-def random_logits(batch: int, side: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Logits (B, C, S / 4, S / 4) that require a gradient, and labels uint8 (B, S, S)."""
+def random_logits(batch: int, size: Size, classes: int) -> tuple[Tensor, Tensor]:
+    """Logits (B, C, H / 4, W / 4) that require a gradient, and labels uint8 (B, H, W)."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(batch, classes, side // 4, side // 4, generator=generator)
-    return logits.requires_grad_(), random_batch(batch, side, classes)[1]
+    logits = torch.randn(batch, classes, size[0] // 4, size[1] // 4, generator=generator)
+    return logits.requires_grad_(), random_batch(batch, size, classes)[1]
 
 
-def label_maps(images: int, side: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Predicted and true class ids, uint8 (N, S, S)."""
+def label_maps(images: int, size: Size, classes: int) -> tuple[Tensor, Tensor]:
+    """Predicted and true class ids, uint8 (N, H, W)."""
     generator = torch.Generator().manual_seed(0)
-    shape = (images, side, side)
+    shape = (images, *size)
     predicted = torch.randint(0, classes, shape, generator=generator, dtype=torch.uint8)
     return predicted, torch.randint(0, classes, shape, generator=generator, dtype=torch.uint8)

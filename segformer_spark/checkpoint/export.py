@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import SegformerImageProcessor
 
+from segformer_spark.config.image_size import Size, parse_size, size_text
 from segformer_spark.config.schema import InferenceConfig, ModelConfig
 from segformer_spark.data.dataset import ClassInfo
 from segformer_spark.data.inference_view import InferenceView
@@ -37,7 +38,7 @@ class ModelCard:
 
     Attributes:
         dataset, class_names, colors, background: the classes it knows.
-        image_size: side in pixels of the model's input.
+        image_size: (height, width) in pixels of the model's input.
         inference: how images are shown to it (`inference` of the configuration).
         step, epoch, metrics: when and how well; metrics may be empty.
         run: name of the training run.
@@ -50,7 +51,7 @@ class ModelCard:
     class_names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     background: int | None
-    image_size: int
+    image_size: Size
     inference: dict[str, Any]
     step: int
     epoch: int
@@ -104,9 +105,9 @@ def _save_for_transformers(
     state = {live.removeprefix("network."): weights[stored].contiguous() for live, stored in live_names.items()}
     model.network.save_pretrained(folder, state_dict=state)
     processor = SegformerImageProcessor(
-        # Other views than a square keep the ratio of the sides, which this processor cannot.
-        do_resize=card.view().config.resize == "square",
-        size={"height": card.image_size, "width": card.image_size},
+        # Other views keep the ratio of the sides, which this processor cannot.
+        do_resize=card.view().config.resize == "image_size",
+        size=dict(zip(("height", "width"), card.image_size, strict=True)),
         image_mean=list(IMAGENET_MEAN),
         image_std=list(IMAGENET_STD),
         do_reduce_labels=False,
@@ -125,6 +126,7 @@ def read_card(folder: Path) -> ModelCard:
     try:
         raw: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
         raw = {"inference": {}, "exif_orientation": "upright", **raw}  # models exported before there was a choice
+        raw["image_size"] = parse_size(raw["image_size"])
         raw["class_names"] = tuple(raw["class_names"])
         raw["colors"] = tuple(tuple(color) for color in raw["colors"])
         if raw.get("flip_pairs") is not None:
@@ -154,7 +156,7 @@ def _published_card(folder: Path) -> ModelCard:
             f"{folder}: a SegFormer without {CARD}, and neither preprocessor_config.json nor the folder's name "
             "(...-512-512) say the size of its images"
         )
-    logger.info("%s: no %s: taken for a published SegFormer on images of %d x %d", folder, CARD, size, size)
+    logger.info("%s: no %s: taken for a published SegFormer on images of %s px", folder, CARD, size_text(size))
     colors = tuple(tuple(int(channel) for channel in row) for row in _palette(len(names)))
     return ModelCard(
         dataset="",
@@ -170,13 +172,13 @@ def _published_card(folder: Path) -> ModelCard:
     )
 
 
-def _published_size(folder: Path) -> int | None:
+def _published_size(folder: Path) -> Size | None:
     try:
         processor: dict[str, Any] = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        return int(processor["size"]["height"])
+        return parse_size([processor["size"][side] for side in ("height", "width")])
     except (OSError, ValueError, KeyError, TypeError):
-        named = re.search(r"-(\d+)-\d+$", folder.name)
-        return int(named[1]) if named else None
+        named = re.search(r"-(\d+)-(\d+)$", folder.name)
+        return parse_size([int(side) for side in named.groups()]) if named else None
 
 
 def _palette(number: int) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -219,7 +220,7 @@ def check_loader_limits(config: Config) -> Check:
     name, workers = "loader", config.data.num_workers
     if workers == 0:
         return passed(name, "no loader processes: data.num_workers is 0")
-    batch = 4 * config.data.image_size**2 * config.training.batch_size  # RGB and mask, a byte each
+    batch = 4 * math.prod(config.data.input_size) * config.training.batch_size  # RGB and mask, a byte each
     needed, free = 2 * workers * batch, shared_memory_free()  # torch prepares two batches per process
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     found = (

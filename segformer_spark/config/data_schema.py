@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from segformer_spark.config.image_size import ImageSize, Size, height_width
 from segformer_spark.config.section import Section, field
 
 MAX_PIXELS = 178_956_970
@@ -71,7 +72,11 @@ class DataConfig(Section):
         "folder (data/registry.py).",
     )
     root: str = field("data/spark", "Folder of the data set.", env="DATA_ROOT", resume_safe=True, path=True)
-    image_size: int = field(512, "Side in pixels of the model's input in training.", env="IMAGE_SIZE", ge=32, le=4096)
+    image_size: ImageSize = field(
+        512,
+        "The model's input in training: a side in pixels, or [height, width], also written 720x1280.",
+        env="IMAGE_SIZE",
+    )
     train_split: str = field("train", "Split that is trained on.")
     val_split: str = field("val", "Split that is validated on.")
     val_subset: int | None = field(
@@ -122,6 +127,11 @@ class DataConfig(Section):
     )
     folder: FolderConfig = FolderConfig()
 
+    @property
+    def input_size(self) -> Size:
+        """`image_size` as (height, width)."""
+        return height_width(self.image_size)
+
 
 class CropConfig(Section):
     """What part of the image training sees, before all other augmentation."""
@@ -130,13 +140,13 @@ class CropConfig(Section):
         "none",
         "none: the whole image, resized; random: a crop of image_size; fixed: resized by scale, then such a crop, "
         "padded; variable: a crop of scale x image_size, resized; original: as an earlier study did it (formerly "
-        "seed); box: around the object.",
+        "seed); box: around the object, with the sides' ratio of image_size.",
     )
     scale: tuple[float, float] = field(
         (0.5, 2.0), "Scale drawn from this range, for fixed, variable, original.", strict=False
     )
     base: Literal["native", "short_side"] = field(
-        "native", "What fixed scales: the image as it is, or with its short side brought to image_size."
+        "native", "What fixed scales: the image as it is, or resized until it just covers image_size."
     )
     max_class_share: float | None = field(
         None, "Draw random crops anew (10 times) while one class takes more than this share.", gt=0, lt=1
@@ -201,22 +211,29 @@ class AugmentationConfig(Section):
 class InferenceConfig(Section):
     """How validation, evaluation and submission show an image to the model. Exported with it."""
 
-    resize: Literal["square", "short_side", "native"] = field(
-        "square", "Whole images become image_size x image_size, get a short side of image_size, or stay as they are."
+    resize: Literal["image_size", "short_side", "native"] = field(
+        "image_size",
+        "Whole images are resized to image_size, or by one factor until their short side is image_size's, or stay as "
+        "they are. Formerly image_size was square.",
     )
     window: int | None = field(None, "Side of a sliding window over the image; null for one pass.", ge=32, le=8192)
     overlap: float = field(1 / 3, "Share of the window that neighbours have in common.", ge=0, lt=1)
     crops: Literal["none", "box", "two_pass"] = field(
         "none",
-        "box: predict a square around the data set's box, the rest is background; two_pass: around what a first pass "
+        "box: predict what lies around the data set's box, the rest is background; two_pass: around what a first pass "
         "over the whole image finds.",
     )
     crop_margin: float = field(0.25, "Room around the box on each side, relative to its longer side.", ge=0, le=4)
 
+    @field_validator("resize", mode="before")
+    @classmethod
+    def _former_name(cls, value: object) -> object:
+        return "image_size" if value == "square" else value
+
     @model_validator(mode="after")
     def _one_way(self) -> InferenceConfig:
-        if self.crops != "none" and (self.window is not None or self.resize != "square"):
+        if self.crops != "none" and (self.window is not None or self.resize != "image_size"):
             raise ValueError(
-                "inference.crops goes with resize: square and without a window: a crop is resized as a whole"
+                "inference.crops goes with resize: image_size and without a window: a crop is resized as a whole"
             )
         return self

@@ -33,7 +33,7 @@ def _crop(*modes: str) -> tuple[Callable[[Config], bool], str]:
 _CONDITIONS: Sequence[_Condition] = (
     _Condition(
         ("inference.window",),
-        lambda c: c.inference.resize != "square" or (c.inference.window or 0) < c.data.image_size,
+        lambda c: c.inference.resize != "image_size" or (c.inference.window or 0) < max(c.data.input_size),
         "a window smaller than data.image_size, or inference.resize short_side or native",
     ),
     _Condition(("inference.overlap",), lambda c: c.inference.window is not None, "inference.window"),

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from segformer_spark.config.environment import Override, parse_override, read_environment
 from segformer_spark.config.explain import explain
 from segformer_spark.config.fields import FIELDS
+from segformer_spark.config.image_size import size_text
 from segformer_spark.config.schema import RUN_NAME_PATTERN, Config
 from segformer_spark.config.typed_file import read_text
 from segformer_spark.config.yaml12 import parse
@@ -131,7 +132,7 @@ def run_name(config: Config) -> str:
     template = config.experiment.name
     try:
         name = template.format(
-            dataset=config.data.dataset, variant=config.model.label, image_size=config.data.image_size
+            dataset=config.data.dataset, variant=config.model.label, image_size=size_text(config.data.image_size)
         )
     except (KeyError, IndexError, ValueError) as error:
         raise ConfigError(

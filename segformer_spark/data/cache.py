@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from segformer_spark.config.image_size import Size, parse_size, size_text
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, ClassInfo, Sample
 from segformer_spark.data.decode import Decoding, decode_rgb, image_of
@@ -55,7 +56,7 @@ def decoding_key(config: DataConfig) -> dict[str, Any]:
 class CachedDataset:
     """A finished cache, as a data set. Each process maps the shards when it first reads from them."""
 
-    def __init__(self, folder: Path, config: DataConfig, needed_side: int | None = None) -> None:
+    def __init__(self, folder: Path, config: DataConfig, needed_size: Size | None = None) -> None:
         """Open the cache of the training split.
 
         Args:
@@ -69,7 +70,7 @@ class CachedDataset:
         names, colors, background = meta["classes"]
         self.classes = ClassInfo(tuple(names), tuple((r, g, b) for r, g, b in colors), background)
         self.categories: Sequence[str] = tuple(meta["groups"])  # the name on disk since format 1
-        self.root, self.size, self.storage = Path(config.root), meta["size"], meta["storage"]
+        self.root, self.size, self.storage = Path(config.root), _size(meta), meta["storage"]
         self.digest: str = meta["digest"]
         images: list[dict[str, Any]] = meta["images"]
         self._ids = StringTable(image["id"] for image in images)
@@ -79,13 +80,14 @@ class CachedDataset:
         self._records = np.array(
             [[number, *record] for number, records in enumerate(meta["shards"]) for record in records], np.int64
         )
-        self.needed_side, self.decoding = needed_side, Decoding.of(config)
+        self.needed_size, self.decoding = needed_size, Decoding.of(config)
         self._maps: dict[int, mmap.mmap] = {}
 
     @property
     def fidelity(self) -> str:
         """exact, or how the images differ from the files'."""
-        return "exact" if self.storage != "jpeg" else f"jpeg {JPEG_QUALITY} at {self.size or 'native size'}"
+        size = "native size" if self.size is None else size_text(self.size)
+        return "exact" if self.storage != "jpeg" else f"jpeg {JPEG_QUALITY} at {size}"
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -104,7 +106,7 @@ class CachedDataset:
         if self.storage == "raw":
             return Sample(np.frombuffer(image, np.uint8).reshape(height, width, 3), ids)
         file = image_of(bytes(image), self.files(index)[0], self.decoding)
-        return Sample(decode_rgb(file, self.decoding, self.needed_side), ids)
+        return Sample(decode_rgb(file, self.decoding, self.needed_size), ids)
 
     def sample_id(self, index: int) -> str:
         return self._ids[index]
@@ -149,6 +151,11 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
+def _size(meta: dict[str, Any]) -> Size | None:
+    """(height, width) of its images; None at native size."""
+    return None if meta["size"] is None else parse_size(meta["size"])
+
+
 def find_cache(folder: Path, config: DataConfig) -> Path:
     """The cache at `folder`, or the one in it that fits; exact ones first."""
     candidates = [folder] if (folder / META).is_file() else sorted(path.parent for path in folder.glob(f"*/{META}"))
@@ -182,8 +189,8 @@ def _refusal(meta: dict[str, Any], config: DataConfig, digest: str | None) -> st
         return f"{' and '.join(changed)} was another when it was built"
     if digest is not None and meta["digest"] != digest:
         return "the manifest no longer matches: it was built from other files"
-    if meta["size"] not in (None, config.image_size):
-        return f"its images have {meta['size']} px, data.image_size is {config.image_size}"
+    if (size := _size(meta)) not in (None, config.input_size):
+        return f"its images have {size_text(size)} px, data.image_size is {size_text(config.image_size)}"
     return None
 
 

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from segformer_spark.config.image_size import Size, setting_of, size_text
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.cache import FORMAT, JPEG_QUALITY, META, decoding_key, shard_path
 from segformer_spark.data.dataset import Image, Sample, SegmentationDataset
@@ -30,9 +31,9 @@ SHARD_IMAGES = 128
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """What to build: side in pixels (None keeps the native size), and how images are stored."""
+    """What to build: (height, width) in pixels (None keeps the native size), and how images are stored."""
 
-    size: int | None
+    size: Size | None
     storage: str
 
     def __post_init__(self) -> None:
@@ -41,7 +42,7 @@ class CacheOptions:
 
     @property
     def label(self) -> str:
-        return f"{'native' if self.size is None else self.size}-{self.storage}"
+        return f"{'native' if self.size is None else size_text(self.size)}-{self.storage}"
 
 
 def cache_folder(parent: Path, config: DataConfig, split: str, options: CacheOptions, digest: str) -> Path:
@@ -88,7 +89,7 @@ def build_cache(
             "dataset": config.dataset,
             "split": manifest.split,
             "digest": manifest.digest,
-            "size": options.size,
+            "size": None if options.size is None else setting_of(options.size),
             "storage": options.storage,
             "jpeg_quality": JPEG_QUALITY if options.storage == "jpeg" else None,
             "decoding": decoding_key(config),
@@ -152,7 +153,7 @@ class _ShardBuilder(Dataset[Any]):
             _check_digest(path, contents[path], entry[f"{kind}_sha256"])
         check_labels(sample.mask, len(self.dataset.classes), str(self.dataset.files(index)[1]))
         if self.options.size is not None:
-            size = (self.options.size, self.options.size)
+            size = self.options.size
             sample = Sample(resize_image(sample.image, size), resize_mask(sample.mask, size))
         height, width = sample.mask.shape
         mask = zlib.compress(np.ascontiguousarray(sample.mask).tobytes(), 1)

@@ -22,10 +22,11 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from segformer_spark.config.data_schema import MAX_PIXELS, DataConfig
+from segformer_spark.config.image_size import Size
 from segformer_spark.data.dataset import Image, Mask
 from segformer_spark.data.files import ReadFile, read_file
 from segformer_spark.data.image_header import ImageHeader, open_with_pillow, parse_header, refuse_too_large
-from segformer_spark.data.orientation import turn_back, turn_upright
+from segformer_spark.data.orientation import TRANSPOSED, turn_back, turn_upright
 from segformer_spark.errors import DataError
 
 _END_OF_IMAGE, _PROGRESSIVE = b"\xff\xd9", b"\xff\xc2"
@@ -93,17 +94,17 @@ def image_of(content: bytes, path: Path, decoding: Decoding = AS_STORED) -> Imag
 
 
 def read_image(
-    path: Path, needed_side: int | None = None, read: ReadFile = read_file, decoding: Decoding = AS_STORED
+    path: Path, needed_size: Size | None = None, read: ReadFile = read_file, decoding: Decoding = AS_STORED
 ) -> Image:
     """Decode an image file to uint8 (H, W, 3) RGB (`decode_rgb`)."""
-    return decode_rgb(open_image(path, decoding, read), decoding, needed_side)
+    return decode_rgb(open_image(path, decoding, read), decoding, needed_size)
 
 
-def decode_rgb(file: ImageFile, decoding: Decoding = AS_STORED, needed_side: int | None = None) -> Image:
+def decode_rgb(file: ImageFile, decoding: Decoding = AS_STORED, needed_size: Size | None = None) -> Image:
     """Decode to uint8 (H, W, 3) RGB: grey is repeated, alpha left out, 16 bits are cut to the upper 8.
 
     Args:
-        needed_side: decode a JPEG at 1/2, 1/4 or 1/8 of its size, as far as its shorter side stays this long.
+        needed_size: decode a JPEG at 1/2, 1/4 or 1/8 of its size, as far as it is still shown this high and wide.
 
     Raises:
         DataError: damaged or cut, or with samples that are no RGB (CMYK, floating point, more than four bands).
@@ -115,7 +116,7 @@ def decode_rgb(file: ImageFile, decoding: Decoding = AS_STORED, needed_side: int
             f"{file.path}: the image holds other samples than RGB ({kind})", "Save it as RGB of 8 or 16 bits."
         )
     if header.format == "JPEG":
-        pixels = _decode_jpeg(file, needed_side)
+        pixels = _decode_jpeg(file, _in_file(needed_size, header, decoding))
     else:
         pixels = _decode_png(file) if header.format == "PNG" else _decode_other(file)
     return _shown(pixels, header, decoding)
@@ -183,10 +184,16 @@ def _pillow(file: ImageFile) -> Iterator[PIL.Image.Image]:
         raise _damaged(file, str(error)) from error
 
 
-def _decode_jpeg(file: ImageFile, needed_side: int | None) -> Image:
+def _in_file(size: Size | None, header: ImageHeader, decoding: Decoding) -> Size | None:
+    """A size of the image as it is shown -> of the pixels as the file stores them."""
+    turned = decoding.orientation == "upright" and header.orientation in TRANSPOSED
+    return (size[1], size[0]) if size is not None and turned else size
+
+
+def _decode_jpeg(file: ImageFile, needed_size: Size | None) -> Image:
     height, width = file.header.size
-    fitting = (f for f in _REDUCTIONS if needed_side is not None and -(-min(height, width) // f) >= needed_side)
-    factor = next(fitting, 1)
+    high, wide = needed_size or (height, width)
+    factor = next((f for f in _REDUCTIONS if -(-height // f) >= high and -(-width // f) >= wide), 1)
     smallest = {"min_height": -(-height // factor), "min_width": -(-width // factor)} if factor > 1 else {}
     try:
         return _jpeg_rows(file.content, smallest)

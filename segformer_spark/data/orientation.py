@@ -16,12 +16,15 @@ from segformer_spark.errors import DataError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
+TRANSPOSED = (5, 6, 7, 8)
+"""Orientations whose rows are shown as columns."""
+
 _INVERSE = {6: 8, 8: 6}
 
 
 def turn_upright(pixels: NDArray[Scalar], orientation: int) -> NDArray[Scalar]:
     """Stored pixels (H, W, ...) -> as they are to be looked at."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in TRANSPOSED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]

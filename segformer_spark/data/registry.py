@@ -6,6 +6,7 @@ import difflib
 import importlib
 from pathlib import Path
 
+from segformer_spark.config.image_size import Size, size_text
 from segformer_spark.config.schema import CropConfig, DataConfig
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.errors import ConfigError
@@ -24,13 +25,13 @@ DATASETS: dict[str, str] = {
 
 
 def open_dataset(
-    config: DataConfig, split: str, *, check_files: bool = True, needed_side: int | None = None
+    config: DataConfig, split: str, *, check_files: bool = True, needed_size: Size | None = None
 ) -> SegmentationDataset:
     """Open a split as its files lie on disk.
 
     Args:
         check_files: refuse a split of which files are missing; False leaves that to `load`.
-        needed_side: decode JPEG images at 1/2, 1/4 or 1/8 of their size, as far as the shorter side stays this long.
+        needed_size: decode JPEG images at 1/2, 1/4 or 1/8 of their size, as far as they stay this high and wide.
 
     Raises:
         ConfigError: no such data set.
@@ -43,7 +44,7 @@ def open_dataset(
         raise ConfigError(f"data.dataset: there is no reader {name!r}; {hint}")
     module, _, attribute = DATASETS[name].partition(":")
     reader = getattr(importlib.import_module(module), attribute)
-    dataset: SegmentationDataset = reader.open(config, split, check_files=check_files, needed_side=needed_side)
+    dataset: SegmentationDataset = reader.open(config, split, check_files=check_files, needed_size=needed_size)
     return dataset
 
 
@@ -57,15 +58,15 @@ def open_training_set(config: DataConfig, crop: CropConfig) -> SegmentationDatas
 
     if config.reduced_decode and crop.mode != "none":
         raise ConfigError(f"data.reduced_decode goes with whole images, augmentation.crop.mode is {crop.mode}")
-    needed_side = config.image_size if config.reduced_decode else None
+    needed_size = config.input_size if config.reduced_decode else None
     if config.cache is None:
-        dataset = open_dataset(config, config.train_split, needed_side=needed_side)
+        dataset = open_dataset(config, config.train_split, needed_size=needed_size)
     else:
-        dataset = CachedDataset(Path(config.cache), config, needed_side)
+        dataset = CachedDataset(Path(config.cache), config, needed_size)
         if dataset.size is not None and crop.mode != "none":
             raise ConfigError(
-                f"augmentation.crop.mode {crop.mode} cuts from native images, the cache holds {dataset.size} px; build "
-                "it with --size native"
+                f"augmentation.crop.mode {crop.mode} cuts from native images, the cache holds "
+                f"{size_text(dataset.size)} px; build it with --size native"
             )
     if crop.mode == "box" and dataset.box(0) is None and dataset.classes.background is None:
         raise ConfigError(

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 
+from segformer_spark.config.image_size import Size
 from segformer_spark.config.schema import AugmentationConfig, Config
 from segformer_spark.data.crops import TrainingView
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Image, Mask, Sample, SegmentationDataset
@@ -123,16 +124,16 @@ def load_native(dataset: SegmentationDataset, index: int) -> NativeSample:
 class TrainTransform:
     """View, mosaic, photometric distortion, augmentation."""
 
-    def __init__(self, image_size: int, config: AugmentationConfig, seed: int, flipped: Sequence[int] = ()) -> None:
-        self.side, self.config, self.seed = image_size, config, seed
-        self.view = TrainingView(image_size, config.crop)
+    def __init__(self, size: Size, config: AugmentationConfig, seed: int, flipped: Sequence[int] = ()) -> None:
+        self.size, self.config, self.seed = size, config, seed
+        self.view = TrainingView(size, config.crop)
         self.augmentation = build_augmentation(config, flipped)
 
     @classmethod
     def of(cls, config: Config, class_names: Sequence[str]) -> TrainTransform:
         """The transform of a training with these classes."""
         flipped = flipped_ids(class_names, config.data.flip_pairs or ())
-        return cls(config.data.image_size, config.augmentation, config.experiment.seed, flipped)
+        return cls(config.data.input_size, config.augmentation, config.experiment.seed, flipped)
 
     def partners(self, epoch: int, index: int, num_images: int) -> list[int]:
         """The images that sample `index` is joined with in `epoch`: three for a mosaic, else none."""
@@ -144,7 +145,7 @@ class TrainTransform:
         return [int(other) for other in rng.integers(0, num_images, 3)]
 
     def __call__(self, samples: Sequence[NativeSample], epoch: int, index: int) -> Sample:
-        """The version of a sample in `epoch`; uint8 (S, S, 3) and (S, S).
+        """The version of a sample in `epoch`; uint8 (H, W, 3) and (H, W), at `size`.
 
         Args:
             samples: the sample, and its partners.
@@ -168,7 +169,7 @@ class TrainTransform:
 
     def _would_show_labels(self, sample: Sample) -> bool:
         """Whether the whole image, resized, has a label: what resizing alone loses is not augmentation's doing."""
-        return _is_labelled(resize_mask(sample.mask, (self.side, self.side)))
+        return _is_labelled(resize_mask(sample.mask, self.size))
 
     def _draw(self, samples: Sequence[NativeSample], epoch: int, index: int, again: list[int]) -> Sample:
         rng = self._generator(epoch, index, 0, *again)
@@ -192,15 +193,15 @@ def _is_labelled(mask: Mask) -> bool:
 
 
 def join_mosaic(views: Sequence[Sample], rng: np.random.Generator) -> Sample:
-    """Four samples of (S, S) -> one: a crop of each around a random centre between 1/4 and 3/4 of the side."""
-    side = views[0].mask.shape[0]
-    row, column = (int(rng.integers(side // 4, side - side // 4 + 1)) for _ in range(2))
+    """Four samples of (H, W) -> one: a crop of each around a random centre between 1/4 and 3/4 of the sides."""
+    high, wide = views[0].mask.shape
+    row, column = (int(rng.integers(side // 4, side - side // 4 + 1)) for side in (high, wide))
     image, mask = np.empty_like(views[0].image), np.empty_like(views[0].mask)
-    corners = [(slice(0, row), slice(0, column)), (slice(0, row), slice(column, side))]
-    corners += [(slice(row, side), slice(0, column)), (slice(row, side), slice(column, side))]
+    corners = [(slice(0, row), slice(0, column)), (slice(0, row), slice(column, wide))]
+    corners += [(slice(row, high), slice(0, column)), (slice(row, high), slice(column, wide))]
     for view, (rows, columns) in zip(views, corners, strict=True):
         height, width = rows.stop - rows.start, columns.stop - columns.start
-        top, left = int(rng.integers(0, side - height + 1)), int(rng.integers(0, side - width + 1))
+        top, left = int(rng.integers(0, high - height + 1)), int(rng.integers(0, wide - width + 1))
         image[rows, columns] = view.image[top : top + height, left : left + width]
         mask[rows, columns] = view.mask[top : top + height, left : left + width]
     return Sample(image, mask)

@@ -32,26 +32,42 @@ def object_box(mask: Mask, background: int | None) -> Box | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
-def square_around(
-    box: Box, margin: float, image_size: tuple[int, int], *, shift: tuple[float, float] = (0, 0)
+def window_around(
+    box: Box,
+    margin: float,
+    image_size: tuple[int, int],
+    *,
+    ratio: tuple[int, int] = (1, 1),
+    shift: tuple[float, float] = (0, 0),
 ) -> Window:
-    """A square window around a box.
+    """The smallest window of a ratio of sides around a box.
 
     Args:
-        margin: on each side, relative to the box's longer side.
-        image_size: (height, width). The square is no larger than the image's longer side, and moved inside where it
-            fits.
-        shift: (down, right), relative to the square's side.
+        margin: on each side, relative to the window without it; for a square to the box's longer side.
+        image_size: (height, width). The window is no larger than the smallest of its ratio around the image, and moved
+            inside where it fits.
+        ratio: of height to width.
+        shift: (down, right), relative to the window's sides.
     """
     x_min, y_min, x_max, y_max = box
-    longer = max(x_max - x_min, y_max - y_min) + 1
-    side = min(math.ceil(longer * (1 + 2 * margin)), max(image_size))
-    centers = ((y_min + y_max + 1) / 2 + shift[0] * side, (x_min + x_max + 1) / 2 + shift[1] * side)
+    sides = [
+        min(math.ceil(tight * (1 + 2 * margin)), math.ceil(largest))
+        for tight, largest in zip(
+            _covering((y_max - y_min + 1, x_max - x_min + 1), ratio), _covering(image_size, ratio), strict=True
+        )
+    ]
+    centers = ((y_min + y_max + 1) / 2 + shift[0] * sides[0], (x_min + x_max + 1) / 2 + shift[1] * sides[1])
     top, left = (
         min(max(round(center - side / 2), min(0, length - side)), max(0, length - side))
-        for center, length in zip(centers, image_size, strict=True)
+        for center, side, length in zip(centers, sides, image_size, strict=True)
     )
-    return Window(top, left, side, side)
+    return Window(top, left, *sides)
+
+
+def _covering(size: tuple[int, int], ratio: tuple[int, int]) -> tuple[float, float]:
+    """(height, width) of the smallest rectangle of this ratio that covers `size`."""
+    height, width = size
+    return max(height, width * ratio[0] / ratio[1]), max(width, height * ratio[1] / ratio[0])
 
 
 def cut_image(image: Image, window: Window, fill: tuple[int, int, int]) -> Image:

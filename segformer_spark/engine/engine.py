@@ -76,8 +76,8 @@ class Engine:
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
         if config.hardware.cuda_graphs != "off":
-            side = config.data.image_size
-            pixels = torch.zeros(plan.micro_batch, 3, side, side, dtype=torch.uint8, device=group.device)
+            size = config.data.input_size
+            pixels = torch.zeros(plan.micro_batch, 3, *size, dtype=torch.uint8, device=group.device)
             images = normalize_images(pixels, self._arithmetic)  # in memory as those of a step
             images = images.half() if self.precision == "fp16" else images
             graph_encoder(self.model, config, plan, group, images, self._autocast())

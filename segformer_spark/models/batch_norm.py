@@ -19,10 +19,17 @@ from segformer_spark.ops.batch_statistics import BatchStatistics, Reduce, over_r
 class CrossRankBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose batch is that of all ranks together.
 
-    With `reduce` None it computes what nn.BatchNorm2d does, bit for bit in fp32.
+    With `reduce` None it computes what nn.BatchNorm2d does, bit for bit in fp32, with one exception.
+
+    Attributes:
+        after_global_pooling: its maps are one value per channel and image. A batch of one image has no variance, for
+            which nn.BatchNorm2d raises ValueError; here it is normalised with the running statistics, which stay. At
+            their initial values that leaves the scale and shift alone, as segmentation_models_pytorch's PSPNet leaves
+            the norm out there.
     """
 
     reduce: Reduce | None = None
+    after_global_pooling = False
 
     @classmethod
     def from_batch_norm(cls, norm: nn.BatchNorm2d) -> CrossRankBatchNorm2d:
@@ -38,18 +45,19 @@ class CrossRankBatchNorm2d(nn.BatchNorm2d):
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         weight, bias = self.weight.to(values.dtype), self.bias.to(values.dtype)
         if not self.training or self.reduce is None:
-            return self._forward_local(values, weight, bias).to(input.dtype)
+            single = self.after_global_pooling and values.shape[0] == 1 and values.shape[2:].numel() == 1
+            return self._forward_local(values, weight, bias, self.training and not single).to(input.dtype)
         output, mean, variance, count = _Normalize.apply(values, weight, bias, self.eps, self.reduce)
         self.update_running(BatchStatistics(mean, variance, count))
         result: Tensor = output.to(input.dtype)
         return result
 
-    def _forward_local(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self.training and self.num_batches_tracked is not None:
+    def _forward_local(self, values: Tensor, weight: Tensor, bias: Tensor, training: bool) -> Tensor:
+        if training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         momentum = 0.1 if self.momentum is None else self.momentum
         return functional.batch_norm(
-            values, self.running_mean, self.running_var, weight, bias, self.training, momentum, self.eps
+            values, self.running_mean, self.running_var, weight, bias, training, momentum, self.eps
         )
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from torch import Tensor
 from segformer_spark.errors import CheckpointError
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.positions import fit_positions
+from segformer_spark.models.weights import trained_size
 from segformer_spark.run.console import logger
 
 _WRAPPERS = ("state_dict", "model_state", "model")
@@ -78,7 +79,9 @@ def load_encoder(model: SegmentationModel, path: Path) -> EncoderReport:
     live = {stored[name].removeprefix(prefix): name for name in own}
     target = {name: own[live[name]].detach() for name in live}
     state, head = _encoder_part(read_state(path), target)
-    state, resized = fit_positions(state, target)
+    trained = trained_size(path.parent)
+    before = model.position_grid(trained) if trained is not None else None
+    state, resized = fit_positions(state, target, before, model.position_grid())
     mismatched = [name for name in target.keys() & state.keys() if target[name].shape != state[name].shape]
     found = [name for name in target if name in state and name not in mismatched]
     left = [name for name in state if name not in target]

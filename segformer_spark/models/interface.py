@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segformer_spark.config.image_size import Size
 from segformer_spark.errors import ConfigError
 from segformer_spark.kernels.select import Setting
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
@@ -142,6 +143,19 @@ class SegmentationModel(nn.Module):
         features = self.encode(images)
         return {**dict(zip(self.taps, features, strict=True)), DECODER: self.penultimate(features)}
 
+    @property
+    def norms_after_global_pooling(self) -> list[CrossRankBatchNorm2d]:
+        """Batch norms over one value per channel and image."""
+        return [norm for norm in self.modules() if isinstance(norm, CrossRankBatchNorm2d) and norm.after_global_pooling]
+
+    def position_grid(self, image_size: Size | None = None) -> tuple[int, int] | None:
+        """(rows, columns) of the learnt positions of a network built for images of this size; None: a square grid.
+
+        Args:
+            image_size: None for the size that this network was built for.
+        """
+        return None
+
     def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size that the network is shown for images of `size`."""
         step = self.size_multiple
@@ -213,3 +227,12 @@ def use_cross_rank_batch_norm(network: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
                 setattr(module, name, CrossRankBatchNorm2d.from_batch_norm(child))
+    for module in network.modules():
+        if isinstance(module, nn.Sequential) and any(_pools_globally(child) for child in module):
+            for norm in module.modules():
+                if isinstance(norm, CrossRankBatchNorm2d):
+                    norm.after_global_pooling = True
+
+
+def _pools_globally(module: nn.Module) -> bool:
+    return isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))

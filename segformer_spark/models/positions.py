@@ -14,46 +14,45 @@ from segformer_spark.errors import CheckpointError
 _NAME = "pos_embed"
 
 
-def fit_positions(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Positions (1, N, D) brought to the target's number of tokens, and what was; a class token before them stays."""
+Grid = tuple[int, int]
+"""Rows and columns of positions."""
+
+
+def fit_positions(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], before: Grid | None = None, after: Grid | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Positions (1, N, D) brought to the target's grid, and what was; a class token before them stays.
+
+    Args:
+        before, after: the grids of `state` and `target`; None for squares.
+
+    Raises:
+        CheckpointError: the number of positions is not that of the grid.
+    """
     fitted, resized = dict(state), []
     for name in state.keys() & target.keys():
         own, wanted = state[name], target[name]
         around, _, last = name.rpartition(_NAME)
-        if last or own.shape == wanted.shape or own.ndim != 3 or own.shape[-1] != wanted.shape[-1]:
+        if last or own.ndim != 3 or own.shape[-1] != wanted.shape[-1]:
+            continue
+        if own.shape == wanted.shape and (before is None or before == after):
             continue
         extra = int(f"{around}cls_token" in target)
-        fitted[name] = resize_positions(own, wanted.shape[1], extra)
-        resized.append(f"{name} {_grid(own, extra)} to {_grid(wanted, extra)}")
+        old, new = _grid(own.shape[1] - extra, before), _grid(wanted.shape[1] - extra, after)
+        grid = resize_grid(own[:, extra:].float(), old, new)
+        fitted[name] = torch.cat([own[:, :extra].float(), grid], 1).to(own.dtype)
+        resized.append(f"{name} {old[0]} x {old[1]} to {new[0]} x {new[1]}")
     return fitted, resized
 
 
-def resize_positions(positions: Tensor, num_tokens: int, num_extra: int) -> Tensor:
-    """Bicubic interpolation of a square grid of positions.
-
-    Args:
-        positions: (1, extra + n * n, D).
-        num_tokens: extra + m * m.
-        num_extra: tokens before the grid.
-
-    Raises:
-        CheckpointError: either grid is no square.
-    """
-    before, after = (_side(count - num_extra) for count in (positions.shape[1], num_tokens))
-    grid = resize_grid(positions[:, num_extra:].float(), (before, before), (after, after))
-    return torch.cat([positions[:, :num_extra].float(), grid], 1).to(positions.dtype)
-
-
-def _side(count: int) -> int:
+def _grid(count: int, known: Grid | None) -> Grid:
+    """The grid of so many positions: the known one, or a square."""
     side = math.isqrt(count)
-    if side * side != count:
-        raise CheckpointError(f"a grid of {count} positions is no square: weights and model do not go together")
-    return side
-
-
-def _grid(positions: Tensor, extra: int) -> str:
-    side = _side(positions.shape[1] - extra)
-    return f"{side} x {side}"
+    rows, columns = known or (side, side)
+    if rows * columns != count:
+        what = f"not {rows} x {columns}" if known else "no square"
+        raise CheckpointError(f"a grid of {count} positions is {what}: weights and model do not go together")
+    return rows, columns
 
 
 def resize_grid(positions: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import SegformerForSemanticSegmentation
 
+from segformer_spark.config.image_size import Size
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.classifier_rows import follows_names, take_rows_by_name
@@ -23,7 +24,7 @@ from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.positions import fit_positions
 from segformer_spark.models.registry import ENCODER_REPOSITORIES, build_network, find_architecture
 from segformer_spark.models.segformer import SegFormer, build_segformer, segformer_config
-from segformer_spark.models.weights import encoder_folder, locate_weights, repository_id, weights_folder
+from segformer_spark.models.weights import encoder_folder, locate_weights, repository_id, trained_size, weights_folder
 from segformer_spark.run.atomic import atomic_folder, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
@@ -81,11 +82,13 @@ def fetch_encoder(encoder: str, weights_dir: Path) -> FetchedWeights:
         return FetchedWeights(folder, _sign(temporary, repository, converted=False), False)
 
 
-def build_model(config: ModelConfig, class_names: Sequence[str], seed: int, image_size: int = 512) -> SegmentationModel:
+def build_model(
+    config: ModelConfig, class_names: Sequence[str], seed: int, image_size: Size = (512, 512)
+) -> SegmentationModel:
     """The model that a configuration describes, with its starting weights.
 
     Args:
-        image_size: `data.image_size`, for networks with learnt positions.
+        image_size: (height, width) of training images, for networks with learnt positions.
 
     Raises:
         ConfigError: no such model or encoder.
@@ -128,7 +131,10 @@ def load_whole(model: SegmentationModel, folder: Path, *, new_classes: bool = Fa
     live = {stored: name for name, stored in model.stored_names().items()}
     own = model.state_dict()
     if new_classes:
-        state, resized = fit_positions(state, {stored: own[name] for stored, name in live.items()})
+        trained = trained_size(folder)
+        before = model.position_grid(trained) if trained is not None else None
+        target = {stored: own[name] for stored, name in live.items()}
+        state, resized = fit_positions(state, target, before, model.position_grid())
         for what in resized:
             logger.info("%s: %s", folder, what)
     others = [name for name in state if name in live and state[name].shape != own[live[name]].shape]

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from segformer_spark.config.image_size import Size
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import ConfigError
 
@@ -102,11 +103,11 @@ def describe_model(config: ModelConfig) -> dict[str, str]:
     return {"name": config.name, "encoder": encoder_of(config), "library": find_architecture(config).library}
 
 
-def build_network(config: ModelConfig, num_classes: int, image_size: int) -> SegmentationModel:
+def build_network(config: ModelConfig, num_classes: int, image_size: Size) -> SegmentationModel:
     """A model other than segformer, with random weights.
 
     Args:
-        image_size: side in pixels of the grid that learnt positions are for.
+        image_size: (height, width) that learnt positions are for.
     """
     module, _, function = find_architecture(config).builder.partition(":")
     build = getattr(importlib.import_module(module), function)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+from segformer_spark.config.image_size import Size, setting_of
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.config.variants import Variant
 from segformer_spark.models.registry import build_network, encoder_of
@@ -26,14 +27,15 @@ class ModelSize:
 
     Attributes:
         total_params, trainable_params, encoder_params, head_params: without buffers.
-        macs: multiply-adds of one image at `image_size`, with the decode head as published.
+        image_size: (height, width) in pixels.
+        macs: multiply-adds of one image of that size, with the decode head as published.
         macs_head: the part of it in the decode head.
         macs_merged: multiply-adds as this package runs it: with SegFormer's merged head.
     """
 
     model_name: str
     num_classes: int
-    image_size: int
+    image_size: Size
     total_params: int
     trainable_params: int
     encoder_params: int
@@ -46,6 +48,7 @@ class ModelSize:
         """Flat and JSON-ready, with millions and thousands of millions rounded."""
         return {
             **self.__dict__,
+            "image_size": setting_of(self.image_size),
             "total_params_m": round(self.total_params / 1e6, 2),
             "macs_g": round(self.macs / 1e9, 2),
             "macs_merged_g": round(self.macs_merged / 1e9, 2),
@@ -53,7 +56,7 @@ class ModelSize:
 
 
 def model_size(
-    variant: str | Variant, num_classes: int, image_size: int, *, freeze_backbone: bool = False
+    variant: str | Variant, num_classes: int, image_size: Size, *, freeze_backbone: bool = False
 ) -> ModelSize:
     """Count a variant's parameters (built on the meta device) and its multiply-adds (`encoder_macs`, `head_macs`)."""
     config = segformer_config(variant, [str(index) for index in range(num_classes)])
@@ -77,7 +80,7 @@ def model_size(
     )
 
 
-def size_of(config: ModelConfig, num_classes: int, image_size: int) -> ModelSize:
+def size_of(config: ModelConfig, num_classes: int, image_size: Size) -> ModelSize:
     """The size of any model of the registry.
 
     Raises:
@@ -115,33 +118,33 @@ def model_name(config: ModelConfig) -> str:
     return encoder if encoder.startswith(config.name) else f"{config.name}-{encoder}"
 
 
-def _counted(model: nn.Module, image_size: int, **options: bool) -> int:
+def _counted(model: nn.Module, image_size: Size, **options: bool) -> int:
     """Multiply-adds of one image; torch counts two operations for each."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, image_size, image_size, device="meta"), **options)
+        model(torch.zeros(1, 3, *image_size, device="meta"), **options)
     return int(counter.get_total_flops()) // 2
 
 
-def stage_sides(config: SegformerConfig, image_size: int) -> list[int]:
-    """Side of each stage's map: a convolution with padding of half its kernel, ceil(side / stride)."""
-    sides, side = [], image_size
+def stage_sizes(config: SegformerConfig, image_size: Size) -> list[Size]:
+    """(height, width) of each stage's map: a convolution with padding of half its kernel, ceil(side / stride)."""
+    sizes, (height, width) = [], image_size
     for stride in config.strides:
-        side = -(-side // stride)
-        sides.append(side)
-    return sides
+        height, width = -(-height // stride), -(-width // stride)
+        sizes.append((height, width))
+    return sizes
 
 
-def encoder_macs(config: SegformerConfig, image_size: int) -> int:
+def encoder_macs(config: SegformerConfig, image_size: Size) -> int:
     """Multiply-adds of convolutions, linear layers and attention's two matrix products (Xie et al. 2021, section 3.1).
 
     Norms, activations and additions do not count, as is usual.
     """
     total, channels_in = 0, config.num_channels
-    for stage, side in enumerate(stage_sides(config, image_size)):
-        width, tokens = config.hidden_sizes[stage], side * side
+    for stage, (high, wide) in enumerate(stage_sizes(config, image_size)):
+        width, tokens = config.hidden_sizes[stage], high * wide
         ratio, hidden = config.sr_ratios[stage], config.mlp_ratios[stage] * config.hidden_sizes[stage]
         total += tokens * config.patch_sizes[stage] ** 2 * channels_in * width
-        keys = (side // ratio) ** 2
+        keys = (high // ratio) * (wide // ratio)
         reduction = keys * ratio**2 * width * width if ratio > 1 else 0
         attention = 2 * tokens * width * width + 2 * keys * width * width + 2 * tokens * keys * width
         mlp = 2 * tokens * width * hidden + tokens * 9 * hidden
@@ -150,13 +153,14 @@ def encoder_macs(config: SegformerConfig, image_size: int) -> int:
     return int(total)
 
 
-def head_macs(config: SegformerConfig, image_size: int, *, merged: bool) -> int:
+def head_macs(config: SegformerConfig, image_size: Size, *, merged: bool) -> int:
     """Multiply-adds of the decode head, as published or merged (models/decode_head.py); upsampling does not count."""
-    wide, sides = config.decoder_hidden_size, stage_sides(config, image_size)
-    finest = sides[0] ** 2
-    projections = sum(side * side * width * wide for side, width in zip(sides, config.hidden_sizes, strict=True))
+    wide = config.decoder_hidden_size
+    areas = [rows * columns for rows, columns in stage_sizes(config, image_size)]
+    finest = areas[0]
+    projections = sum(area * width * wide for area, width in zip(areas, config.hidden_sizes, strict=True))
     if merged:
         fuse = sum(wide * wide * (width + 1) for width in config.hidden_sizes)  # the products F_i W_i and F_i b_i
     else:
-        fuse = finest * len(sides) * wide * wide
+        fuse = finest * len(areas) * wide * wide
     return int(projections + fuse + finest * wide * config.num_labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from segformer_spark.config.image_size import size_text
 from segformer_spark.models.size import ModelSize
 from segformer_spark.run.figures import new_figure, save_figure
 
@@ -16,7 +17,7 @@ def size_table(sizes: Sequence[ModelSize]) -> list[str]:
     """Aligned lines with a header; multiply-adds in thousands of millions (the papers' "GFLOPs")."""
     first, width = sizes[0], max(13, *(len(size.model_name) for size in sizes)) + 1
     lines = [
-        f"{first.num_classes} classes, {first.image_size} x {first.image_size} pixels",
+        f"{first.num_classes} classes, {size_text(first.image_size)} pixels",
         f"{'model':<{width}}{'parameters':>13}{'(M)':>8}{'trainable':>13}{'encoder':>13}{'head':>12}"
         f"{'G multiply-adds':>17}{'merged head':>13}{'ratio':>7}",
     ]
@@ -62,7 +63,7 @@ def draw_sizes(sizes: Sequence[ModelSize], path: Path) -> None:
         heads = [size.macs_merged / 1e9 - encoder[position] for position, size in merged]
         right.bar(beside, bases, 0.38, color="tab:blue")
         right.bar(beside, heads, 0.38, bottom=bases, color="tab:green", label="merged head")
-    right.set(title=f"multiply-adds at {sizes[0].image_size} px", ylabel="thousand millions")
+    right.set(title=f"multiply-adds at {size_text(sizes[0].image_size)} px", ylabel="thousand millions")
     for axis in (left, right):
         axis.set_xticks(list(positions), names, **({} if len(sizes) <= _FEW else {"rotation": 40, "ha": "right"}))
         axis.grid(axis="y", alpha=0.3)

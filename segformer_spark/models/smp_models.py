@@ -13,6 +13,7 @@ import segmentation_models_pytorch as smp
 from timm.models.hiera import Reroll
 from torch import Tensor, nn
 
+from segformer_spark.config.image_size import Size
 from segformer_spark.models.interface import SegmentationModel, use_cross_rank_batch_norm
 from segformer_spark.models.positions import resize_grid
 
@@ -73,29 +74,27 @@ class SmpModel(SegmentationModel):
         ]
 
 
-def build_unet(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
+def build_unet(encoder: str, num_classes: int, image_size: Size, freeze_backbone: bool) -> SegmentationModel:
     """U-Net."""
     network = smp.Unet(encoder, encoder_weights=None, classes=num_classes)
     return _down_to_one_value(SmpModel(network, (1, 2, 3, 4, 5), freeze_backbone=freeze_backbone), image_size)
 
 
-def build_deeplabv3plus(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
+def build_deeplabv3plus(encoder: str, num_classes: int, image_size: Size, freeze_backbone: bool) -> SegmentationModel:
     """DeepLabV3+, output stride 16."""
     network = smp.DeepLabV3Plus(encoder, encoder_weights=None, classes=num_classes)
-    model = SmpModel(network, (2, 5), freeze_backbone=freeze_backbone)
-    model.min_batch = 2  # its image pooling makes one value per channel and image
-    return model
+    return SmpModel(network, (2, 5), freeze_backbone=freeze_backbone)
 
 
-def build_fpn(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
+def build_fpn(encoder: str, num_classes: int, image_size: Size, freeze_backbone: bool) -> SegmentationModel:
     """Feature pyramid network."""
     network = smp.FPN(encoder, encoder_weights=None, classes=num_classes)
     return _down_to_one_value(SmpModel(network, (2, 3, 4, 5), freeze_backbone=freeze_backbone), image_size)
 
 
-def _down_to_one_value(model: SmpModel, image_size: int) -> SmpModel:
+def _down_to_one_value(model: SmpModel, image_size: Size) -> SmpModel:
     """Batch norm in the encoder's last stage needs two values: of two images where the map is one value."""
-    if image_size <= model.size_multiple and model.encoder_has_batch_norm:
+    if max(image_size) <= model.size_multiple and model.encoder_has_batch_norm:
         model.min_batch = 2
     return model
 
@@ -109,12 +108,20 @@ class HieraModel(SmpModel):
     def __init__(self, network: Any, *, freeze_backbone: bool) -> None:
         super().__init__(network, (2, 3, 4, 5), freeze_backbone=freeze_backbone)
         hiera = network.encoder.model.model
-        self._built = tuple(hiera.tokens_spatial_shape)
+        self._built: tuple[int, int] = tuple(hiera.tokens_spatial_shape)
         hiera._pos_embed = self._add_positions
 
     def _encode(self, images: Tensor) -> list[Tensor]:
         self._follow((images.shape[-2], images.shape[-1]))
         return super()._encode(images)
+
+    def position_grid(self, image_size: Size | None = None) -> tuple[int, int] | None:
+        """One position per patch of the padded image."""
+        if image_size is None:
+            return self._built
+        height, width = self._padded(image_size)
+        rows, columns = self._hiera.patch_stride
+        return height // rows, width // columns
 
     @property
     def _hiera(self) -> Any:
@@ -143,10 +150,12 @@ class HieraModel(SmpModel):
         return moved
 
 
-def build_hiera(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
+def build_hiera(encoder: str, num_classes: int, image_size: Size, freeze_backbone: bool) -> SegmentationModel:
     """UPerNet on Hiera, with learnt positions for the grid of images of `image_size`."""
-    side = -(-image_size // SmpModel.size_multiple) * SmpModel.size_multiple
-    network = smp.UPerNet(f"tu-{encoder}", encoder_weights=None, classes=num_classes, img_size=(side, side))
+    step = SmpModel.size_multiple
+    padded = tuple(-(-side // step) * step for side in image_size)
+    network = smp.UPerNet(f"tu-{encoder}", encoder_weights=None, classes=num_classes, img_size=padded)
     model = HieraModel(network, freeze_backbone=freeze_backbone)
-    model.min_batch = 2  # its pyramid pooling makes one value per channel and image
+    if padded == (step, step):
+        model.min_batch = 2  # batch norm of the decoder's coarsest map, which is one value then
     return model

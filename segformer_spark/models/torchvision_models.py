@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models import segmentation
 
+from segformer_spark.config.image_size import Size
 from segformer_spark.models.interface import SegmentationModel, use_cross_rank_batch_norm
 
 
@@ -58,16 +59,14 @@ class TorchvisionModel(SegmentationModel):
         return [head(features[0])] if self._has_auxiliary else []
 
 
-def build_deeplabv3(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
+def build_deeplabv3(encoder: str, num_classes: int, image_size: Size, freeze_backbone: bool) -> SegmentationModel:
     """DeepLabV3 with an auxiliary head."""
     build = getattr(segmentation, f"deeplabv3_{encoder}")
     network = build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=True)
-    model = TorchvisionModel(network, freeze_backbone=freeze_backbone)
-    model.min_batch = 2  # its image pooling makes one value per channel and image
-    return model
+    return TorchvisionModel(network, freeze_backbone=freeze_backbone)
 
 
-def build_fcn(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
+def build_fcn(encoder: str, num_classes: int, image_size: Size, freeze_backbone: bool) -> SegmentationModel:
     """Fully convolutional network."""
     build = getattr(segmentation, f"fcn_{encoder}")
     network = build(weights=None, weights_backbone=None, num_classes=num_classes)

@@ -13,6 +13,7 @@ import timm
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segformer_spark.config.image_size import Size
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
 from segformer_spark.models.interface import SegmentationModel
 
@@ -79,7 +80,7 @@ class ViT(SegmentationModel):
         return functional.interpolate(logits, scale_factor=_HEAD_STRIDE, mode="bilinear", align_corners=False)
 
 
-def build_vit(encoder: str, num_classes: int, image_size: int, freeze_backbone: bool) -> SegmentationModel:
+def build_vit(encoder: str, num_classes: int, image_size: Size, freeze_backbone: bool) -> SegmentationModel:
     """ViT with the convolutional head."""
     network: Any = timm.create_model(encoder, pretrained=False, num_classes=0, dynamic_img_size=True)
     return ViT(network, ConvHead(network.embed_dim, num_classes), freeze_backbone=freeze_backbone)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from segformer_spark.config.image_size import Size, parse_size
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.registry import ENCODER_REPOSITORIES, encoder_of
@@ -12,6 +14,14 @@ CARD = "segformer_spark.json"
 """In a model folder of this package: its classes, and how it is shown images."""
 
 SOURCES = ("ade20k", "cityscapes", "imagenet")
+
+
+def trained_size(folder: Path) -> Size | None:
+    """(height, width) of the images that an exported model was trained on; None where its folder does not say."""
+    try:
+        return parse_size(json.loads((folder / CARD).read_text(encoding="utf-8"))["image_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def repository_id(variant: str, source: str) -> str:

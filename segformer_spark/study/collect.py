@@ -117,7 +117,7 @@ def _result(study: Study, one: PlannedRun, group: Group) -> RunResult:
         steps_per_epoch=int(record["runtime"]["steps_per_epoch"]),
         seconds_per_epoch=epochs,
         seconds=float(sum(epochs)),
-        size=size_of(config.model, len(card.class_names), config.data.image_size),
+        size=size_of(config.model, len(card.class_names), config.data.input_size),
         scores=scores,
         per_image=_per_image(directory.evaluation / splits[0] / "per_image.csv"),
     )

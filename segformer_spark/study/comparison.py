@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from segformer_spark.config.image_size import size_text
 from segformer_spark.config.study import REFERENCE_METRICS, Study
 from segformer_spark.data.readers.pairs import former_id
 from segformer_spark.models.registry import encoder_of, find_architecture
@@ -52,7 +53,7 @@ def _run_row(study: Study, result: RunResult) -> Row:
         "peak_memory_mb": _rounded(result.peak_memory_mb, 1),
         "macs": size.macs,
         "macs_merged": size.macs_merged,
-        "image_size": config.data.image_size,
+        "image_size": size_text(config.data.image_size),
         **{f"reference_{key}": reference_of(study, run.model, run.recipe).get(key) for key in REFERENCE_METRICS},
         "run": run.name,
     }

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segformer_spark.config.image_size import setting_of
 from segformer_spark.data.dataset import Box
 from segformer_spark.data.decode import Decoding
 from segformer_spark.data.inference_view import InferenceView
@@ -136,7 +137,7 @@ def _settings(options: SubmitOptions, session: Session, images: list[Path]) -> d
     """What decides the predictions: they may only be mixed when it is equal."""
     return {
         "model_sha256": sha256_of(session.folder / "model.safetensors"),
-        "image_size": session.view.side,
+        "image_size": setting_of(session.view.size),
         "inference": session.view.config.model_dump(),
         "boxes_sha256": sha256_of(options.boxes) if options.boxes is not None else None,
         "exif_orientation": session.loading.decoding.orientation,

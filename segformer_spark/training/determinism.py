@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from segformer_spark.config.image_size import Size, size_text
 from segformer_spark.config.schema import Config, LossConfig
 from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.errors import ConfigError
@@ -49,11 +50,11 @@ class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def not_deterministic_in_model(model: SegmentationModel, image_size: int) -> list[str]:
+def not_deterministic_in_model(model: SegmentationModel, image_size: Size) -> list[str]:
     """Parts of a training step whose backward pass has no deterministic CUDA kernel. Computes nothing: on fake tensors.
 
     Args:
-        image_size: side of the images in pixels.
+        image_size: (height, width) of the images in pixels.
     """
     was_training = model.training
     model.train()
@@ -63,7 +64,7 @@ def not_deterministic_in_model(model: SegmentationModel, image_size: int) -> lis
             state: dict[str, Any] = {
                 name: mode.from_tensor(value) for name, value in model.state_dict(keep_vars=True).items()
             }
-            images = torch.zeros(max(2, model.min_batch), 3, image_size, image_size)
+            images = torch.zeros(max(2, model.min_batch), 3, *image_size)
             outputs = functional_call(model, state, (images,), {"with_auxiliary": True})
             torch.stack([logits.float().sum() for logits in outputs]).sum().backward()  # type: ignore[no-untyped-call]
 
@@ -106,8 +107,8 @@ def check_determinism(config: Config, model: SegmentationModel, loss: LossConfig
     own_loss = build_loss(loss, model.num_classes, IGNORE_INDEX)
     own_loss.use_kernels(select_arithmetic(config.hardware.kernels, device))
     reasons = []
-    if of_model := not_deterministic_in_model(model, config.data.image_size):
-        reasons.append(f"{model.name} at {config.data.image_size} px has {' and '.join(of_model)}")
+    if of_model := not_deterministic_in_model(model, config.data.input_size):
+        reasons.append(f"{model.name} at {size_text(config.data.image_size)} px has {' and '.join(of_model)}")
     if of_loss := not_deterministic_in_loss(own_loss, model.num_classes):
         reasons.append(f"training.loss.type {loss.type} has {' and '.join(of_loss)}")
     if reasons:

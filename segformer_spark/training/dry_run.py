@@ -9,6 +9,7 @@ import torch
 from segformer_spark.config.batch import BatchPlan, plan_batches
 from segformer_spark.config.deepspeed import deepspeed_config, deepspeed_file
 from segformer_spark.config.fields import flatten
+from segformer_spark.config.image_size import size_text
 from segformer_spark.config.load import ResolvedConfig, run_path
 from segformer_spark.config.precision import refuse_fp16_on_cpu
 from segformer_spark.config.schema import Config
@@ -88,7 +89,7 @@ def _costs(
     check_model(config, plan, model)
     num_images = plan.micro_batch if device.type == "cuda" else model.min_batch
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine's CPU"
-    cost = measure_pass(model, loss, num_images, config.data.image_size, device, config.training.precision)
+    cost = measure_pass(model, loss, num_images, config.data.input_size, device, config.training.precision)
     memory = estimate_memory(model, config, plan, cost)
     parts = {
         "parameters": memory.parameters,
@@ -103,7 +104,7 @@ def _costs(
     }
     listed = ", ".join(f"{name} {value / _MIB:.0f}" for name, value in parts.items() if value)
     yield f"memory per device in MiB: {listed}; {memory.total / _MIB:.0f} in all, on top of the imports"
-    yield f"  activations measured on {num_images} image(s) at {config.data.image_size} px on {where}"
+    yield f"  activations measured on {num_images} image(s) at {size_text(config.data.image_size)} px on {where}"
     seconds = step_seconds(config, plan, cost)
     yield f"time per step: {seconds:.2f} s on {where}, communication and loading not included"
     whole = seconds * total_steps

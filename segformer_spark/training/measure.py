@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.deepspeed import reduce_bucket_size
+from segformer_spark.config.image_size import Size
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.evaluation.predict import autocast
@@ -28,7 +29,7 @@ _BYTES = 4
 def measured_parts(config: Config, class_names: Sequence[str]) -> tuple[SegmentationModel, WeightedSum]:
     """The configured model with random weights, and its loss with equal class weights: as dear as the real ones."""
     random = config.model.model_copy(update={"pretrained": "none"})
-    model = build_model(random, class_names, 0, config.data.image_size)
+    model = build_model(random, class_names, 0, config.data.input_size)
     if config.training.activation_checkpointing:
         model.checkpoint_activations()
     equal = config.training.loss.model_copy(update={"class_weights": None})
@@ -62,7 +63,7 @@ def measure_pass(
     model: SegmentationModel,
     loss: WeightedSum,
     num_images: int,
-    image_size: int,
+    image_size: Size,
     device: torch.device,
     precision: str = "fp32",
     repeats: int = 3,
@@ -73,8 +74,8 @@ def measure_pass(
     """
     model.to(device).train()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(num_images, 3, image_size, image_size, generator=generator).to(device)
-    labels = torch.randint(0, model.num_classes, (num_images, image_size, image_size), generator=generator).to(device)
+    images = torch.randn(num_images, 3, *image_size, generator=generator).to(device)
+    labels = torch.randint(0, model.num_classes, (num_images, *image_size), generator=generator).to(device)
 
     def encode() -> Sequence[Tensor]:
         with autocast(device, precision):
@@ -82,7 +83,7 @@ def measure_pass(
 
     def finish(features: Sequence[Tensor]) -> Tensor:
         with autocast(device, precision):
-            outputs = model.decode_all(features, (image_size, image_size))
+            outputs = model.decode_all(features, image_size)
         value: Tensor = loss.of_outputs(outputs, labels)
         return value
 

@@ -32,7 +32,7 @@ class ModelExport:
             class_names=tuple(self.classes.names),
             colors=tuple(self.classes.colors),
             background=self.classes.background,
-            image_size=config.data.image_size,
+            image_size=config.data.input_size,
             inference=config.inference.model_dump(),
             step=progress.step,
             epoch=progress.position.epoch,

@@ -13,6 +13,7 @@ from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.deepspeed import deepspeed_file
 from segformer_spark.config.effect import without_effect
 from segformer_spark.config.fields import flatten
+from segformer_spark.config.image_size import size_text
 from segformer_spark.config.load import ResolvedConfig, run_name
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.distributed.process_group import Group
@@ -92,11 +93,11 @@ class TrainingRecord:
         for dotted, needed in without_effect(config).items() if self.group.is_main else ():
             logger.warning("%s (%s) has no effect: it needs %s", dotted, self.resolved.provenance[dotted], needed)
         logger.info(
-            "run %s: %s from %s, %d px, %s, ZeRO-%d on %d x %s, kernels %s",
+            "run %s: %s from %s, %s px, %s, ZeRO-%d on %d x %s, kernels %s",
             self.run.path,
             model_title(config.model),
             config.model.pretrained,
-            config.data.image_size,
+            size_text(config.data.image_size),
             config.training.precision,
             config.deepspeed.zero_stage,
             self.group.world_size,

@@ -74,7 +74,7 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None, files
         sampler.steps_per_epoch,
         plan_steps(config, sampler.steps_per_epoch),
     )
-    model = build_model(config.model, train_set.classes.names, config.experiment.seed, config.data.image_size)
+    model = build_model(config.model, train_set.classes.names, config.experiment.seed, config.data.input_size)
     check_model(config, plan, model)
     loss_config = group.on_main(lambda: resolve_loss(config, train_set, files))
     check_determinism(config, model, loss_config, group.device)

@@ -165,7 +165,7 @@ def find_batch_size(
             logger.info("%d images would take about %.1f GiB, %.1f are allowed", micro, expected, limit_gib)
             break
         try:
-            cost = measure_pass(model, loss, micro, config.data.image_size, group.device, config.training.precision)
+            cost = measure_pass(model, loss, micro, config.data.input_size, group.device, config.training.precision)
         except torch.cuda.OutOfMemoryError:
             logger.info("%d images do not fit", micro)
             break

@@ -46,7 +46,7 @@ class Validation:
         self.reporter, self.best, self.export, self.best_folder = reporter, best, export, best_folder
         self.settings, self.metric = config.training.validation, config.training.selection_metric
         check_view(config.inference, dataset)
-        view = InferenceView(config.data.image_size, config.inference)
+        view = InferenceView(config.data.input_size, config.inference)
         batch_size = self.settings.batch_size or config.training.batch_size
         self.loading = EvalLoading(view, batch_size, config.data.num_workers)
         self.predictor = Predictor(

@@ -94,12 +94,17 @@ def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def image_size(text: str) -> int:
-    """A side in pixels of at least 32, the encoder's stride."""
-    value = int(text)
-    if value < 32:
-        raise argparse.ArgumentTypeError(f"{value} is below 32, the stride of the encoder")
-    return value
+IMAGE_SIZE_HELP = "a side in pixels, or height x width such as 720x1280"
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """(height, width) of a side in pixels or of text such as 720x1280, as `data.image_size`."""
+    from segformer_spark.config.image_size import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
 
 
 def positive(text: str) -> int:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from segformer_spark.config.variants import VARIANTS
 from segformer_spark.verbs.arguments import (
+    IMAGE_SIZE_HELP,
     Subparsers,
     add_actions,
     add_config,
     add_from_env,
     add_verb,
+    image_size,
     positive,
     positive_number,
 )
@@ -81,7 +83,7 @@ def add(subparsers: Subparsers) -> None:
         "segformer-spark bench loss --classes 150",
         loss,
     )
-    _add_size(parser, image_size=512, batch=2, classes=19)
+    _add_size(parser, size="512", batch=2, classes=19)
     _add_common(parser)
     parser = add_verb(
         actions,
@@ -91,7 +93,13 @@ def add(subparsers: Subparsers) -> None:
         loader,
     )
     parser.add_argument("--native", type=positive, default=1024, help="side of the files (default: %(default)s)")
-    parser.add_argument("--image-size", type=positive, default=512, help="side of the samples (default: %(default)s)")
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        default="512",
+        metavar="PIXELS",
+        help=f"of the samples, {IMAGE_SIZE_HELP} (default: %(default)s)",
+    )
     parser.add_argument(
         "--from",
         dest="source",
@@ -109,7 +117,7 @@ def add(subparsers: Subparsers) -> None:
         "segformer-spark bench evaluate",
         evaluate,
     )
-    _add_size(parser, image_size=1024, batch=4, classes=3)
+    _add_size(parser, size="1024", batch=4, classes=3)
     _add_common(parser)
     _add_roofline(actions)
     _add_consensus(actions)
@@ -125,7 +133,7 @@ def _add_roofline(actions: Subparsers) -> None:
         roofline,
     )
     parser.add_argument("--variant", choices=list(VARIANTS), default="b2", help="(default: %(default)s)")
-    _add_size(parser, image_size=512, batch=8, classes=3)
+    _add_size(parser, size="512", batch=8, classes=3)
     parser.add_argument(
         "--precision", choices=("fp32", "tf32", "bf16", "fp16"), default="bf16", help="(default: %(default)s)"
     )
@@ -174,15 +182,21 @@ def _add_consensus(actions: Subparsers) -> None:
     parser.add_argument("--steps", type=positive, default=100, help="per order (default: %(default)s)")
 
 
-def _add_size(parser: argparse.ArgumentParser, *, image_size: int, batch: int, classes: int) -> None:
-    parser.add_argument("--image-size", type=positive, default=image_size, help="in pixels (default: %(default)s)")
+def _add_size(parser: argparse.ArgumentParser, *, size: str, batch: int, classes: int) -> None:
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        default=size,
+        metavar="PIXELS",
+        help=f"{IMAGE_SIZE_HELP} (default: %(default)s)",
+    )
     parser.add_argument("--batch", type=positive, default=batch, help="images at a time (default: %(default)s)")
     parser.add_argument("--classes", type=positive, default=classes, help="(default: %(default)s)")
 
 
 def _add_model(parser: argparse.ArgumentParser, *, batch: int) -> None:
     parser.add_argument("--variant", choices=list(VARIANTS), default="b2", help="(default: %(default)s)")
-    _add_size(parser, image_size=512, batch=batch, classes=3)
+    _add_size(parser, size="512", batch=batch, classes=3)
     parser.add_argument(
         "--precision",
         choices=("fp32", "tf32", "bf16"),

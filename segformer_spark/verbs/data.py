@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from segformer_spark.errors import UserError
 from segformer_spark.verbs.arguments import (
+    IMAGE_SIZE_HELP,
     Subparsers,
     add_actions,
     add_from_env,
     add_set,
     add_verb,
+    image_size,
     not_negative,
     positive,
 )
@@ -76,7 +78,11 @@ def add(subparsers: Subparsers) -> None:
         help="folder for caches, for data.cache (default: <root>/cache)",
     )
     parser.add_argument(
-        "--size", type=_size, default=None, metavar="PIXELS|native", help="side of the images (default: native)"
+        "--size",
+        type=_size,
+        default=None,
+        metavar="PIXELS|native",
+        help=f"{IMAGE_SIZE_HELP}; native keeps every image's own (default: native)",
     )
     parser.add_argument(
         "--images",
@@ -125,8 +131,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     add_set(parser)
 
 
-def _size(text: str) -> int | None:
-    return None if text == "native" else positive(text)
+def _size(text: str) -> tuple[int, int] | None:
+    return None if text == "native" else image_size(text)
 
 
 def _config(arguments: argparse.Namespace) -> Config:
@@ -309,7 +315,7 @@ def cache(arguments: argparse.Namespace) -> int:
     logger.info("%d images, %.2f GiB: %s", len(dataset), size / 2**30, folder)
     if arguments.verify:
         own = config.data.model_copy(
-            update={"train_split": split, "image_size": options.size or config.data.image_size}
+            update={"train_split": split, "image_size": options.size or config.data.input_size}
         )
         with progress_bar(len(dataset), "verifying") as advance:
             CachedDataset(folder, own).verify(advance)

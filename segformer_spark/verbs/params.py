@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from segformer_spark.config.variants import VARIANTS
-from segformer_spark.verbs.arguments import Subparsers, add_verb, image_size, positive
+from segformer_spark.verbs.arguments import IMAGE_SIZE_HELP, Subparsers, add_verb, image_size, positive
 
 
 def add(subparsers: Subparsers) -> None:
@@ -27,7 +27,13 @@ def add(subparsers: Subparsers) -> None:
         help="b0 to b5, or names of models.registry with an encoder (default: all, with their first encoder)",
     )
     parser.add_argument("--num-classes", type=positive, default=3, help="(default: %(default)s, as SPARK has)")
-    parser.add_argument("--image-size", type=image_size, default=512, help="side in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        default="512",
+        metavar="PIXELS",
+        help=f"{IMAGE_SIZE_HELP} (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, default=None, help="write the table as JSON, too")
     parser.add_argument("--figure", type=Path, default=None, help="draw it as PNG, too")
 

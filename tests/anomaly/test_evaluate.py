@@ -35,7 +35,7 @@ from tests.tiny import tiny_segformer
 from tests.training.short_run import short_run
 
 METHODS = FITTED
-VIEW = InferenceView(64, InferenceConfig(resize="native"))
+VIEW = InferenceView((64, 64), InferenceConfig(resize="native"))
 
 
 def evaluated(group: Group, root: str, output: str, split: str = "test") -> list[dict[str, object]]:

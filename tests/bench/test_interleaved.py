@@ -93,21 +93,21 @@ def test_implementations_of_a_model_benchmark_run(kind: str) -> None:
 
 
 @pytest.mark.parametrize("make", [loss_benchmark, metric_benchmark], ids=["loss", "metric"])
-def test_loss_and_metric_benchmarks_run(make: Callable[[int, int, int], Benchmark]) -> None:
-    for spec in make(32, 1, 3).workloads.values():
+def test_loss_and_metric_benchmarks_run(make: Callable[[tuple[int, int], int, int], Benchmark]) -> None:
+    for spec in make((32, 64), 1, 3).workloads.values():
         works(spec)
 
 
 @pytest.mark.parametrize("source", ["files", "reduced", "cache"])
 def test_the_loader_benchmark_renders_its_set_once(source: str, tmp_path: Path) -> None:
-    benchmark = loader_benchmark(tmp_path, native=64, image_size=32, images=2, source=source)
+    benchmark = loader_benchmark(tmp_path, native=64, image_size=(32, 32), images=2, source=source)
     assert list(benchmark.workloads) == [OURS, ORIGINAL]
     for spec in benchmark.workloads.values():
         works(spec)
     assert source in benchmark.title
     assert len(list((tmp_path / "rendered_64_2").glob("cache/*/cache.json"))) == (source == "cache")
     stamp = (tmp_path / "rendered_64_2" / "train.csv").stat().st_mtime_ns
-    loader_benchmark(tmp_path, native=64, image_size=32, images=2)
+    loader_benchmark(tmp_path, native=64, image_size=(32, 32), images=2)
     assert (tmp_path / "rendered_64_2" / "train.csv").stat().st_mtime_ns == stamp
 
 
@@ -138,11 +138,11 @@ def test_a_failure_of_one_rank_is_heard_while_the_other_waits_for_it() -> None:
 
 
 def test_an_implementation_that_cannot_run_says_why() -> None:
-    nobody = loss_benchmark(32, 1, 3).workloads[OURS].model_copy(update={"implementation": "nobody"})
+    nobody = loss_benchmark((32, 32), 1, 3).workloads[OURS].model_copy(update={"implementation": "nobody"})
     with pytest.raises(UserError, match="nobody: UserError: no workload loss of nobody"):
         compare(Benchmark("", {"nobody": nobody}, 1), 1)
     with pytest.raises(UserError, match="--exclude me: the implementations are"):
-        list(run_benchmark(loss_benchmark(32, 1, 3), 1, ["me"], None))
+        list(run_benchmark(loss_benchmark((32, 32), 1, 3), 1, ["me"], None))
 
 
 @pytest.mark.parametrize("rounds", ["--rounds", "--pairs"])
@@ -167,7 +167,7 @@ def test_the_verb_prints_a_table_and_writes_everything(tmp_path: Path, rounds: s
 
 
 def test_a_worker_that_is_killed_is_an_error_for_the_user() -> None:
-    spec = loss_benchmark(32, 1, 3).workloads[OURS]
+    spec = loss_benchmark((32, 32), 1, 3).workloads[OURS]
     with pytest.raises(UserError, match="ended with -9"), interleaved._team("ours", spec) as team:
         team[0]._process.kill()
         team[0]._process.wait()

@@ -28,7 +28,7 @@ CARD = ModelCard(
     class_names=("background", "body", "panels"),
     colors=((0, 0, 0), (255, 0, 0), (0, 0, 255)),
     background=0,
-    image_size=64,
+    image_size=(64, 64),
     inference={"crops": "two_pass", "crop_margin": 0.5},
     step=10,
     epoch=1,
@@ -90,7 +90,7 @@ def test_the_image_processor_prepares_what_the_model_was_trained_on(
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     theirs = AutoImageProcessor.from_pretrained(folder)(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
-    ((item,),) = file_loader([tmp_path / "x.png"], [0], EvalLoading(InferenceView(64), 1, 0))
+    ((item,),) = file_loader([tmp_path / "x.png"], [0], EvalLoading(InferenceView((64, 64)), 1, 0))
     torch.testing.assert_close(theirs, normalize_images(item.pixels[None]), rtol=1e-4, atol=1e-4)
 
 
@@ -111,13 +111,13 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
 
 def test_the_view_is_part_of_the_model() -> None:
     view = CARD.view()
-    assert (view.side, view.config.crops, view.config.crop_margin) == (64, "two_pass", 0.5)
+    assert (view.size, view.config.crops, view.config.crop_margin) == ((64, 64), "two_pass", 0.5)
     assert CARD.view(crops="none").config.crops == "none"
     with pytest.raises(ConfigError, match="run x cannot be shown images in this way: inference.crops goes with"):
         CARD.view(resize="native")
 
 
-@pytest.mark.parametrize(("resize", "resizes"), [("square", True), ("native", False)])
+@pytest.mark.parametrize(("resize", "resizes"), [("image_size", True), ("native", False)])
 def test_the_processor_resizes_as_the_model_was_scored(
     exported: tuple[SegFormer, Path], tmp_path: Path, resize: str, resizes: bool
 ) -> None:
@@ -132,7 +132,7 @@ def test_the_processor_resizes_as_the_model_was_scored(
 def test_other_models_come_back_as_they_were(name: str, tmp_path: Path) -> None:
     encoder = {"unet": "resnet18", "hiera": "hiera_tiny_224", "vit": "vit_tiny_patch16_224"}.get(name)
     config = ModelConfig(name=name, encoder=encoder, pretrained="none")
-    model = build_model(config, CARD.class_names, 0, 64).eval()
+    model = build_model(config, CARD.class_names, 0, (64, 64)).eval()
     names = model.stored_names()
     weights = {names[live]: value.clone() for live, value in model.state_dict().items()}
     export_model(model, weights, names, tmp_path / "best", replace(CARD, model=describe_model(config)))
@@ -148,7 +148,7 @@ def test_other_models_come_back_as_they_were(name: str, tmp_path: Path) -> None:
 
 def test_stored_names_are_the_librarys(tmp_path: Path) -> None:
     config = ModelConfig(name="unet", encoder="resnet18", pretrained="none")
-    model = build_model(config, CARD.class_names, 0, 64).eval()
+    model = build_model(config, CARD.class_names, 0, (64, 64)).eval()
     names = model.stored_names()
     weights = {names[live]: value.clone() for live, value in model.state_dict().items()}
     export_model(model, weights, names, tmp_path / "best", replace(CARD, model=describe_model(config)))
@@ -164,7 +164,7 @@ def test_published_segformers_have_a_card_of_their_own(tmp_path: Path) -> None:
     network = SegformerForSemanticSegmentation(segformer_config("b0", [f"class {i}" for i in range(150)]))
     network.save_pretrained(folder)
     model, card = load_model(folder)
-    assert (model.num_classes, card.image_size, card.class_names[149]) == (150, 640, "class 149")
+    assert (model.num_classes, card.image_size, card.class_names[149]) == (150, (640, 640), "class 149")
     assert len(set(card.colors)) > 100
     assert card.background is None
     config = json.loads((folder / "config.json").read_text())

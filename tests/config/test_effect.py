@@ -101,7 +101,7 @@ def network(config: Config) -> Any:
         seed, frozen = config.experiment.seed, config.model.freeze_backbone
         model = build_segformer(config.model.sizes, NAMES, freeze_backbone=frozen, seed=seed, **options)
     else:
-        model = build_network(config.model, len(NAMES), config.data.image_size)
+        model = build_network(config.model, len(NAMES), config.data.input_size)
     parts = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     paths = [module.drop_prob for module in model.modules() if hasattr(module, "drop_prob")]
     trained = [parameter.requires_grad for parameter in model.parameters()]
@@ -112,7 +112,7 @@ def network(config: Config) -> Any:
 
 def shown(config: Config) -> Any:
     """What evaluation shows of an image of 150 x 200: sizes, windows, crops."""
-    view, image = InferenceView(config.data.image_size, config.inference), np.zeros((150, 200, 3), np.uint8)
+    view, image = InferenceView(config.data.input_size, config.inference), np.zeros((150, 200, 3), np.uint8)
     if config.inference.crops != "none":
         return config.inference.crops, view.around(image, (50, 60, 90, 100))[1]
     size = view.whole(image).shape[:2]

@@ -124,8 +124,8 @@ def test_spark_configurations_keep_the_seed_defaults() -> None:
         (["model.freeze_backbone=true", "training.optimizer.layer_decay=0.9"], "freeze_backbone is on"),
         (["training.loss.type=lovasz", "training.loss.label_smoothing=0.1"], "label_smoothing goes with ce"),
         (["training.loss.class_weights=[]"], "class_weights is empty"),
-        (["inference.crops=box", "inference.resize=native"], "inference.crops goes with resize: square"),
-        (["inference.crops=two_pass", "inference.window=512"], "inference.crops goes with resize: square"),
+        (["inference.crops=box", "inference.resize=native"], "inference.crops goes with resize: image_size"),
+        (["inference.crops=two_pass", "inference.window=512"], "inference.crops goes with resize: image_size"),
     ],
 )
 def test_settings_that_contradict_each_other(overrides: list[str], message: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from segformer_spark.config.batch import BatchPlan
+from segformer_spark.config.image_size import Size, height_width
 from segformer_spark.config.load import load_config
 from segformer_spark.config.schema import Config, CropConfig
 from segformer_spark.data import cache_build
@@ -40,10 +41,13 @@ def make_manifest(config: Config) -> None:
     write_manifest(manifest_path(config.data), "spark", Path(config.data.root), dataset.classes.names, facts)
 
 
-def build(config: Config, parent: Path, size: int | None, storage: str) -> Path:
+def build(config: Config, parent: Path, size: int | Size | None, storage: str) -> Path:
     if not manifest_path(config.data).is_file():
         make_manifest(config)
-    manifest, options = read_manifest(config.data, "train"), CacheOptions(size, storage)
+    manifest, options = (
+        read_manifest(config.data, "train"),
+        CacheOptions(None if size is None else height_width(size), storage),
+    )
     folder = cache_folder(parent, config.data, "train", options, manifest.digest)
     return build_cache(open_dataset(config.data, "train"), manifest, folder, config.data, options, num_workers=0)
 
@@ -183,6 +187,8 @@ def test_a_cache_that_does_not_fit_says_why(own_spark_root: Path, tmp_path: Path
     folder = build(config, tmp_path, 48, "raw")
     with pytest.raises(DataError, match=r"its images have 48 px, data.image_size is 64.*Build one with"):
         CachedDataset(tmp_path, configuration(own_spark_root, "data.image_size=64").data)
+    with pytest.raises(DataError, match="data.image_size is 48x64"):
+        CachedDataset(tmp_path, configuration(own_spark_root, "data.image_size=48x64").data)
     meta = json.loads((folder / META).read_text())
     (folder / META).write_text(json.dumps({**meta, "digest": "0" * 64}))
     with pytest.raises(DataError, match="the manifest no longer matches"):
@@ -191,14 +197,15 @@ def test_a_cache_that_does_not_fit_says_why(own_spark_root: Path, tmp_path: Path
     with pytest.raises(ConfigError, match="crop.mode box cuts from native images, the cache holds 48 px"):
         open_training_set(configuration(own_spark_root, f"data.cache={tmp_path}").data, CropConfig(mode="box"))
     with pytest.raises(ConfigError, match="original bytes have the original size"):
-        CacheOptions(64, "original")
+        CacheOptions((64, 64), "original")
 
 
 def test_losses_are_bit_equal(own_spark_root: Path, tmp_path: Path) -> None:
-    config = configuration(own_spark_root, "data.image_size=64")
-    build(config, tmp_path / "packed", 64, "raw")
+    """Of rectangles, whose other settings are those of squares."""
+    size = "data.image_size=40x64"
+    build(configuration(own_spark_root, size), tmp_path / "packed", (40, 64), "raw")
     runs = [
-        run_on_ranks(1, short_run, str(own_spark_root), str(tmp_path / name), ("training.epochs=1", *settings))[0]
+        run_on_ranks(1, short_run, str(own_spark_root), str(tmp_path / name), ("training.epochs=1", size, *settings))[0]
         for name, settings in {"files": (), "cache": (f"data.cache={tmp_path / 'packed'}",)}.items()
     ]
     assert runs[0] == runs[1]

@@ -24,9 +24,11 @@ def sample(height: int = HEIGHT, width: int = WIDTH) -> Sample:
     return Sample(image, (columns * 3 // width).astype(np.uint8))
 
 
-def view(seed: int = 0, source: Sample | None = None, box: Any = None, **settings: Any) -> Sample:
+def view(
+    seed: int = 0, source: Sample | None = None, box: Any = None, size: tuple[int, int] = (SIDE, SIDE), **settings: Any
+) -> Sample:
     own = source or sample()
-    return TrainingView(SIDE, CropConfig(**settings))(own, box, "picture", np.random.default_rng(seed))
+    return TrainingView(size, CropConfig(**settings))(own, box, "picture", np.random.default_rng(seed))
 
 
 def extent(out: Sample) -> tuple[float, float, float, float]:
@@ -45,13 +47,38 @@ def assert_aligned(out: Sample, width: int = WIDTH) -> None:
     np.testing.assert_array_equal(out.mask[valid & ~near_border], np.floor(expected)[valid & ~near_border])
 
 
+@pytest.mark.parametrize("size", [(SIDE, SIDE), (48, 96), (96, 40)], ids=str)
 @pytest.mark.parametrize("mode", ["none", "random", "fixed", "variable", "original", "box"])
-def test_every_mode_shows_image_and_mask_together(mode: str) -> None:
+def test_every_mode_shows_image_and_mask_together(mode: str, size: tuple[int, int]) -> None:
     for seed in range(10):
-        out = view(seed, box=BOX, mode=mode)
-        assert out.image.shape == (SIDE, SIDE, 3)
-        assert out.mask.shape == (SIDE, SIDE)
+        out = view(seed, box=BOX, mode=mode, size=size)
+        assert out.image.shape == (*size, 3)
+        assert out.mask.shape == size
         assert_aligned(out)
+
+
+@pytest.mark.parametrize("mode", ["variable", "original", "box"])
+@pytest.mark.parametrize("size", [(48, 96), (96, 40)], ids=str)
+def test_rectangles_keep_the_ratio_of_what_they_show(mode: str, size: tuple[int, int]) -> None:
+    """A pixel of the model's input is as high as it is wide in the scene, also where the image limits the crop."""
+    for scale in (0.5, 1.0, 4.0):
+        out = view(1, box=BOX, mode=mode, size=size, scale=(scale, scale), jitter=0.0)
+        left, top, right, bottom = extent(out)
+        assert (right - left) / (bottom - top) == pytest.approx(size[1] / size[0], rel=0.12)
+        assert (out.mask != IGNORE_INDEX).all() or mode == "box"
+
+
+def test_a_random_rectangle_must_fit_on_both_sides() -> None:
+    assert view(size=(48, 96), mode="random").mask.shape == (48, 96)
+    with pytest.raises(DataError, match="picture is 160x120, smaller than the crop of 96x128"):
+        view(size=(128, 96), mode="random")
+
+
+def test_fixed_brings_the_image_to_cover_the_rectangle() -> None:
+    out = view(1, size=(48, 96), mode="fixed", scale=(1.0, 1.0), base="short_side")
+    left, top, right, bottom = extent(out)
+    assert right - left == pytest.approx(WIDTH, abs=4), "160 x 120 covers 96 x 48 when its width does"
+    assert bottom - top == pytest.approx(WIDTH / 2, abs=4)
 
 
 def test_random_shows_native_pixels() -> None:

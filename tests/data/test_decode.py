@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from segformer_spark.config.image_size import Size
 from segformer_spark.data.decode import Decoding, check_sizes, decode_samples, image_of, read_image
 from segformer_spark.data.masks import read_index_mask
 from segformer_spark.errors import DataError
@@ -71,9 +72,19 @@ def test_sizes_must_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("needed", "size"), [(52, (52, 68)), (27, (52, 68)), (26, (26, 34)), (14, (26, 34)), (13, (13, 17)), (1, (13, 17))]
+    ("needed", "size"),
+    [
+        ((52, 52), (52, 68)),
+        ((27, 27), (52, 68)),
+        ((26, 26), (26, 34)),
+        ((26, 35), (52, 68)),
+        ((14, 34), (26, 34)),
+        ((13, 13), (13, 17)),
+        ((1, 18), (26, 34)),
+        ((1, 1), (13, 17)),
+    ],
 )
-def test_a_jpeg_is_decoded_no_smaller_than_needed(tmp_path: Path, needed: int, size: tuple[int, int]) -> None:
+def test_a_jpeg_is_decoded_no_smaller_than_needed(tmp_path: Path, needed: Size, size: Size) -> None:
     rows, columns = np.mgrid[:104, :136]
     whole = np.stack([rows, columns, rows + columns], -1).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "i.jpg"), whole[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 98])
@@ -85,7 +96,7 @@ def test_a_jpeg_is_decoded_no_smaller_than_needed(tmp_path: Path, needed: int, s
     assert np.abs(reduced[inner].astype(int) - averaged[inner]).max() <= 6
     check_sizes(reduced, np.zeros((104, 136), np.uint8), Path("i"), Path("m"), reduced=True)
     assert np.array_equal(read_image(tmp_path / "i.png", needed), whole), "a PNG has no smaller versions in it"
-    assert read_image(tmp_path / "i.jpg", 53).shape == whole.shape
+    assert read_image(tmp_path / "i.jpg", (53, 1)).shape == whole.shape
 
 
 def test_other_sizes_are_refused_for_reduced_images_too() -> None:

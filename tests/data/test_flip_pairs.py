@@ -81,7 +81,7 @@ def squares() -> Sample:
 @pytest.mark.parametrize(("axis", "setting"), [(1, "horizontal_flip"), (0, "vertical_flip")])
 def test_augmentation_exchanges_labels_in_left_right_flips(axis: int, setting: str) -> None:
     config = AugmentationConfig(**{**OFF, setting: 1.0})  # type: ignore[arg-type]
-    found = TrainTransform(64, config, 0, flipped_ids(SIDED, [("left", "right")]))(
+    found = TrainTransform((64, 64), config, 0, flipped_ids(SIDED, [("left", "right")]))(
         [NativeSample(squares(), None, "x")], 0, 0
     )
     turned = np.flip(squares().mask, axis)
@@ -105,7 +105,7 @@ def test_a_perfect_model_stays_perfect_under_test_time_augmentation(tta: str) ->
     item = EvalItem(0, torch.from_numpy(sample.image).permute(2, 0, 1), (64, 64), None)
     flipped = tuple(flipped_ids(SIDED, [("left", "right")]))
     model: nn.Module = Perfect()
-    predictor = Predictor(model, torch.device("cpu"), InferenceView(64), tta=tta, flipped=flipped)  # type: ignore[arg-type]
+    predictor = Predictor(model, torch.device("cpu"), InferenceView((64, 64)), tta=tta, flipped=flipped)  # type: ignore[arg-type]
     ((_, ids),) = predictor.predict([[item]])
     np.testing.assert_array_equal(ids.numpy()[:60], sample.mask[:60])
     ((_, probabilities),) = predictor.probabilities([[item]])

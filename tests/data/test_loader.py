@@ -48,7 +48,7 @@ def test_augmented_images_do_not_depend_on_ranks(spark_root: Path) -> None:
 
 def test_evaluation_keeps_the_native_mask(spark_root: Path) -> None:
     dataset = SparkDataset(spark_root, "val")
-    loading = EvalLoading(InferenceView(32), 3, 0)
+    loading = EvalLoading(InferenceView((32, 32)), 3, 0)
     items = [item for batch in eval_loader(dataset, range(len(dataset)), loading) for item in batch]
     assert [item.index for item in items] == list(range(NUM_VAL))
     assert items[0].pixels.shape == (3, 32, 32)
@@ -59,7 +59,7 @@ def test_evaluation_keeps_the_native_mask(spark_root: Path) -> None:
 
 def test_files_without_labels(spark_root: Path) -> None:
     files = sorted((spark_root / "stream-1-test").iterdir())
-    (batch,) = file_loader(files, [1, 3], EvalLoading(InferenceView(32), 4, 0))
+    (batch,) = file_loader(files, [1, 3], EvalLoading(InferenceView((32, 32)), 4, 0))
     assert [item.index for item in batch] == [1, 3]
     assert batch[0].mask is None
 

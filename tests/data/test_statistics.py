@@ -68,7 +68,7 @@ def test_the_sheet_shows_what_is_fed(spark_root: Path, tmp_path: Path) -> None:
     from segformer_spark.data.transforms import TrainTransform
 
     index = int(epoch_order(len(dataset), config.experiment.seed, 0)[0])
-    transform = TrainTransform(224, config.augmentation, config.experiment.seed)
+    transform = TrainTransform((224, 224), config.augmentation, config.experiment.seed)
     sample = fed_sample(dataset, transform, 0, index)
     top = first.shape[0] - 2 * (224 + 18 + 6) + 18
     np.testing.assert_array_equal(first[top : top + 224, :224, ::-1], sample.image)

@@ -37,7 +37,7 @@ def sample() -> Sample:
 
 
 def apply(seed: int = 0, **settings: object) -> Sample:
-    transform = TrainTransform(SIDE, AugmentationConfig(**{**OFF, **settings}), seed=seed)  # type: ignore[arg-type]
+    transform = TrainTransform((SIDE, SIDE), AugmentationConfig(**{**OFF, **settings}), seed=seed)  # type: ignore[arg-type]
     return transform([native()], 0, 0)
 
 
@@ -133,17 +133,17 @@ def test_blur_softens_edges_of_the_image_only() -> None:
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
     config = AugmentationConfig(affine=1.0, color=1.0, blur=1.0)
-    one, two = TrainTransform(SIDE, config, 7), TrainTransform(SIDE, config, 7)
+    one, two = TrainTransform((SIDE, SIDE), config, 7), TrainTransform((SIDE, SIDE), config, 7)
     for _ in range(3):
         one([native()], 0, 99)  # history must not matter
     np.testing.assert_array_equal(one([native()], 3, 5).image, two([native()], 3, 5).image)
     for epoch, index, seed in ((4, 5, 7), (3, 6, 7), (3, 5, 8)):
-        other = TrainTransform(SIDE, config, seed)([native()], epoch, index)
+        other = TrainTransform((SIDE, SIDE), config, seed)([native()], epoch, index)
         assert (other.image != two([native()], 3, 5).image).any()
 
 
 def test_probabilities_are_kept() -> None:
-    transform = TrainTransform(SIDE, AugmentationConfig(**{**OFF, "horizontal_flip": 0.3}), 0)  # type: ignore[arg-type]
+    transform = TrainTransform((SIDE, SIDE), AugmentationConfig(**{**OFF, "horizontal_flip": 0.3}), 0)  # type: ignore[arg-type]
     flipped = sum(bool((transform([native()], 0, i).mask != sample().mask).any()) for i in range(400))
     assert 90 < flipped < 150
 
@@ -234,13 +234,13 @@ def test_augmentation_that_leaves_no_labelled_pixel_is_an_error() -> None:
     one = NativeSample(Sample(sample().image, corner), None, "lonely")
     zoomed = AugmentationConfig(**{**OFF, **STILL, "scale": (3.0, 3.0)})  # type: ignore[arg-type]
     with pytest.raises(DataError, match="lonely: augmentation left no labelled pixel in 10 attempts; lower"):
-        TrainTransform(SIDE, zoomed, 0)([one], 0, 0)
+        TrainTransform((SIDE, SIDE), zoomed, 0)([one], 0, 0)
     corner[0] = 1
     sometimes = AugmentationConfig(**{**OFF, **STILL, "shift": 0.3})  # type: ignore[arg-type]
     for index in range(30):
-        assert (TrainTransform(SIDE, sometimes, 0)([one], 0, index).mask == 1).any(), "it is drawn anew"
+        assert (TrainTransform((SIDE, SIDE), sometimes, 0)([one], 0, index).mask == 1).any(), "it is drawn anew"
     unlabelled = NativeSample(Sample(sample().image, np.full((SIDE, SIDE), IGNORE_INDEX, np.uint8)), None, "void")
-    assert (TrainTransform(SIDE, zoomed, 0)([unlabelled], 0, 0).mask == IGNORE_INDEX).all(), "nothing to lose"
+    assert (TrainTransform((SIDE, SIDE), zoomed, 0)([unlabelled], 0, 0).mask == IGNORE_INDEX).all(), "nothing to lose"
 
 
 def test_mosaic_joins_four_images_with_their_masks() -> None:
@@ -262,15 +262,17 @@ def test_mosaic_joins_four_images_with_their_masks() -> None:
 
 
 def test_mosaic_partners_are_a_function_of_seed_epoch_and_index() -> None:
-    transform = TrainTransform(SIDE, AugmentationConfig(mosaic=0.5), 3)
+    transform = TrainTransform((SIDE, SIDE), AugmentationConfig(mosaic=0.5), 3)
     drawn = [transform.partners(epoch, index, 50) for epoch in range(4) for index in range(50)]
     assert drawn == [
-        TrainTransform(SIDE, AugmentationConfig(mosaic=0.5), 3).partners(e, i, 50) for e in range(4) for i in range(50)
+        TrainTransform((SIDE, SIDE), AugmentationConfig(mosaic=0.5), 3).partners(e, i, 50)
+        for e in range(4)
+        for i in range(50)
     ]
     joined = [partners for partners in drawn if partners]
     assert 70 < len(joined) < 130
     assert all(len(partners) == 3 and all(0 <= p < 50 for p in partners) for partners in joined)
-    assert TrainTransform(SIDE, AugmentationConfig(), 3).partners(0, 0, 50) == []
+    assert TrainTransform((SIDE, SIDE), AugmentationConfig(), 3).partners(0, 0, 50) == []
 
 
 def sparse(number: int) -> NativeSample:
@@ -281,14 +283,25 @@ def sparse(number: int) -> NativeSample:
 
 
 def test_mosaic_and_crops_that_lost_all_labels_are_drawn_anew() -> None:
-    joined = TrainTransform(SIDE, AugmentationConfig(**OFF, mosaic=1.0), 0)  # type: ignore[arg-type]
-    one = TrainTransform(SIDE, AugmentationConfig(**OFF), 0)  # type: ignore[arg-type]
+    joined = TrainTransform((SIDE, SIDE), AugmentationConfig(**OFF, mosaic=1.0), 0)  # type: ignore[arg-type]
+    one = TrainTransform((SIDE, SIDE), AugmentationConfig(**OFF), 0)  # type: ignore[arg-type]
     for index in range(40):
         assert (joined([sparse(n) for n in range(4)], 0, index).mask == 1).any()
     void = NativeSample(Sample(sample().image, np.full((SIDE, SIDE), IGNORE_INDEX, np.uint8)), None, "void")
     assert (one([void], 0, 0).mask == IGNORE_INDEX).all()
     for index in range(40):
         assert (joined([sparse(15), void, void, void], 0, index).mask == 1).any()
+
+
+@pytest.mark.parametrize("size", [(32, 96), (80, 40)], ids=str)
+def test_everything_works_on_rectangles(size: tuple[int, int]) -> None:
+    switches = dict.fromkeys(
+        ["horizontal_flip", "vertical_flip", "affine", "color", "blur", "photometric", "mosaic"], 1.0
+    )
+    transform = TrainTransform(size, AugmentationConfig(**switches, coarse_dropout=1.0), 0)  # type: ignore[arg-type]
+    for index in range(5):
+        out = transform([native()] * 4, 0, index)
+        assert (out.image.shape, out.mask.shape) == ((*size, 3), size)
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segformer_spark.data.dataset import IGNORE_INDEX
-from segformer_spark.data.window import Window, cut_image, cut_mask, object_box, square_around
+from segformer_spark.data.window import Window, cut_image, cut_mask, object_box, window_around
 
 HEIGHT, WIDTH = 14, 20
 
@@ -24,10 +24,14 @@ def test_object_box_reads_back(box: tuple[int, int, int, int]) -> None:
     assert object_box(np.where(mask == 2, IGNORE_INDEX, 0).astype(np.uint8), 0) is None
 
 
-@given(boxes(), st.floats(0, 2))
-def test_the_square_holds_the_box_and_stays_inside(box: tuple[int, int, int, int], margin: float) -> None:
-    window = square_around(box, margin, (HEIGHT, WIDTH))
-    assert window.height == window.width <= max(HEIGHT, WIDTH)
+@given(boxes(), st.floats(0, 2), st.sampled_from([(1, 1), (3, 4), (720, 1280), (5, 2)]))
+def test_the_window_holds_the_box_and_stays_inside(
+    box: tuple[int, int, int, int], margin: float, ratio: tuple[int, int]
+) -> None:
+    window = window_around(box, margin, (HEIGHT, WIDTH), ratio=ratio)
+    largest = max(HEIGHT / ratio[0], WIDTH / ratio[1])
+    assert window.height < largest * ratio[0] + 1
+    assert abs(window.height - window.width * ratio[0] / ratio[1]) < 1 + ratio[0] / ratio[1]
     assert window.left <= box[0]
     assert window.left + window.width > box[2]
     assert window.top <= box[1]
@@ -58,9 +62,9 @@ def test_cutting_is_padding_and_slicing(top: int, left: int, height: int, width:
 
 
 def test_the_side_is_the_longer_side_with_room_on_both() -> None:
-    assert square_around((40, 40, 59, 49), 0.25, (100, 100)) == Window(30, 35, 30, 30)
-    assert square_around((40, 40, 59, 49), 0.25, (100, 100), shift=(0.1, -0.2)) == Window(33, 29, 30, 30)
+    assert window_around((40, 40, 59, 49), 0.25, (100, 100)) == Window(30, 35, 30, 30)
+    assert window_around((40, 40, 59, 49), 0.25, (100, 100), shift=(0.1, -0.2)) == Window(33, 29, 30, 30)
 
 
 def test_what_does_not_fit_reaches_out_evenly() -> None:
-    assert square_around((0, 0, 39, 9), 0.0, (10, 40)) == Window(-15, 0, 40, 40)
+    assert window_around((0, 0, 39, 9), 0.0, (10, 40)) == Window(-15, 0, 40, 40)

@@ -28,7 +28,7 @@ def test_loader_processes_outlive_the_signals_that_reach_all_processes_of_a_job(
     """SLURM's SIGTERM and a terminal's Ctrl-C: the main process saves first and needs its batches for that."""
     dataset = SparkDataset(spark_root, "train")
     others = set(psutil.Process().children())
-    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(InferenceView(32), 1, 1))
+    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(InferenceView((32, 32)), 1, 1))
     next(batches)
     own = set(psutil.Process().children()) - others
     assert own
@@ -45,7 +45,7 @@ def test_a_loader_process_ends_some_time_after_it_was_told_to(
     monkeypatch.setattr("segformer_spark.data.workers._GRACE_SECONDS", 1)
     dataset = SparkDataset(spark_root, "train")
     others = set(psutil.Process().children())
-    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(InferenceView(32), 1, 1))
+    batches = eval_loader(dataset, range(len(dataset)), EvalLoading(InferenceView((32, 32)), 1, 1))
     next(batches)
     own = set(psutil.Process().children()) - others
     for worker in own:
@@ -61,7 +61,7 @@ def test_processes_end_with_the_iteration_and_do_not_wait_for_the_garbage_collec
     others = set(psutil.Process().children())
     gc.disable()
     try:
-        batches = eval_loader(dataset, [0, 10**6], EvalLoading(InferenceView(32), 1, 1))
+        batches = eval_loader(dataset, [0, 10**6], EvalLoading(InferenceView((32, 32)), 1, 1))
         try:
             list(batches)
         except IndexError as error:
@@ -133,7 +133,8 @@ from segformer_spark.data.readers.spark import SparkDataset
 from segformer_spark.errors import UserError
 dataset = SparkDataset(Path(sys.argv[1]), "train")
 try:
-    items = [item for batch in eval_loader(dataset, range(12), EvalLoading(InferenceView(256), 4, 2)) for item in batch]
+    loading = EvalLoading(InferenceView((256, 256)), 4, 2)
+    items = [item for batch in eval_loader(dataset, range(12), loading) for item in batch]
     print("loaded", len(items))
 except UserError as error:
     print("refused:", error)
@@ -196,4 +197,4 @@ def test_a_batch_that_cannot_be_sent_ends_its_process_with_the_reason(
     monkeypatch.setattr("multiprocessing.reduction.ForkingPickler.dumps", classmethod(refuse))
     dataset = SparkDataset(spark_root, "train")
     with pytest.raises(UserError, match="a batch could not be sent: OSError: AF_UNIX path too long"):
-        list(eval_loader(dataset, [0], EvalLoading(InferenceView(32), 1, 1)))
+        list(eval_loader(dataset, [0], EvalLoading(InferenceView((32, 32)), 1, 1)))

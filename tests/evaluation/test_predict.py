@@ -35,7 +35,7 @@ def item(size: tuple[int, int], index: int = 0, side: int = 32) -> EvalItem:
 
 
 def predict(model: nn.Module, items: list[EvalItem], tta: str = "none") -> list[np.ndarray]:
-    predictor = Predictor(model, torch.device("cpu"), InferenceView(32), tta=tta)  # type: ignore[arg-type]
+    predictor = Predictor(model, torch.device("cpu"), InferenceView((32, 32)), tta=tta)  # type: ignore[arg-type]
     return [ids.numpy() for _, ids in predictor.predict([items])]
 
 
@@ -101,7 +101,7 @@ def scene(box: tuple[int, int, int, int], size: tuple[int, int] = (240, 320)) ->
 def predict_scene(
     image: np.ndarray, crops: str, box: tuple[int, int, int, int] | None, tta: str = "none"
 ) -> np.ndarray:
-    view = InferenceView(64, InferenceConfig(crops=crops))  # type: ignore[arg-type]
+    view = InferenceView((64, 64), InferenceConfig(crops=crops))  # type: ignore[arg-type]
     predictor = Predictor(Red(), torch.device("cpu"), view, tta=tta, background=0)  # type: ignore[arg-type]
     one = _eval_item(0, image, None, box, view)
     ((_, ids),) = predictor.predict([[one]])
@@ -143,16 +143,23 @@ def test_main_box_leaves_specks_out() -> None:
 
 
 def test_crops_need_a_background_class() -> None:
-    view = InferenceView(64, InferenceConfig(crops="two_pass"))
+    view = InferenceView((64, 64), InferenceConfig(crops="two_pass"))
     with pytest.raises(ConfigError, match="outside of a crop is background; these classes have none"):
         Predictor(Red(), torch.device("cpu"), view)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("resize", "expected"), [("square", (64, 64)), ("short_side", (64, 85)), ("native", (240, 320))]
+    ("size", "resize", "expected"),
+    [
+        ((64, 64), "image_size", (64, 64)),
+        ((64, 64), "short_side", (64, 85)),
+        ((64, 64), "native", (240, 320)),
+        ((48, 96), "image_size", (48, 96)),
+        ((48, 96), "short_side", (48, 64)),
+    ],
 )
-def test_how_a_whole_image_is_shown(resize: str, expected: tuple[int, int]) -> None:
-    view = InferenceView(64, InferenceConfig(resize=resize))  # type: ignore[arg-type]
+def test_how_a_whole_image_is_shown(size: tuple[int, int], resize: str, expected: tuple[int, int]) -> None:
+    view = InferenceView(size, InferenceConfig(resize=resize))  # type: ignore[arg-type]
     assert view.whole(scene((1, 1, 2, 2))).shape[:2] == expected
     predictor = Predictor(Red(), torch.device("cpu"), view)  # type: ignore[arg-type]
     items = [
@@ -166,7 +173,7 @@ def test_how_a_whole_image_is_shown(resize: str, expected: tuple[int, int]) -> N
 def test_logits_that_are_no_numbers_are_an_error(way: str) -> None:
     """Enlarging makes zeros of them, which would be scored as any others."""
     model = tiny_segformer(["a", "b", "c"], seed=0)
-    predictor = Predictor(model, torch.device("cpu"), InferenceView(32))
+    predictor = Predictor(model, torch.device("cpu"), InferenceView((32, 32)))
     next(getattr(predictor, way)([[item((32, 32))]]))
     with torch.no_grad():
         model.network.decode_head.classifier.bias[1] = float("nan")

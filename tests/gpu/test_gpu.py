@@ -192,7 +192,7 @@ def class_ids(group: Group, kernels: str) -> np.ndarray[Any, Any]:
     model = build_segformer("b0", ["a", "b", "c"], seed=0).to(group.device).eval()
     model.use_kernels(kernels)  # type: ignore[arg-type]
     set_float32_products("fp32", group.device)
-    predictor = Predictor(model, group.device, InferenceView(96, InferenceConfig()))
+    predictor = Predictor(model, group.device, InferenceView((96, 96), InferenceConfig()))
     images = torch.nn.functional.interpolate(global_batch(1).images.float(), size=96, mode="bilinear").to(torch.uint8)
     items = [EvalItem(index, pixels, (130, 111), None) for index, pixels in enumerate(images)]
     return np.stack([ids.cpu().numpy() for _, ids in predictor.predict([items])])

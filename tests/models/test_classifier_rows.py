@@ -36,7 +36,7 @@ def classifier(model: SegmentationModel) -> dict[str, torch.Tensor]:
 
 def exported(name: str, folder: Path) -> SegmentationModel:
     """A model whose classifier has another number in each row."""
-    model = build_model(config(name), SOURCE, seed=1, image_size=64)
+    model = build_model(config(name), SOURCE, seed=1, image_size=(64, 64))
     with torch.no_grad():
         for value in classifier(model).values():
             value.copy_(torch.arange(1, 4).view(-1, *[1] * (value.dim() - 1)).expand_as(value))
@@ -58,8 +58,8 @@ def exported(name: str, folder: Path) -> SegmentationModel:
 )
 def test_rows_follow_names(name: str, names: tuple[str, ...], tmp_path: Path) -> None:
     exported(name, tmp_path)
-    model = build_model(config(name, str(tmp_path)), names, seed=2, image_size=64)
-    fresh = classifier(build_model(config(name), names, seed=2, image_size=64))
+    model = build_model(config(name, str(tmp_path)), names, seed=2, image_size=(64, 64))
+    fresh = classifier(build_model(config(name), names, seed=2, image_size=(64, 64)))
     for stored, value in classifier(model).items():
         for row, own in enumerate(names):
             expected = torch.full_like(value[row], SOURCE.index(own) + 1.0) if own in SOURCE else fresh[stored][row]

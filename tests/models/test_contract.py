@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +13,19 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import segmentation
 
+from segformer_spark.checkpoint.export import load_model
 from segformer_spark.config.load import load_config
 from segformer_spark.config.schema import CustomVariantConfig, ModelConfig
+from segformer_spark.data.dataset import ClassInfo
 from segformer_spark.data.loader import TrainBatch
 from segformer_spark.errors import ConfigError
 from segformer_spark.models.batch_norm import CrossRankBatchNorm2d
 from segformer_spark.models.interface import DECODER, SegmentationModel
+from segformer_spark.models.positions import resize_grid
 from segformer_spark.models.pretrained import build_model, load_whole
-from segformer_spark.models.registry import MODELS, find_architecture
+from segformer_spark.models.registry import MODELS, describe_model, find_architecture
 from tests.ranks import Group, run_on_ranks
-from tests.tiny import TINY
+from tests.tiny import TINY, export_live, untrained_card
 
 NUM_CLASSES = 5
 NAMES = [f"class {index}" for index in range(NUM_CLASSES)]
@@ -41,7 +45,7 @@ def config(name: str, **changes: Any) -> ModelConfig:
 
 
 def small(name: str, size: int = 64, **changes: Any) -> SegmentationModel:
-    return build_model(config(name, **changes), NAMES, seed=0, image_size=size)
+    return build_model(config(name, **changes), NAMES, seed=0, image_size=(size, size))
 
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -203,7 +207,8 @@ def test_the_smallest_image_is_taken_and_a_smaller_one_refused(name: str) -> Non
 
 @every_model
 def test_the_smallest_training_size_needs_as_many_images_as_the_model_says(name: str) -> None:
-    """At 32 pixels the last map of an encoder may be one value, of which batch norm knows no deviation."""
+    """At 32 pixels the last map may be one value, of which batch norm knows no deviation."""
+    assert (small(name).min_batch, small(name, 32).min_batch) == (1, 2 if name in ("unet", "fpn", "hiera") else 1)
     model = small(name, 32).train()
     model(torch.randn(model.min_batch, 3, 32, 32))
     if model.min_batch > 1:
@@ -215,7 +220,7 @@ def test_the_smallest_training_size_needs_as_many_images_as_the_model_says(name:
 def test_weights_can_be_stored_and_loaded(name: str, tmp_path: Any) -> None:
     from safetensors.torch import save_file
 
-    model, other = small(name), build_model(config(name), NAMES, seed=1, image_size=64)
+    model, other = small(name), build_model(config(name), NAMES, seed=1, image_size=(64, 64))
     names = model.stored_names()
     assert set(names) == set(model.state_dict())
     assert len(set(names.values())) == len(names)
@@ -225,7 +230,7 @@ def test_weights_can_be_stored_and_loaded(name: str, tmp_path: Any) -> None:
     load_whole(other, tmp_path)
     for live, value in other.state_dict().items():
         assert torch.equal(value, model.state_dict()[live]), live
-    fewer = build_model(config(name), NAMES[:2], seed=1, image_size=64)
+    fewer = build_model(config(name), NAMES[:2], seed=1, image_size=(64, 64))
     load_whole(fewer, tmp_path, new_classes=True)
     assert torch.equal(next(fewer.encoder.parameters()), next(model.encoder.parameters()))
 
@@ -274,7 +279,7 @@ def test_a_step_under_zero_1_is_that_of_the_whole_batch(name: str) -> None:
 
 def num_parameters(name: str, num_classes: int, encoder: str | None = None) -> int:
     with torch.device("meta"):
-        model = build_model(config(name, encoder=encoder), ["x"] * num_classes, seed=0, image_size=512)
+        model = build_model(config(name, encoder=encoder), ["x"] * num_classes, seed=0, image_size=(512, 512))
     return sum(p.numel() for p in model.parameters())
 
 
@@ -297,11 +302,11 @@ def test_sizes_that_the_studies_give_in_round_numbers() -> None:
     assert num_parameters("vit", 21, "vit_base_patch16_224") == pytest.approx(92e6, rel=0.01)
     backbone = timm.create_model("hiera_base_224", pretrained=False, features_only=True)
     with torch.device("meta"):
-        model = build_model(config("hiera", encoder="hiera_base_224"), NAMES, seed=0, image_size=224)
+        model = build_model(config("hiera", encoder="hiera_base_224"), NAMES, seed=0, image_size=(224, 224))
     assert sum(p.numel() for p in model.encoder.parameters()) == sum(p.numel() for p in backbone.parameters())
     assert sum(p.numel() for p in backbone.parameters()) == 50_754_432
     with torch.device("meta"):
-        model = build_model(config("hiera", encoder="hiera_small_224"), NAMES, seed=0, image_size=224)
+        model = build_model(config("hiera", encoder="hiera_small_224"), NAMES, seed=0, image_size=(224, 224))
     assert sum(p.numel() for p in model.encoder.parameters()) == pytest.approx(35e6, rel=0.03)
 
 
@@ -371,3 +376,49 @@ def test_unknown_names_are_refused_with_the_nearest(changes: dict[str, Any], mes
 def test_settings_that_do_nothing_for_a_model_are_refused(settings: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(overrides=settings)
+
+
+@pytest.mark.parametrize("name", ["deeplabv3", "deeplabv3plus", "hiera"])
+def test_one_image_trains_where_norms_follow_global_pooling(name: str) -> None:
+    """Their norms leave statistics as they are, and of two images they are the library's again."""
+    model = small(name).train()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    norms = model.norms_after_global_pooling
+    assert len(norms) == 1
+    torch.stack([logits.square().mean() for logits in model(images[:1], with_auxiliary=True)]).sum().backward()
+    (norm,) = norms
+    assert norm.weight.grad is not None
+    assert bool(norm.weight.grad.abs().sum() > 0)
+    assert int(norm.num_batches_tracked or 0) == 0
+    torch.testing.assert_close(norm.running_var, torch.ones_like(norm.weight))
+    model(images)
+    assert int(norm.num_batches_tracked or 0) == 1
+
+
+@pytest.mark.parametrize("size", [(64, 128), (96, 40)], ids=str)
+def test_hiera_is_built_for_rectangles(size: tuple[int, int]) -> None:
+    """At its own size it is timm's, padded sides included."""
+    model = build_model(config("hiera"), NAMES, seed=0, image_size=size).eval()
+    padded = tuple(-(-side // 32) * 32 for side in size)
+    assert model.position_grid() == (padded[0] // 4, padded[1] // 4) == model.position_grid(size)
+    library = smp.UPerNet("tu-hiera_tiny_224", encoder_weights=None, classes=NUM_CLASSES, img_size=padded).eval()
+    library.load_state_dict({model.stored_names()[name]: value for name, value in model.state_dict().items()})
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    filled = torch.nn.functional.pad(images, (0, padded[1] - size[1], 0, padded[0] - size[0]))
+    with torch.no_grad():
+        torch.testing.assert_close(model.full_logits(images), library(filled)[..., : size[0], : size[1]])
+
+
+def test_a_rectangles_positions_start_another_size(tmp_path: Path) -> None:
+    """The card says which grid they were for: 8 x 32 and 16 x 16 are as many."""
+    source = build_model(config("hiera"), NAMES, seed=0, image_size=(32, 128))
+    card = untrained_card(
+        ClassInfo(tuple(NAMES), ((0, 0, 0),) * NUM_CLASSES, None), model=describe_model(config("hiera"))
+    )
+    export_live(source, tmp_path, replace(card, image_size=(32, 128)))
+    model = build_model(config("hiera", pretrained=str(tmp_path)), NAMES, seed=1, image_size=(64, 64))
+    (name,) = [name for name in source.state_dict() if name.endswith("pos_embed")]
+    expected = resize_grid(source.state_dict()[name], (8, 32), (16, 16))
+    torch.testing.assert_close(model.state_dict()[name], expected)
+    again, _ = load_model(tmp_path)
+    torch.testing.assert_close(again.state_dict()[name], source.state_dict()[name])

@@ -15,7 +15,7 @@ from segformer_spark.config.schema import ModelConfig
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.encoder_weights import load_encoder, read_state
-from segformer_spark.models.positions import resize_positions
+from segformer_spark.models.positions import resize_grid
 from segformer_spark.models.pretrained import build_model, load_whole
 from segformer_spark.models.registry import ENCODER_REPOSITORIES
 from segformer_spark.models.weights import encoder_folder, locate_weights
@@ -24,7 +24,7 @@ NAMES = ["a", "b", "c"]
 
 
 def build(name: str, encoder: str, pretrained: str | Path = "none", size: int = 64) -> object:
-    return build_model(ModelConfig(name=name, encoder=encoder, pretrained=str(pretrained)), NAMES, 0, size)
+    return build_model(ModelConfig(name=name, encoder=encoder, pretrained=str(pretrained)), NAMES, 0, (size, size))
 
 
 @pytest.mark.parametrize("name", ["unet", "deeplabv3plus", "fpn", "fcn", "deeplabv3"])
@@ -82,10 +82,10 @@ def test_the_encoder_of_a_whole_model_is_taken_out(name: str, encoder: str, tmp_
     file = {stored[key]: value for key, value in source.state_dict().items()}  # type: ignore[attr-defined]
     save_file(file, tmp_path / "model.safetensors")
     config = ModelConfig(name=name, encoder=encoder, pretrained=str(tmp_path / "model.safetensors"))
-    model = build_model(config, [*NAMES, "d"], 1, 64)
+    model = build_model(config, [*NAMES, "d"], 1, (64, 64))
     for key, value in source.encoder.state_dict().items():  # type: ignore[attr-defined]
         assert torch.equal(model.encoder.state_dict()[key], value), key
-    fresh = build_model(ModelConfig(name=name, encoder=encoder, pretrained="none"), [*NAMES, "d"], 1, 64)
+    fresh = build_model(ModelConfig(name=name, encoder=encoder, pretrained="none"), [*NAMES, "d"], 1, (64, 64))
     for mine, other in zip(model.head_parameters(), fresh.head_parameters(), strict=True):
         assert torch.equal(mine, other)
 
@@ -112,7 +112,7 @@ def test_a_whole_model_starts_at_another_size_with_resized_positions(tmp_path: P
     model = build("hiera", "hiera_tiny_224", tmp_path, size=96)
     (key,) = [key for key in own if key.endswith("pos_embed")]
     positions = model.state_dict()[key]  # type: ignore[attr-defined]
-    torch.testing.assert_close(positions, resize_positions(own[key], 24 * 24, 0))
+    torch.testing.assert_close(positions, resize_grid(own[key], (16, 16), (24, 24)))
     assert all(
         torch.equal(value, own[name])
         for name, value in model.state_dict().items()  # type: ignore[attr-defined]
@@ -125,7 +125,7 @@ def test_another_number_of_classes_is_refused_where_the_model_is_to_be_the_same(
     stored = source.stored_names()  # type: ignore[attr-defined]
     file = {stored[key]: value for key, value in source.state_dict().items()}  # type: ignore[attr-defined]
     save_file(file, tmp_path / "model.safetensors")
-    model = build_model(ModelConfig(name="unet", encoder="mobilenet_v2", pretrained="none"), ["a", "b"], 0, 64)
+    model = build_model(ModelConfig(name="unet", encoder="mobilenet_v2", pretrained="none"), ["a", "b"], 0, (64, 64))
     with pytest.raises(CheckpointError, match=r"2 of another shape: segmentation_head\.0\.bias.*number of classes"):
         load_whole(model, tmp_path)
     load_whole(model, tmp_path, new_classes=True)

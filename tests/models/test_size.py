@@ -28,7 +28,7 @@ HEAD_PERCENT = {"b0": 62, "b1": 34, "b2": 68, "b3": 53, "b4": 44, "b5": 38}
 @pytest.mark.parametrize("variant", list(ENCODER))
 def test_published_tables(variant: str) -> None:
     for num_classes, totals in TOTALS.items():
-        size = model_size(variant, num_classes, 512)
+        size = model_size(variant, num_classes, (512, 512))
         assert size.total_params == size.trainable_params == totals[variant]
         assert size.encoder_params == ENCODER[variant]
         assert size.encoder_params + size.head_params == size.total_params
@@ -42,7 +42,7 @@ def test_multiply_adds_are_half_of_what_torch_counts(variant: str, side: int) ->
     config._attn_implementation = "eager"  # torch counts nothing for fused attention on CPU
     images = torch.zeros(1, 3, side, side)
     network = SegformerForSemanticSegmentation(config).eval()
-    size = model_size(variant, 5, side)
+    size = model_size(variant, 5, (side, side))
     with FlopCounterMode(display=False) as counter:
         network(images)
     assert size.macs * 2 == counter.get_total_flops()
@@ -54,9 +54,9 @@ def test_multiply_adds_are_half_of_what_torch_counts(variant: str, side: int) ->
 
 
 def test_table_json_and_figure(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    sizes = [model_size(variant, 19, 1024) for variant in ("b0", "b5")]
+    sizes = [model_size(variant, 19, (1024, 1024)) for variant in ("b0", "b5")]
     lines = size_table(sizes)
-    assert lines[0] == "19 classes, 1024 x 1024 pixels"
+    assert lines[0] == "19 classes, 1024 pixels"
     assert lines[2].split()[:4] == ["segformer-b0", "3,719,027", "3.72", "3,719,027"]
     row = sizes[1].row()
     assert row["model_name"] == "segformer-b5"
@@ -71,12 +71,12 @@ def test_torchs_counter_on_the_meta_device_is_the_formula() -> None:
         network = SegformerForSemanticSegmentation(segformer_config("b0", [str(i) for i in range(150)])).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, 512, 512, device="meta"))
-    assert counter.get_total_flops() == 2 * model_size("b0", 150, 512).macs
+    assert counter.get_total_flops() == 2 * model_size("b0", 150, (512, 512)).macs
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_a_size(name: str) -> None:
-    size = size_of(ModelConfig(name=name, variant="b0", pretrained="none"), 21, 64)
+    size = size_of(ModelConfig(name=name, variant="b0", pretrained="none"), 21, (64, 64))
     assert size.total_params == size.encoder_params + size.head_params == size.trainable_params
     assert 0 < size.macs_head < size.macs
     assert size.row()["num_classes"] == 21
@@ -84,11 +84,11 @@ def test_every_model_has_a_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_frozen_encoder_is_not_trainable(name: str) -> None:
-    size = size_of(ModelConfig(name=name, variant="b0", pretrained="none", freeze_backbone=True), 21, 64)
+    size = size_of(ModelConfig(name=name, variant="b0", pretrained="none", freeze_backbone=True), 21, (64, 64))
     assert (size.trainable_params, size.encoder_params) == (size.head_params, size.total_params - size.head_params)
 
 
 def test_multiply_adds_of_resnet50_are_the_published_ones() -> None:
     """4.09 thousand millions at 224 x 224 with the classifier, which makes 0.002 of them."""
-    size = size_of(ModelConfig(name="unet", encoder="resnet50", pretrained="none"), 21, 224)
+    size = size_of(ModelConfig(name="unet", encoder="resnet50", pretrained="none"), 21, (224, 224))
     assert (size.macs - size.macs_head) / 1e9 == pytest.approx(4.087, abs=0.005)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from segformer_spark.data.window import square_around
+from segformer_spark.data.window import window_around
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.session import InferenceSettings
 from segformer_spark.submission.submit import SubmitOptions, run_submission
@@ -181,7 +181,7 @@ def test_crops_around_the_boxes_of_a_csv(
     arguments = (str(everything_is_body), str(images), str(tmp_path / "out"), "box", str(table))
     assert run_on_ranks(world, submit_crops, *arguments)[0].endswith("submission.zip")
     for name, box in boxes.items():
-        window = square_around(box, 0.25, (SIDE, SIDE))
+        window = window_around(box, 0.25, (SIDE, SIDE))
         expected = np.zeros((SIDE, SIDE), bool)
         expected[window.top : window.top + window.height, window.left : window.left + window.width] = True
         data = np.load(tmp_path / "out" / name.replace("_img.jpg", "_layer.npz"))["data"]

@@ -20,7 +20,7 @@ GPU = torch.device("cuda", 0)
 
 def check(*overrides: str, device: torch.device = GPU) -> None:
     config = load_config(overrides=["hardware.deterministic=true", "model.pretrained=none", *overrides]).config
-    model = build_model(config.model, ["a", "b", "c"], 0, config.data.image_size)
+    model = build_model(config.model, ["a", "b", "c"], 0, config.data.input_size)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     check_determinism(config, model, config.training.loss, device)
     for name, value in model.state_dict().items():

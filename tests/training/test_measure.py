@@ -28,7 +28,7 @@ def cost(num_images: int, side: int = 64, *, recompute: bool = False) -> PassCos
     if recompute:
         model.checkpoint_activations()
     loss = build_loss(LossConfig(), 2, 255)
-    out = measure_pass(model, loss, num_images, side, CPU)
+    out = measure_pass(model, loss, num_images, (side, side), CPU)
     assert all(p.grad is None for p in model.parameters())
     return out
 
@@ -71,7 +71,7 @@ def test_a_layer_keeps_what_it_is_known_to_keep() -> None:
         def of_outputs(self, outputs: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
             return outputs[0].square().sum()
 
-    cost = measure_pass(Tiny(), Squares(), 5, 8, CPU)  # type: ignore[arg-type]
+    cost = measure_pass(Tiny(), Squares(), 5, (8, 8), CPU)  # type: ignore[arg-type]
     images, logits = 5 * 3 * 8 * 8 * 4, 5 * 2 * 8 * 8 * 4
     assert (cost.encoder_bytes, cost.head_bytes) == (images, logits)
 
@@ -119,7 +119,7 @@ def estimated_mib(group: Group) -> float:
     overrides = ["model.variant=b0", "data.image_size=256", "training.batch_size=4", "deepspeed.zero_stage=0"]
     config = load_config(overrides=overrides).config
     model, loss = measured_parts(config, ["a", "b", "c"])
-    cost = measure_pass(model, loss, 1, 256, CPU)
+    cost = measure_pass(model, loss, 1, (256, 256), CPU)
     assert cost.workspace_bytes > 0
     assert cost.library_bytes > 0
     return estimate_memory(model, config, BatchPlan(4, 1, 1), cost).total / 2**20

@@ -76,7 +76,7 @@ def test_batches_that_a_model_cannot_be_trained_with(
 def losses_of_deeplab(group: Group, weight: float) -> tuple[float, float]:
     settings = ["model.name=deeplabv3", "model.pretrained=none", "training.loss.type=ce", "training.batch_size=2"]
     config = load_config(overrides=[*settings, f"training.loss.auxiliary_weight={weight}"]).config
-    model = build_model(config.model, ["a", "b", "c"], 0, 64)
+    model = build_model(config.model, ["a", "b", "c"], 0, (64, 64))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

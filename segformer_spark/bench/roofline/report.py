@@ -12,6 +12,7 @@ from segformer_spark.bench.roofline.host_time import host_ratio, host_times
 from segformer_spark.bench.roofline.steps import AUTOCAST, StepSpec, trace_inference, trace_steps
 from segformer_spark.bench.roofline.trace import Trace
 from segformer_spark.bench.workload import OURS
+from segformer_spark.config.image_size import size_text
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.record import command_record, scrub, software_record
 
@@ -54,7 +55,7 @@ def estimate(
     own = sum(part.ms for part in listed[OURS])
     yield (
         f"estimated {'inference' if infer else 'training step'}: SegFormer-{spec.variant.upper()}, "
-        f"{spec.batch} x {spec.image_size} px, "
+        f"{spec.batch} x {size_text(spec.image_size)} px, "
         f"{spec.classes} classes, {spec.precision}, {device.name}"
     )
     yield f"{'':<34}{'ms':>8}{'ratio':>7}{'GB':>7}{'kernels':>9}{'dispatches':>12}{'GiB':>7}  host syncs"

@@ -16,6 +16,7 @@ from segformer_spark.bench.roofline.compiled import counting_compiler
 from segformer_spark.bench.roofline.cuda_autocast import cuda_rules_on_cpu
 from segformer_spark.bench.roofline.trace import Trace, tracing
 from segformer_spark.bench.workload import OURS, names
+from segformer_spark.config.image_size import Size, height_width
 from segformer_spark.config.schema import LossConfig
 from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.kernels.class_ids import class_ids
@@ -40,11 +41,16 @@ class StepSpec:
 
     variant: str
     batch: int
-    image_size: int
+    image_size: int | Size
     classes: int
     precision: str
     kernels: Setting
     compile: Literal["off", "auto"] = "off"
+
+    @property
+    def input_size(self) -> Size:
+        """`image_size` as (height, width)."""
+        return height_width(self.image_size)
 
     @property
     def narrow(self) -> torch.dtype | None:
@@ -69,7 +75,7 @@ def trace_steps(spec: StepSpec) -> dict[str, Trace]:
 
 def trace_inference(spec: StepSpec) -> dict[str, Trace]:
     """{implementation: what it does from normalised images to class ids at twice their size}."""
-    size = (2 * spec.image_size, 2 * spec.image_size)
+    size = (2 * spec.input_size[0], 2 * spec.input_size[1])
     traces = {OURS: _infer(spec, size), spec.library: _infer_with_transformers(spec, size, None)}
     if spec.narrow is not None:
         traces[NARROW] = _infer_with_transformers(spec, size, spec.narrow)
@@ -80,9 +86,8 @@ def trace_inference(spec: StepSpec) -> dict[str, Trace]:
 def _fake(spec: StepSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images and labels of a batch, on fake tensors."""
     with FakeTensorMode():
-        side = spec.image_size
-        images = torch.rand(spec.batch, 3, side, side).contiguous(memory_format=torch.channels_last)
-        yield images, torch.zeros(spec.batch, side, side, dtype=torch.uint8)
+        images = torch.rand(spec.batch, 3, *spec.input_size).contiguous(memory_format=torch.channels_last)
+        yield images, torch.zeros(spec.batch, *spec.input_size, dtype=torch.uint8)
 
 
 def _autocast(spec: StepSpec) -> AbstractContextManager[object]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from segformer_spark.config.image_size import Size
 from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import Box, ClassInfo, Mask, Sample
 from segformer_spark.data.decode import AS_STORED, Decoding, ImageFile, check_sizes, decode_rgb, open_image
@@ -28,7 +29,7 @@ class PairDataset:
         labels: {label in the mask file: class id or IGNORE_INDEX}.
         label_colors: what palettes of masks must say, where the data set has fixed colours.
         pairs: (image, mask) files of the split, in order.
-        needed_side: see `decode_rgb`; masks are decoded at their size in any case.
+        needed_size: see `decode_rgb`; masks are decoded at their size in any case.
         decoding: how files are decoded.
     """
 
@@ -36,7 +37,7 @@ class PairDataset:
     labels: Mapping[int, int]
     label_colors: LabelColors | None = None
     categories: Sequence[str] = ()
-    needed_side: int | None = None
+    needed_size: Size | None = None
     decoding: Decoding = AS_STORED
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
@@ -48,10 +49,10 @@ class PairDataset:
         return cls(Path(config.root), split, check_files=check_files)  # type: ignore[call-arg, arg-type]
 
     @classmethod
-    def open(cls, config: DataConfig, split: str, *, check_files: bool = True, needed_side: int | None = None) -> Self:
+    def open(cls, config: DataConfig, split: str, *, check_files: bool = True, needed_size: Size | None = None) -> Self:
         """The split that a configuration names (see `open_dataset`)."""
         dataset = cls.from_config(config, split, check_files=check_files)
-        dataset.needed_side, dataset.decoding = needed_side, Decoding.of(config)
+        dataset.needed_size, dataset.decoding = needed_size, Decoding.of(config)
         dataset._refuse_equal_ids()
         return dataset
 
@@ -76,8 +77,8 @@ class PairDataset:
         image_file, mask_file = (open_image(path, self.decoding, read) for path in (image_path, mask_path))
         if self.decoding.orientation is None:
             refuse_other_orientation(image_file.header, mask_file.header, image_path, mask_path)
-        image, mask = decode_rgb(image_file, self.decoding, self.needed_side), self.decode_mask(mask_file)
-        check_sizes(image, mask, image_path, mask_path, reduced=self.needed_side is not None)
+        image, mask = decode_rgb(image_file, self.decoding, self.needed_size), self.decode_mask(mask_file)
+        check_sizes(image, mask, image_path, mask_path, reduced=self.needed_size is not None)
         return Sample(image, mask, 1 if self.decoding.orientation == "upright" else image_file.header.orientation)
 
     def decode_mask(self, file: ImageFile) -> Mask:
