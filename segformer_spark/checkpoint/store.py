@@ -2,7 +2,7 @@
 
     checkpoints/step-00001200/
         model.safetensors       fp32 master weights and batch-norm statistics, names as in the Hugging Face file
-        optimizer.safetensors   exp_avg/<name>, exp_avg_sq/<name>
+        optimizer.safetensors   <key>/<name>, keys of AdamW and Adam exp_avg and exp_avg_sq, of SGD momentum_buffer
         ema.safetensors         averaged weights, where they are kept
         state.json              progress, configuration, versions
         manifest.json           sha256 and size of each file; written last, a folder without it is no checkpoint
@@ -39,7 +39,7 @@ class StoredState:
 
     Attributes:
         model: weights and buffers by name.
-        moments: {"exp_avg": {name: tensor}, "exp_avg_sq": {...}}.
+        moments: {key of the optimizer's state: {name: tensor}}.
         state: JSON: progress, optimizer step, loss scale, configuration.
         average: averaged weights and buffers by name; None without averaging.
     """

@@ -58,6 +58,8 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
             "make them equal"
         )
     precision = config.training.precision
+    if stage and config.training.optimizer.type == "sgd":
+        merged["zero_allow_untested_optimizer"] = True  # tests/engine/test_optimizers.py has tested it
     merged |= {
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation_steps,

@@ -62,6 +62,16 @@ _CONDITIONS: Sequence[_Condition] = (
     ),
     _Condition(("model.weights_dir",), lambda c: c.model.pretrained != "none", "model.pretrained"),
     _Condition(
+        _within("training.optimizer", "betas", "eps"),
+        lambda c: c.training.optimizer.type != "sgd",
+        "training.optimizer.type adamw or adam",
+    ),
+    _Condition(
+        _within("training.optimizer", "momentum", "nesterov"),
+        lambda c: c.training.optimizer.type == "sgd",
+        "training.optimizer.type sgd",
+    ),
+    _Condition(
         ("training.optimizer.lr_reference_batch",),
         lambda c: c.training.optimizer.lr_scaling != "none",
         "training.optimizer.lr_scaling linear or sqrt",
@@ -80,6 +90,16 @@ _CONDITIONS: Sequence[_Condition] = (
         ("training.scheduler.power",),
         lambda c: c.training.scheduler.type == "warmup_poly",
         "training.scheduler.type warmup_poly",
+    ),
+    _Condition(
+        _within("training.scheduler", "restart_epochs", "restart_factor"),
+        lambda c: c.training.scheduler.type == "cosine_restarts",
+        "training.scheduler.type cosine_restarts",
+    ),
+    _Condition(
+        _within("training.scheduler", "plateau_factor", "plateau_patience"),
+        lambda c: c.training.scheduler.type == "plateau",
+        "training.scheduler.type plateau",
     ),
     _Condition(
         ("training.scheduler.min_lr_ratio",),

@@ -10,13 +10,23 @@ from segformer_spark.config.section import Section, field
 
 
 class OptimizerConfig(Section):
-    type: Literal["adamw"] = field("adamw", "AdamW (Loshchilov and Hutter 2019).")
+    type: Literal["adamw", "adam", "sgd"] = field(
+        "adamw",
+        "AdamW (Loshchilov and Hutter 2019), Adam (Kingma and Ba 2015), or stochastic gradient descent with momentum.",
+    )
     lr: float = field(6e-5, "Peak learning rate.", env="LEARNING_RATE", gt=0, le=10)
     weight_decay: float = field(
-        0.01, "Decoupled weight decay; norms and biases have none.", env="WEIGHT_DECAY", ge=0, le=1
+        0.01,
+        "Weight decay; norms and biases have none. adamw subtracts it from the weights, adam and sgd add it to the "
+        "gradient (L2 penalty).",
+        env="WEIGHT_DECAY",
+        ge=0,
+        le=1,
     )
-    betas: tuple[float, float] = field((0.9, 0.999), "AdamW's moment decays.", strict=False)
-    eps: float = field(1e-8, "AdamW's denominator term.", gt=0)
+    betas: tuple[float, float] = field((0.9, 0.999), "Moment decays of adamw and adam.", strict=False)
+    eps: float = field(1e-8, "Denominator term of adamw and adam.", gt=0)
+    momentum: float = field(0.9, "Momentum of sgd.", ge=0, lt=1)
+    nesterov: bool = field(False, "Nesterov's momentum in sgd (Sutskever et al. 2013).")
     head_lr_multiplier: float = field(1.0, "Learning rate of the decode head relative to the encoder's.", gt=0, le=1000)
     layer_decay: float = field(
         1.0, "Factor of the learning rate per encoder block away from the head; 1 for none.", gt=0, le=1
@@ -33,15 +43,27 @@ class OptimizerConfig(Section):
             raise ValueError("both betas must lie in [0, 1)")
         return value
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> OptimizerConfig:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
 
 class SchedulerConfig(Section):
-    type: Literal["warmup_cosine", "warmup_poly", "warmup_linear", "constant"] = field(
-        "warmup_cosine", "Shape of the learning rate after the linear warm-up."
+    type: Literal["warmup_cosine", "warmup_poly", "warmup_linear", "constant", "cosine_restarts", "plateau"] = field(
+        "warmup_cosine",
+        "Shape of the learning rate after the linear warm-up. cosine_restarts: cosines that begin anew (Loshchilov and "
+        "Hutter 2017); plateau: lowered when validations bring no better training.selection_metric.",
     )
     warmup_epochs: float = field(5.0, "Length of the linear warm-up in epochs.", env="WARMUP_EPOCHS", ge=0)
     warmup_steps: int | None = field(None, "Length of the warm-up in steps; overrides warmup_epochs.", ge=0)
     min_lr_ratio: float = field(0.0, "Learning rate at the end relative to the peak.", ge=0, le=1)
     power: float = field(1.0, "Exponent of warmup_poly.", gt=0, le=10)
+    restart_epochs: float = field(10.0, "Length of the first cosine of cosine_restarts in epochs.", gt=0)
+    restart_factor: float = field(2.0, "Length of a cosine of cosine_restarts relative to the one before.", ge=1)
+    plateau_factor: float = field(0.1, "Factor by which plateau lowers the learning rate.", gt=0, lt=1)
+    plateau_patience: int = field(10, "Validations without a better score before plateau lowers it.", ge=1)
 
 
 class LossConfig(Section):
@@ -79,6 +101,12 @@ class LossConfig(Section):
 class ValidationConfig(Section):
     every_epochs: int | None = field(1, "Validate after every N epochs; null for steps only.", ge=1, resume_safe=True)
     every_steps: int | None = field(None, "Validate after every N optimizer steps.", ge=1, resume_safe=True)
+    train_subset: int | None = field(
+        None,
+        "Also measure mIoU on this many training images, always the same and shown as validation images are; null for "
+        "none. Takes as long as so many validation images.",
+        ge=1,
+    )
     at_start: bool = field(False, "Validate once before the first step, as a baseline.")
     batch_size: int | None = field(
         None, "Images per rank at a time; null takes training.batch_size.", ge=1, resume_safe=True

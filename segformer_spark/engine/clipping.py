@@ -2,7 +2,7 @@
 
 DeepSpeed's own clipping reads the host for every parameter group. Here the averaged gradients have one norm, and the
 optimizer is handed two numbers where they lie: a divisor, and whether to leave out the update. Both are arguments of
-torch's fused AdamW, made for loss scaling.
+torch's fused optimizers, made for loss scaling.
 """
 
 from __future__ import annotations

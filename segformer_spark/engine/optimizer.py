@@ -1,4 +1,4 @@
-"""AdamW's parameter groups: no decay on norms and biases, learning rates of the head and by depth."""
+"""The optimizer and its parameter groups: no decay on norms and biases, learning rates of the head and by depth."""
 
 from __future__ import annotations
 
@@ -48,12 +48,22 @@ def _group_order(item: tuple[tuple[int, bool], list[nn.Parameter]]) -> tuple[int
     return -distance, decayed
 
 
-def build_optimizer(model: SegmentationModel, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
-    """torch's fused AdamW, one pass over the weights; DeepSpeed's versions compile on the node at first use."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config),
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=device.type in ("cpu", "cuda"),
-    )
+def build_optimizer(model: SegmentationModel, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
+    """torch's fused optimizer, one pass over the weights; DeepSpeed's versions compile on the node at first use."""
+    groups, fused = parameter_groups(model, config), device.type in ("cpu", "cuda")
+    if config.type == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+    build = torch.optim.AdamW if config.type == "adamw" else torch.optim.Adam
+    return build(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimizer of `build_optimizer` keeps of each parameter, in the parameter's shape."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
+    return ("exp_avg", "exp_avg_sq")
+
+
+def num_state_tensors(config: OptimizerConfig) -> int:
+    """How many tensors that is."""
+    return 2 if config.type != "sgd" else int(config.momentum > 0)

@@ -14,8 +14,9 @@ class EngineState:
     Attributes:
         parameters: fp32 master weights by name.
         buffers: batch-norm statistics by name.
-        moments: {"exp_avg": {name: tensor}, "exp_avg_sq": {...}}; empty before the first step.
-        optimizer_step: AdamW's step count.
+        moments: {key of the optimizer's state: {name: tensor}}, of AdamW "exp_avg" and "exp_avg_sq"; empty before the
+            first step.
+        optimizer_step: updates that were applied.
         average: averaged weights and buffers by name, None without averaging.
         loss_scaler: counters of the dynamic loss scale under fp16, else None.
     """

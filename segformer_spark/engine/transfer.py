@@ -19,9 +19,9 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from segformer_spark.distributed.process_group import Group
+from segformer_spark.engine.optimizer import state_keys
 from segformer_spark.engine.state import EngineState
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _BUCKET_VALUES = 2**23
 """Values that travel at a time, 32 MiB."""
 
@@ -40,7 +40,8 @@ def export_state(engine: Any, names: dict[str, str], *, keep: bool) -> EngineSta
         _link_moments(engine)
     trained = {names[live]: parameter for live, parameter in module.named_parameters() if parameter.requires_grad}
     masters = _gathered(trained, None, keep=keep) if _uses_zero(engine) else {}
-    moments = {key: _moments(engine, trained, key, keep=keep) for key in _MOMENTS} if step > 0 else {}
+    keys = state_keys(engine.basic_optimizer) if step > 0 else ()
+    moments = {key: _moments(engine, trained, key, keep=keep) for key in keys}
     if not keep:
         return None
     parameters = {
@@ -161,7 +162,7 @@ def _slices(bucket: Sequence[tuple[str, Tensor]], flat: Tensor) -> Sequence[Tens
 
 
 def _flat_partitions(engine: Any) -> list[Tensor]:
-    """The tensors that this rank's AdamW really updates: one per parameter group."""
+    """The tensors that this rank's optimizer really updates: one per parameter group."""
     return list(engine.optimizer.single_partition_of_fp32_groups)
 
 
@@ -170,9 +171,16 @@ def _base_state(engine: Any) -> Any:
 
 
 def _optimizer_step(engine: Any) -> int:
+    """Updates that were applied: as the optimizer counts them, or DeepSpeed where it (SGD) does not."""
+    if not _counts_steps(engine.basic_optimizer):
+        return int(engine.global_steps - engine.skipped_steps)
     steps = {int(entry["step"]) for entry in _base_state(engine).values() if "step" in entry}
     assert len(steps) <= 1, f"parameter groups disagree about the step: {steps}"
     return steps.pop() if steps else 0
+
+
+def _counts_steps(optimizer: torch.optim.Optimizer) -> bool:
+    return not isinstance(optimizer, torch.optim.SGD)
 
 
 def _link_moments(engine: Any) -> None:
@@ -191,16 +199,18 @@ def _link_moments(engine: Any) -> None:
 
 
 def _create_moments(engine: Any, step: int) -> None:
-    """Before the first step AdamW has no state to set: make it as AdamW would."""
+    """Before the first step an optimizer has no state to set: make it as it would."""
+    engine.global_steps = step + engine.skipped_steps
     updated = (
         _flat_partitions(engine) if _uses_zero(engine) else [p for p in engine.module.parameters() if p.requires_grad]
     )
+    keys = state_keys(engine.basic_optimizer)
     fused = bool(engine.basic_optimizer.defaults.get("fused"))
     for tensor in updated:
-        _base_state(engine)[tensor] = {
-            "step": torch.tensor(float(step), device=tensor.device if fused else "cpu"),
-            **{key: torch.zeros_like(tensor) for key in _MOMENTS},
-        }
+        own = _base_state(engine)[tensor]
+        if _counts_steps(engine.basic_optimizer):
+            own["step"] = torch.tensor(float(step), device=tensor.device if fused else "cpu")
+        own |= {key: torch.zeros_like(tensor) for key in keys}
     _link_moments(engine)
 
 

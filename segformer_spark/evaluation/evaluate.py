@@ -60,7 +60,7 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
     session = Session.open(options.model, settings, group, config.data, options.split)
     card, dataset = session.card, session.labelled()
     started = now()
-    counts = count(session.predictor, dataset, session.loading, group, f"evaluating {options.split}")
+    counts, _ = count(session.predictor, dataset, session.loading, group, f"evaluating {options.split}")
     membership = [dataset.category(index) for index in range(len(dataset))]
     metrics = report(
         counts, membership, class_names=card.class_names, background=card.background, categories=dataset.categories

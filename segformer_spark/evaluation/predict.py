@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -19,13 +19,13 @@ from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.data.transforms import image_to_tensor, normalize_images
-from segformer_spark.data.window import Window
+from segformer_spark.data.window import Window, cut_mask
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.sliding import sliding_logits
 from segformer_spark.kernels.class_ids import class_ids
 from segformer_spark.kernels.select import select_arithmetic
-from segformer_spark.metrics.confusion import EvaluationCounts
+from segformer_spark.metrics.confusion import TRUTH, EvaluationCounts
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.ops.interpolation import bands, enlarge_rows, enlarged_bands, source_rows
 from segformer_spark.run.console import progress
@@ -48,7 +48,13 @@ T = TypeVar("T")
 _Passes = list[tuple[tuple[int, ...], Tensor]]
 """Per pass the flipped axes and the logits (B, C, h, w)."""
 
-_Finish = Callable[[_Passes, int, EvalItem], Tensor]
+_Found = tuple[Tensor, ...]
+"""Class ids (H, W) or probabilities (C, H, W) of an image, and what else was made of its logits."""
+
+_Finish = Callable[[_Passes, int, EvalItem], _Found]
+
+ImageLoss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (1, C, h, w) and labels (1, H, W) -> scalar, as `losses.build.WeightedSum.of_coarse`."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +85,31 @@ class Predictor:
 
         Logits are upsampled to the native size before argmax. With TTA the softmax is averaged over the passes.
         """
-        return self._by_batch(items, self._class_ids)
+        for item, found in self._by_batch(items, lambda *of: (self._class_ids(*of),)):
+            yield item, found[0]
+
+    def predict_with_loss(
+        self, items: Iterable[list[EvalItem]], loss: ImageLoss
+    ) -> Iterator[tuple[EvalItem, Tensor, Tensor]]:
+        """The same, and the loss of each item's logits against its mask; with crops, within the crop. Without TTA."""
+
+        def both(passes: _Passes, row: int, item: EvalItem) -> _Found:
+            assert item.mask is not None
+            mask = item.mask if item.window is None else cut_mask(item.mask, item.window)
+            labels = torch.from_numpy(mask).to(self.device)
+            ((_, logits),) = passes
+            return self._class_ids(passes, row, item), loss(logits[row][None].float(), labels[None])
+
+        for item, found in self._by_batch(items, both):
+            yield item, *found  # type: ignore[misc]
 
     def probabilities(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
         """Yield each item with its class probabilities, fp32 (C, H, W) at native size; their argmax is `predict`'s.
 
         With TTA they are the mean over the passes. With crops, what lies outside of the crop is background.
         """
-        return self._by_batch(items, self._class_probabilities)
+        for item, found in self._by_batch(items, lambda *of: (self._class_probabilities(*of),)):
+            yield item, found[0]
 
     def features(
         self, items: Iterable[list[EvalItem]], names: Sequence[str]
@@ -143,7 +166,7 @@ class Predictor:
         finally:
             self.model.train(was_training)
 
-    def _by_batch(self, items: Iterable[list[EvalItem]], finish: _Finish) -> Iterator[tuple[EvalItem, Tensor]]:
+    def _by_batch(self, items: Iterable[list[EvalItem]], finish: _Finish) -> Iterator[tuple[EvalItem, _Found]]:
         """Each item with what `finish` makes of its passes."""
         with self._evaluating():
             for batch in items:
@@ -159,7 +182,7 @@ class Predictor:
                     found = forward(self._normalized(item.pixels[None]))
                 yield item, found
 
-    def _in_passes(self, batch: list[EvalItem], finish: _Finish) -> list[Tensor]:
+    def _in_passes(self, batch: list[EvalItem], finish: _Finish) -> list[_Found]:
         """What `finish` makes of every item's logits; with two_pass crops those of the second pass."""
         sizes = {item.pixels.shape for item in batch}
         # Images of several sizes do not stack.
@@ -167,12 +190,12 @@ class Predictor:
         results = [result for part in parts for result in self._predict_equal(part, finish)]
         if self.view.config.crops != "two_pass":
             return results
-        predictions = [result if result.ndim == 2 else result.argmax(0) for result in results]
+        predictions = [found[0] if found[0].ndim == 2 else found[0].argmax(0) for found in results]
         boxes = [main_box(ids.cpu().numpy(), self.background) for ids in predictions]
-        found = [row for row, box in enumerate(boxes) if box is not None]
-        if found:
-            second = self._predict_equal([self._around(batch[row], boxes[row]) for row in found], finish)
-            for row, result in zip(found, second, strict=True):
+        boxed = [row for row, box in enumerate(boxes) if box is not None]
+        if boxed:
+            second = self._predict_equal([self._around(batch[row], boxes[row]) for row in boxed], finish)
+            for row, result in zip(boxed, second, strict=True):
                 results[row] = result
         return results
 
@@ -182,7 +205,7 @@ class Predictor:
         pixels, window = self.view.around(item.image, box)
         return replace(item, pixels=image_to_tensor(pixels), window=window)
 
-    def _predict_equal(self, batch: list[EvalItem], finish: _Finish) -> list[Tensor]:
+    def _predict_equal(self, batch: list[EvalItem], finish: _Finish) -> list[_Found]:
         """What `finish` makes of items with pixels of one size."""
         images = self._normalized(torch.stack([item.pixels for item in batch]))
         passes = [(axes, self._logits(images, axes)) for axes in TTA_FLIPS[self.tta]]
@@ -320,18 +343,35 @@ def _refuse_crops_without_background(config: InferenceConfig, background: int | 
 
 
 def count(
-    predictor: Predictor, dataset: SegmentationDataset, loading: EvalLoading, group: Group, label: str
-) -> EvaluationCounts:
-    """Counts of the whole data set, every image once over all ranks. Collective.
+    predictor: Predictor,
+    dataset: SegmentationDataset,
+    loading: EvalLoading,
+    group: Group,
+    label: str,
+    loss: ImageLoss | None = None,
+) -> tuple[EvaluationCounts, float | None]:
+    """Counts of the whole data set, every image once over all ranks, and the mean of `loss` over its images that have
+    a label; None without loss or label. Collective.
 
     Who calls it has asked `check_view` before.
     """
     counts = EvaluationCounts.zeros(len(dataset), len(dataset.classes), len(dataset.categories), group.device)
+    losses = torch.zeros(len(dataset), dtype=torch.float64, device=group.device)
     indices = rank_indices(len(dataset), group.rank, group.world_size)
-    items = predictor.predict(eval_loader(dataset, indices, loading))
+    batches = eval_loader(dataset, indices, loading)
+    found: Iterator[Any] = (
+        ((*one, None) for one in predictor.predict(batches))
+        if loss is None
+        else predictor.predict_with_loss(batches, loss)
+    )
     with group.sharing_errors():
-        for item, prediction in progress(items, total=len(indices), label=label, visible=group.is_main):
+        for item, prediction, value in progress(found, total=len(indices), label=label, visible=group.is_main):
             assert item.mask is not None
             truth = torch.from_numpy(item.mask).to(group.device)
             counts.add(item.index, dataset.category(item.index), prediction, truth, IGNORE_INDEX)
-    return counts.reduce(group.sum)
+            if value is not None:
+                losses[item.index] = value
+    total = counts.reduce(group.sum)
+    labelled = int((total.per_image[..., TRUTH].sum(1) > 0).sum())
+    sum_of_losses = float(group.sum(losses).sum())
+    return total, sum_of_losses / labelled if loss is not None and labelled else None

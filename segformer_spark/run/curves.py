@@ -1,4 +1,4 @@
-"""The figure of a run's curves: training loss, validation scores, learning rate."""
+"""The figure of a run's curves: losses, validation scores, learning rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from pathlib import Path
 from segformer_spark.run.figures import new_figure, save_figure
 from segformer_spark.run.metrics_log import Row
 
-_SCORES = {"spark_score": "SPARK score", "miou": "mIoU", "miou_without_background": "mIoU without background"}
+_SCORES = {
+    "spark_score": "SPARK score",
+    "miou": "mIoU",
+    "miou_without_background": "mIoU without background",
+    "train_miou": "mIoU on training images",
+}
 _FEW_POINTS = 20
 
 
@@ -22,7 +27,12 @@ def draw_curves(rows: list[Row], path: Path, title: str) -> None:
     loss_axis.plot(
         [row["step"] for row in train], [row.get("loss", math.nan) for row in train], marker=marker, linewidth=1
     )
-    loss_axis.set(title="training loss", xlabel="optimizer step", ylim=(0, None))
+    losses = [(row["step"], row["val_loss"]) for row in validation if row.get("val_loss") is not None]
+    if losses:
+        loss_axis.lines[0].set_label("training")
+        loss_axis.plot(*zip(*losses, strict=True), marker=".", label="validation")
+        loss_axis.legend(fontsize="small")
+    loss_axis.set(title="loss", xlabel="optimizer step", ylim=(0, None))
     for key, label in _SCORES.items():
         points = [(row["step"], row[key]) for row in validation if row.get(key) is not None]
         if points:

@@ -48,7 +48,7 @@ def describe(resolved: ResolvedConfig, world_size: int, *, device: torch.device 
     per_epoch = plan.steps_per_epoch(len(train_set))
     total = plan_steps(config, per_epoch)
     peak = peak_lr(config, plan)
-    schedule = build_schedule(config.training.scheduler, peak, per_epoch, total)
+    schedule = build_schedule(config.training.scheduler, peak, per_epoch, total, config.training.epochs)
     yield f"images: {len(train_set)} {config.data.train_split}, {len(val_set)} {config.data.val_split}"
     left_out = len(train_set) - per_epoch * plan.global_batch
     yield f"steps per epoch: {per_epoch} ({left_out} images left out of each epoch)"

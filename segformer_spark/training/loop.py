@@ -149,7 +149,7 @@ class Loop:
 
     def _train_step(self, batches: Sequence[TrainBatch], epoch: int) -> None:
         """Launch a step, then read the one before: the device has work while the host waits for numbers."""
-        lr = self.schedule.lr(self.progress.step)
+        lr = self.schedule.lr(self.progress.step, self.progress.plateau.reductions)
         self.engine.set_lr(lr)
         launched = self.engine.launch_step(batches, self.progress.step)
         self._read()

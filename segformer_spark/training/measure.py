@@ -16,6 +16,7 @@ from segformer_spark.config.deepspeed import reduce_bucket_size
 from segformer_spark.config.image_size import Size
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import IGNORE_INDEX
+from segformer_spark.engine.optimizer import num_state_tensors
 from segformer_spark.evaluation.predict import autocast
 from segformer_spark.losses.build import WeightedSum, build_loss
 from segformer_spark.models.interface import SegmentationModel
@@ -210,14 +211,14 @@ class MemoryEstimate:
 def estimate_memory(model: SegmentationModel, config: Config, plan: BatchPlan, cost: PassCost) -> MemoryEstimate:
     """Memory of a step under ZeRO (Rajbhandari et al. 2020, section 5), with activations as measured.
 
-    fp32 parameters; gradients whole, or divided by the ranks under stage 2; AdamW's two moments and, under ZeRO, a
+    fp32 parameters; gradients whole, or divided by the ranks under stage 2; the optimizer's state and, under ZeRO, a
     second fp32 copy of the weights, divided by the ranks under stages 1 and 2, and a buffer for reducing gradients.
     Workspace, as measured, grows with the images. What importing the libraries and the CUDA context take comes on top.
     """
     weights = sum(p.numel() for p in model.parameters()) * _BYTES
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * _BYTES
     stage, world = config.deepspeed.zero_stage, plan.world_size
-    copies = 2 if stage == 0 else 3
+    copies = num_state_tensors(config.training.optimizer) + (0 if stage == 0 else 1)
     half = config.training.precision == "fp16"
     others = plan.accumulation_steps - 1 if config.training.accumulation == "exact" else 0
     return MemoryEstimate(

@@ -10,6 +10,7 @@ from segformer_spark.checkpoint.store import StoredState
 from segformer_spark.data.sampler import Position
 from segformer_spark.engine.state import EngineState
 from segformer_spark.training.best import BestTracker
+from segformer_spark.training.schedule import Plateau
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Progress:
         validated_step: step of the last validation.
         epoch_seconds: time per finished epoch; unfinished is the time of the one under way.
         interval: the steps that no log line has reported yet.
+        plateau: what the schedule of that name knows of the validations.
     """
 
     position: Position = field(default_factory=Position)
@@ -54,6 +56,7 @@ class Progress:
     epoch_seconds: list[float] = field(default_factory=list)
     unfinished_seconds: float = 0.0
     interval: IntervalSums = field(default_factory=IntervalSums)
+    plateau: Plateau = field(default_factory=Plateau)
 
     def advance(self, steps_per_epoch: int) -> None:
         """Count one optimizer step."""
@@ -95,9 +98,13 @@ def engine_state(stored: StoredState) -> EngineState:
 
 
 def progress_of(state: Mapping[str, Any]) -> Progress:
-    """The counters of a checkpoint's JSON; before 0.2 it had no interval."""
+    """The counters of a checkpoint's JSON; before 0.2 it had neither interval nor plateau."""
     raw = dict(state["progress"])
-    own = {"position": Position(**raw["position"]), "interval": IntervalSums(**raw.get("interval", {}))}
+    own = {
+        "position": Position(**raw["position"]),
+        "interval": IntervalSums(**raw.get("interval", {})),
+        "plateau": Plateau(**raw.get("plateau", {})),
+    }
     return Progress(**{**raw, **own})
 
 

@@ -33,15 +33,23 @@ from segformer_spark.training.schedule import Schedule, build_schedule
 
 @dataclass(frozen=True)
 class Setup:
-    """The parts of a training; `configuration` is what its checkpoints remember of the configuration."""
+    """The parts of a training.
+
+    Attributes:
+        train_subset: training images that are evaluated at every validation, too.
+        image_loss: the loss of one image by itself, on this rank.
+        configuration: what its checkpoints remember of the configuration.
+    """
 
     train_set: SegmentationDataset
     val_set: SegmentationDataset
+    train_subset: SegmentationDataset | None
     plan: BatchPlan
     sampler: TrainBatchSampler
     schedule: Schedule
     model: SegmentationModel
     loss: WeightedSum
+    image_loss: WeightedSum
     configuration: dict[str, Any]
 
 
@@ -73,19 +81,32 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None, files
         peak_lr(config, plan),
         sampler.steps_per_epoch,
         plan_steps(config, sampler.steps_per_epoch),
+        config.training.epochs,
     )
     model = build_model(config.model, train_set.classes.names, config.experiment.seed, config.data.input_size)
     check_model(config, plan, model)
     loss_config = group.on_main(lambda: resolve_loss(config, train_set, files))
     check_determinism(config, model, loss_config, group.device)
     loss = build_loss(loss_config, len(train_set.classes), IGNORE_INDEX, group.differentiable_sum)
+    image_loss = build_loss(loss_config, len(train_set.classes), IGNORE_INDEX)
     deepspeed_config(config, plan)
     fidelity = train_set.fidelity if isinstance(train_set, CachedDataset) else "exact"
     weights = loss_config.class_weights
     assert not isinstance(weights, str)
     identity = None if files is None else group.on_main(lambda: _identity(config, train_set, val_set, files))
     configuration = configuration_state(config, plan, len(train_set), weights, fidelity, identity)
-    return Setup(train_set, val_set, plan, sampler, schedule, model, loss, configuration)
+    return Setup(
+        train_set=train_set,
+        val_set=val_set,
+        train_subset=_train_subset(config, train_set, group, local_cache),
+        plan=plan,
+        sampler=sampler,
+        schedule=schedule,
+        model=model,
+        loss=loss,
+        image_loss=image_loss,
+        configuration=configuration,
+    )
 
 
 def _shared_training_set(config: Config, group: Group, local_cache: Path | None) -> SegmentationDataset:
@@ -96,6 +117,19 @@ def _shared_training_set(config: Config, group: Group, local_cache: Path | None)
     if config.data.cache is not None or local_cache is not None:
         return open_training_set(data, crop)
     return group.on_main(lambda: open_training_set(data, crop))
+
+
+def _train_subset(
+    config: Config, train_set: SegmentationDataset, group: Group, local_cache: Path | None
+) -> SegmentationDataset | None:
+    """Training images as validation is to see them: decoded at the size of their masks."""
+    size = config.training.validation.train_subset
+    if size is None:
+        return None
+    if config.data.reduced_decode:
+        whole = config.model_copy(update={"data": config.data.model_copy(update={"reduced_decode": False})})
+        train_set = _shared_training_set(whole, group, local_cache)
+    return fixed_subset(train_set, size, config.experiment.seed)
 
 
 def _identity(

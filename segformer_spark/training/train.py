@@ -144,7 +144,7 @@ def _train(
             engine=engine,
             loader=loader,
             schedule=setup.schedule,
-            validation=Validation(engine, setup.val_set, config, reporter, best, export, run.best),
+            validation=Validation(engine, setup, config, reporter, best, export, run.best),
             checkpointer=Checkpointer(start.store, engine, config.output.checkpoint_every_steps, setup.configuration),
             reporter=reporter,
             config=config.training,

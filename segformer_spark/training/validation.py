@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,14 +14,31 @@ from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading
 from segformer_spark.engine.engine import Engine
 from segformer_spark.evaluation.evaluate import predicted_panels
-from segformer_spark.evaluation.predict import Predictor, check_view, count
+from segformer_spark.evaluation.predict import ImageLoss, Predictor, check_view, count
+from segformer_spark.losses.build import WeightedSum
 from segformer_spark.metrics.report import report, scalar_metrics, selection_value
 from segformer_spark.run.console import logger
 from segformer_spark.training.best import BestTracker
 from segformer_spark.training.model_export import ModelExport
 from segformer_spark.training.progress import Progress
 from segformer_spark.training.reporter import Reporter
+from segformer_spark.training.schedule import Plateau
 from segformer_spark.training.sinks import PicturesReport, ValidationReport
+
+VAL_LOSS, TRAIN_MIOU = "val_loss", "train_miou"
+
+
+class ValidationData(Protocol):
+    """What is validated on, and with which loss of an image (`training.setup.Setup`)."""
+
+    @property
+    def val_set(self) -> SegmentationDataset: ...
+
+    @property
+    def train_subset(self) -> SegmentationDataset | None: ...
+
+    @property
+    def image_loss(self) -> WeightedSum: ...
 
 
 class Validation:
@@ -35,24 +52,28 @@ class Validation:
     def __init__(
         self,
         engine: Engine,
-        dataset: SegmentationDataset,
+        data: ValidationData,
         config: Config,
         reporter: Reporter,
         best: BestTracker,
         export: ModelExport,
         best_folder: Path,
     ) -> None:
-        self.engine, self.dataset, self.group = engine, dataset, engine.group
+        self.engine, self.dataset, self.group = engine, data.val_set, engine.group
+        self.train_subset, dataset = data.train_subset, data.val_set
+        self.loss = data.image_loss.to(self.group.device)
+        self.loss.use_kernels(config.hardware.kernels)
         self.reporter, self.best, self.export, self.best_folder = reporter, best, export, best_folder
         self.settings, self.metric = config.training.validation, config.training.selection_metric
-        check_view(config.inference, dataset)
+        self.scheduler = config.training.scheduler
+        for own in (dataset, *([self.train_subset] if self.train_subset is not None else [])):
+            check_view(config.inference, own)
         view = InferenceView(config.data.input_size, config.inference)
         batch_size = self.settings.batch_size or config.training.batch_size
         self.loading = EvalLoading(view, batch_size, config.data.num_workers)
         self.predictor = Predictor(
             engine.model, self.group.device, view, config.training.precision, background=dataset.classes.background
         )
-        self._category_of_image = [dataset.category(index) for index in range(len(dataset))]
         self.draws, self._said_undefined = config.output.tensorboard, False
         number = min(config.output.tensorboard_images, len(dataset))
         self.fixed_images = [int(i) for i in np.linspace(0, len(dataset) - 1, number).round()] if number else []
@@ -70,13 +91,15 @@ class Validation:
         """Evaluate, report, and export the model if it is the best so far. Collective."""
         started = time.monotonic()
         metrics = self.evaluate()
-        scalars = scalar_metrics(metrics)
+        scalars = {**scalar_metrics(metrics), **self._beside(metrics)}
         progress.validated_step = progress.step
         value = selection_value(metrics, self.metric)
         if value is None and not self._said_undefined:
             self._said_undefined = True
             reason = "no labelled pixel" if metrics["num_pixels"] == 0 else f"too few classes for {self.metric}"
             logger.warning("validation: nothing could be measured (%s), so no best model is chosen by it", reason)
+        if self.scheduler.type == "plateau" and progress.step > 0:
+            self._update_plateau(progress.plateau, value)
         is_best = progress.step > 0 and self.best.update(value, progress.step)
         if is_best:
             self.export.write(self.best_folder, progress, scalars)
@@ -94,18 +117,45 @@ class Validation:
         self._draw(metrics, progress.step)
         self.reporter.exclude(time.monotonic() - started)
 
+    def _update_plateau(self, plateau: Plateau, value: float | None) -> None:
+        before = plateau.reductions
+        plateau.update(value, self.scheduler.plateau_patience)
+        if plateau.reductions > before:
+            logger.info(
+                "no rise of %s for %d validations: the learning rate is lowered to %g of its peak",
+                *(self.metric, self.scheduler.plateau_patience),
+                max(self.scheduler.min_lr_ratio, self.scheduler.plateau_factor**plateau.reductions),
+            )
+
+    @staticmethod
+    def _beside(metrics: dict[str, Any]) -> dict[str, float]:
+        """What is followed beside the scores that `evaluate` has, where it is known."""
+        return {key: metrics[key] for key in (VAL_LOSS, TRAIN_MIOU) if metrics.get(key) is not None}
+
     def evaluate(self) -> dict[str, Any]:
-        """All metrics. Collective."""
+        """All metrics, with `val_loss` and, if asked for, `train_miou`. Collective.
+
+        val_loss is the mean over the images of the training loss of each by itself.
+        """
         with self.engine.averaged():
-            counts = count(self.predictor, self.dataset, self.loading, self.group, "validation")
-        classes = self.dataset.classes
-        return report(
+            metrics, loss = self._counted(self.dataset, "validation", self.loss.of_coarse)
+            on_train = None
+            if self.train_subset is not None:
+                on_train, _ = self._counted(self.train_subset, "on training images", None)
+        return {**metrics, VAL_LOSS: loss, TRAIN_MIOU: None if on_train is None else on_train["miou"]}
+
+    def _counted(
+        self, dataset: SegmentationDataset, label: str, loss: ImageLoss | None
+    ) -> tuple[dict[str, Any], float | None]:
+        counts, mean_loss = count(self.predictor, dataset, self.loading, self.group, label, loss)
+        metrics = report(
             counts,
-            self._category_of_image,
-            class_names=classes.names,
-            background=classes.background,
-            categories=self.dataset.categories,
+            [dataset.category(index) for index in range(len(dataset))],
+            class_names=dataset.classes.names,
+            background=dataset.classes.background,
+            categories=dataset.categories,
         )
+        return metrics, mean_loss
 
     def _draw(self, metrics: dict[str, Any], step: int) -> None:
         """Predictions of the fixed images and the confusion matrix, for TensorBoard. Collective."""

@@ -38,7 +38,7 @@ from segformer_spark.models.segformer import SegFormer, build_segformer
 from segformer_spark.training.best import BestTracker
 from segformer_spark.training.measure import measured_parts
 from segformer_spark.training.plan import peak_lr, plan_steps
-from segformer_spark.training.schedule import build_schedule
+from segformer_spark.training.schedule import Plateau, Schedule, build_schedule
 from segformer_spark.training.validation import Validation
 from segformer_spark.verbs.overrides import refuse_without_effect
 from tests.tiny import TINY_SETTINGS
@@ -66,17 +66,29 @@ def steps(config: Config) -> Any:
     plan = plan_batches(config.training, 2)
     per_epoch = plan.steps_per_epoch(40)
     total = plan_steps(config, per_epoch)
-    schedule = build_schedule(config.training.scheduler, peak_lr(config, plan), per_epoch, total)
+    schedule = build_schedule(
+        config.training.scheduler, peak_lr(config, plan), per_epoch, total, config.training.epochs
+    )
     return plan, [schedule.lr(step) for step in range(total)]
+
+
+OPTIMIZER_OPTIONS = ("name", "lr_multiplier", "betas", "eps", "weight_decay", "momentum", "nesterov")
+
+
+def lowered(config: Config) -> list[float]:
+    """Learning rates of a plateau after validations that bring nothing."""
+    plateau, schedule = Plateau(), Schedule(config.training.scheduler, 1.0, 0, 100)
+    rates = []
+    for _ in range(4):
+        plateau.update(0.5, config.training.scheduler.plateau_patience)
+        rates.append(schedule.lr(1, plateau.reductions))
+    return rates
 
 
 def optimizer(config: Config) -> Any:
     model, _ = measured_parts(config, NAMES)
     built = build_optimizer(model, config.training.optimizer, torch.device("cpu"))
-    return [
-        (group["name"], *(group[key] for key in ("lr_multiplier", "betas", "eps", "weight_decay")))
-        for group in built.param_groups
-    ]
+    return [(type(built).__name__, *(group.get(key) for key in OPTIMIZER_OPTIONS)) for group in built.param_groups]
 
 
 @lru_cache
@@ -134,7 +146,9 @@ def validated(config: Config) -> int:
     engine: Any = SimpleNamespace(model=None, group=SimpleNamespace(device=torch.device("cpu")))
     nothing: Any = None
     dataset = open_dataset(config.data, config.data.val_split)
-    validation = Validation(engine, dataset, config, nothing, BestTracker(None, 0.0), nothing, Path())
+    loss = build_loss(config.training.loss, 3, IGNORE_INDEX)
+    data: Any = SimpleNamespace(val_set=dataset, train_subset=None, image_loss=loss)
+    validation = Validation(engine, data, config, nothing, BestTracker(None, 0.0), nothing, Path())
     return validation.loading.batch_size
 
 
@@ -151,6 +165,9 @@ class Shown:
     needs: tuple[str, ...] = ()
 
 
+SGD = ("training.optimizer.type=sgd",)
+RESTARTS = ("training.scheduler.type=cosine_restarts", "training.scheduler.restart_epochs=2", "training.epochs=20")
+PLATEAU = ("training.scheduler.type=plateau", "training.scheduler.plateau_patience=1")
 PLAIN = (
     "augmentation.horizontal_flip=0",
     "augmentation.vertical_flip=0",
@@ -206,6 +223,9 @@ SHOWN: dict[str, Shown] = {
     "training.optimizer.weight_decay": Shown(optimizer, "0.2"),
     "training.optimizer.betas": Shown(optimizer, "[0.8, 0.9]"),
     "training.optimizer.eps": Shown(optimizer, "1e-6"),
+    "training.optimizer.type": Shown(optimizer, "sgd"),
+    "training.optimizer.momentum": Shown(optimizer, "0.5", SGD),
+    "training.optimizer.nesterov": Shown(optimizer, "true", SGD),
     "training.optimizer.head_lr_multiplier": Shown(optimizer, "10"),
     "training.optimizer.layer_decay": Shown(optimizer, "0.5"),
     "training.optimizer.lr_scaling": Shown(steps, "sqrt", ("training.batch_size=4",)),
@@ -214,6 +234,10 @@ SHOWN: dict[str, Shown] = {
     "training.scheduler.warmup_epochs": Shown(steps, "2"),
     "training.scheduler.warmup_steps": Shown(steps, "3"),
     "training.scheduler.min_lr_ratio": Shown(steps, "0.1"),
+    "training.scheduler.restart_epochs": Shown(steps, "1", RESTARTS),
+    "training.scheduler.restart_factor": Shown(steps, "1", RESTARTS),
+    "training.scheduler.plateau_factor": Shown(lowered, "0.5", PLATEAU),
+    "training.scheduler.plateau_patience": Shown(lowered, "2", PLATEAU),
     "training.scheduler.power": Shown(steps, "0.9", ("training.scheduler.type=warmup_poly",)),
     "training.loss.type": Shown(loss, "lovasz"),
     "training.loss.ce_weight": Shown(loss, "0.9"),
@@ -272,6 +296,7 @@ CONDITIONAL: dict[str, tuple[str, ...]] = {
     "model.variant": ("model.name=unet", "model.pretrained=none"),
     "model.weights_dir": ("model.pretrained=none",),
     **{f"model.custom.{name}": () for name in ("depths", "hidden_sizes", "num_heads", "decoder_size")},
+    **dict.fromkeys(("training.optimizer.betas", "training.optimizer.eps"), ("training.optimizer.type=sgd",)),
     "training.optimizer.head_lr_multiplier": ("model.freeze_backbone=true",),
     "training.reduce_precision": ("training.precision=fp32",),
     "training.scheduler.warmup_epochs": ("training.scheduler.warmup_steps=3",),
@@ -310,6 +335,7 @@ ELSEWHERE = {
     "training.selection_metric": (TRAIN, "test_mistakes_stop_a_run_with_a_clear_error"),
     "training.validation.every_epochs": (TRAIN, "test_validation_by_steps_on_a_subset"),
     "training.validation.every_steps": (TRAIN, "test_validation_by_steps_on_a_subset"),
+    "training.validation.train_subset": (TRAIN, "test_losses_and_scores_on_both_sets_are_followed"),
     "training.validation.at_start": (
         "training/test_resume.py",
         "test_the_validation_before_the_first_step_is_not_done_again",
@@ -346,7 +372,7 @@ ELSEWHERE = {
 
 
 def test_every_setting_is_looked_at() -> None:
-    known = {*SHOWN, *ELSEWHERE, "training.optimizer.type"}
+    known = {*SHOWN, *ELSEWHERE}
     assert set(FIELDS) - known == set()
 
 
@@ -373,11 +399,6 @@ def test_a_setting_changes_something_or_is_refused(dotted: str, spark_root: Path
 def test_other_tests_show_the_rest(dotted: str) -> None:
     file, name = ELSEWHERE[dotted]
     assert re.search(rf"^def {name}\b", (TESTS / file).read_text(), re.MULTILINE), f"{file} has no {name}"
-
-
-def test_the_only_optimizer() -> None:
-    with pytest.raises(ConfigError, match="training.optimizer.type"):
-        load_config(overrides=["training.optimizer.type=sgd"])
 
 
 def test_every_condition_is_tried() -> None:

@@ -59,7 +59,7 @@ def test_files(results: tuple[dict[str, Any], Path]) -> None:
     assert record["resolution"] == "native"
     assert record["training"]["config"]["training"]["epochs"] == 3
     assert record["hardware"][0]["cpu_cores"] >= 1
-    assert record["card"]["image_size"] == 64
+    assert record["card"]["image_size"] == [64, 64]
     assert sum(group["num_images"] for group in stored["categories"].values()) == NUM_VAL
     for name in ("confusion.png", "scores.png"):
         assert (output / "figures" / name).read_bytes().startswith(b"\x89PNG")

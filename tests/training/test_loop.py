@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from segformer_spark.config.load import load_config
+from segformer_spark.config.schema import SchedulerConfig
 from segformer_spark.data.sampler import Position
 from segformer_spark.engine.launched import FinishedStep, StepResult
 from segformer_spark.errors import DataError, TrainingDiverged
@@ -108,7 +109,7 @@ def loop_of(parts: Parts, progress: Progress | None = None) -> Loop:
     return Loop(
         engine=given,
         loader=given,
-        schedule=Schedule(1e-3, "constant", 0, STEPS_PER_EPOCH * EPOCHS, 0.0, 1.0),
+        schedule=Schedule(SchedulerConfig(type="constant"), 1e-3, 0, STEPS_PER_EPOCH * EPOCHS),
         validation=validation,
         checkpointer=checkpointer,
         reporter=given,
@@ -154,7 +155,7 @@ def test_a_run_that_gets_no_better_ends_early() -> None:
     with group_of_one() as group:
         parts = Parts(group, [0.3, 0.2], patience=1)
         loop = loop_of(parts)
-        loop.schedule = Schedule(1e-3, "constant", 0, 9, 0.0, 1.0)
+        loop.schedule = Schedule(SchedulerConfig(type="constant"), 1e-3, 0, 9)
         assert loop.run() is Outcome.EARLY_STOPPED
     assert parts.events[-2:] == ["save 6", "validate 6"]
 

@@ -7,11 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from sklearn.metrics import confusion_matrix
+from torch.nn.functional import interpolate
 
+from segformer_spark.checkpoint.export import load_model
 from segformer_spark.config.load import load_config
+from segformer_spark.data.dataset import IGNORE_INDEX, Sample, fixed_subset
+from segformer_spark.data.registry import open_dataset
+from segformer_spark.data.transforms import image_to_tensor, normalize_images
 from segformer_spark.errors import CheckpointError, ConfigError, DataError, UserError
+from segformer_spark.losses.build import build_loss
 from segformer_spark.run.directory import RunDirectory
 from tests.ranks import Group, run_on_ranks
 from tests.training.short_run import short_run
@@ -49,7 +58,39 @@ def test_metrics_and_history(trained_run: Path) -> None:
     with (trained_run / "history.csv").open() as stream:
         history = list(csv.DictReader(stream))
     assert [row["step"] for row in history] == ["3", "6", "9"]
-    assert {"spark_score", "miou", "iou_body", "train_loss"} <= history[0].keys()
+    assert {"spark_score", "miou", "iou_body", "train_loss", "val_loss"} <= history[0].keys()
+
+
+def test_losses_and_scores_on_both_sets_are_followed(spark_root: Path, tmp_path: Path) -> None:
+    """val_loss is the mean over the images of the training loss of each, enlarged to its labels in fp64."""
+    settings = (
+        "training.validation.train_subset=4",
+        "training.epochs=1",
+        "training.loss.class_weights=[1.0, 2.0, 3.0]",
+    )
+    run_on_ranks(1, short_run, str(spark_root), str(tmp_path / "run"), settings)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row["kind"] == "validation"]
+    model, card = load_model(tmp_path / "run" / "best")
+    config = load_config(tmp_path / "run" / "config.yaml").config
+    train_set, val_set = (open_dataset(config.data, split) for split in ("train", "val"))
+    loss = build_loss(config.training.loss, 3, IGNORE_INDEX).double()
+
+    def enlarged(sample: Sample) -> torch.Tensor:
+        with torch.no_grad():
+            logits = model(normalize_images(image_to_tensor(card.view().whole(sample.image))[None])).double()
+        return interpolate(logits, sample.mask.shape, mode="bilinear", align_corners=False)
+
+    samples = [val_set.load(index) for index in range(len(val_set))]
+    losses = [float(loss(enlarged(one), torch.from_numpy(one.mask)[None])) for one in samples]
+    assert row["val_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    subset = fixed_subset(train_set, 4, config.experiment.seed)
+    matrix = np.zeros((3, 3))
+    for sample in (subset.load(index) for index in range(4)):
+        ids = enlarged(sample).argmax(1)[0]
+        matrix += confusion_matrix(sample.mask.ravel(), ids.numpy().ravel(), labels=range(3))
+    ious = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
+    assert row["train_miou"] == pytest.approx(ious.mean(), abs=1e-4)
 
 
 def test_the_log_says_what_runs_and_what_comes_next(trained_run: Path) -> None:
