@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from segformer_spark.engine.engine import Engine
+from segformer_spark.run.metrics_log import MetricsLog
 from tests.ranks import Group, run_on_ranks, start_on_ranks
 from tests.training.short_run import SHORT, short_run
 from tests.verbs import start_verb
@@ -129,6 +130,23 @@ def test_stopped_on_request_and_resumed_is_bit_equal(
         (0, stop_at, "stopped on request"),
         (stop_at, 9, "completed"),
     ]
+
+
+@pytest.mark.parametrize("stop_at", [3, 7])
+def test_momentum_and_a_lowered_rate_go_on_bit_for_bit(spark_root: Path, tmp_path: Path, stop_at: int) -> None:
+    """At step 3 the validation that lowers the rate comes after the checkpoint, and is done again."""
+    settings = (
+        *("training.optimizer.type=sgd", "training.optimizer.lr=1e-6", "training.scheduler.warmup_epochs=0"),
+        *("training.scheduler.type=plateau", "training.scheduler.plateau_patience=1", "training.epochs=4"),
+        *("training.validation.every_steps=1", "training.selection_metric=miou"),
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_on_ranks(1, short_run, str(spark_root), str(whole), settings)
+    run_on_ranks(1, short_run, str(spark_root), str(cut), settings, None, stop_at)
+    run_on_ranks(1, short_run, str(spark_root), str(cut), (*settings, "deepspeed.zero_stage=2"), "auto")
+    assert_same_run(cut, whole)
+    rates = [row["lr"] for row in MetricsLog(whole / "metrics.jsonl").rows() if row["kind"] == "train"]
+    assert rates[-1] < 1e-6 / 50, "lowered twice at least"
 
 
 def test_other_ranks_continue_to_rounding(spark_root: Path, tmp_path: Path) -> None:
