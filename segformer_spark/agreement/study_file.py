@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from segformer_spark.config.file_kind import AGREEMENT
 from segformer_spark.config.section import Section
 from segformer_spark.config.typed_file import read_typed
 
@@ -54,7 +55,7 @@ def read_agreement_study(path: Path) -> AgreementStudy:
     Raises:
         ConfigError: no such file, or something in it that is not understood; with file and line.
     """
-    file = read_typed(path, "study of agreement", AgreementStudyFile)
+    file = read_typed(path, AGREEMENT, AgreementStudyFile)
     return AgreementStudy(
         {name: Path(folder) for name, folder in file.models.items()},
         tuple(file.ignore_class),

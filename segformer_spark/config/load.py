@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from segformer_spark.config.environment import Override, parse_override, read_environment
 from segformer_spark.config.explain import explain
 from segformer_spark.config.fields import FIELDS
+from segformer_spark.config.file_kind import CONFIGURATION, refuse_other_kind
 from segformer_spark.config.image_size import size_text
 from segformer_spark.config.schema import RUN_NAME_PATTERN, Config
 from segformer_spark.config.typed_file import read_text
@@ -94,7 +95,8 @@ def read_file(path: Path, _trail: tuple[Path, ...] = ()) -> tuple[dict[str, Any]
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise ConfigError(f"{path}: there is no such configuration file.{hint}")
-    value, lines = parse(read_text(path, "configuration"), str(path))
+    value, lines = parse(read_text(path, CONFIGURATION), str(path))
+    refuse_other_kind(value, CONFIGURATION, path)
     if value is None:
         value = {}
     if not isinstance(value, dict):

@@ -12,6 +12,7 @@ recipes:                              # the first is what an ablation compares w
 seeds: [1, 2]
 splits: [val, train]                  # evaluated; the first is compared; default the validation split
 examples: 4                           # images in the grid of predictions
+baseline: SegFormer-B0                # model that gains are measured from
 reference:                            # published results, by model or recipe, shown beside ours
   SegFormer-B0: {val_miou: 0.3557, note: 12 epochs}
 
@@ -28,6 +29,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from segformer_spark.config.file_kind import COMPARISON, kind_of
 from segformer_spark.config.load import ResolvedConfig, load_config, run_path
 from segformer_spark.config.run_names import distinct, former_slug, slug
 from segformer_spark.config.section import Section
@@ -40,10 +42,23 @@ Axis = dict[str, Settings | None]
 
 
 class Reference(Section):
-    """Published results of a model or recipe."""
+    """Published results of a model or recipe.
+
+    Attributes:
+        val_miou, last_val_miou: at the best epoch, and at the last.
+        best_epoch, epochs: of the training; hours: that it took.
+        params_m: parameters in millions, as published.
+        relative_time: training time relative to the study's baseline.
+    """
 
     val_miou: float | None = None
+    last_val_miou: float | None = None
     train_miou: float | None = None
+    best_epoch: float | None = None
+    epochs: float | None = None
+    hours: float | None = None
+    params_m: float | None = None
+    relative_time: float | None = None
     note: str | None = None
 
 
@@ -61,11 +76,14 @@ class StudyFile(Section):
     seeds: list[int] = Field([42], min_length=1)
     splits: list[str] = Field([])
     examples: int = Field(4, ge=0)
+    baseline: str | None = None
     reference: dict[str, Reference] = Field({})
 
     @model_validator(mode="after")
     def _references_are_known(self) -> StudyFile:
         known = {*self.models, *(self.recipes or {})}
+        if self.baseline is not None and self.baseline not in self.models:
+            raise ValueError(f"baseline: {self.baseline!r} is no model of this study")
         unknown = [name for name in self.reference if name not in known]
         if unknown:
             raise ValueError(f"reference: {unknown[0]!r} is no model or recipe of this study")
@@ -105,6 +123,7 @@ class Study:
         recipes: their names in order, with the settings of each.
         splits: to be evaluated; empty for the validation split of each run.
         examples: images in the grid of predictions.
+        baseline: model that the others' gains are measured from; None for none.
         reference: {model or recipe: published results}.
     """
 
@@ -114,6 +133,7 @@ class Study:
     recipes: Mapping[str, Settings]
     splits: tuple[str, ...] = ()
     examples: int = 4
+    baseline: str | None = None
     reference: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -128,7 +148,7 @@ def read_study(path: Path) -> Study:
     Raises:
         ConfigError: no such file, or something in it that is not understood; with file and line.
     """
-    file = read_typed(path, "study", StudyFile)
+    file = read_typed(path, COMPARISON, StudyFile)
     base = base_file(path, file.base)
     data, models, recipes = (_axis(axis) for axis in (file.data, file.models, file.recipes))
     combinations = list(itertools.product(data, models, recipes, file.seeds))
@@ -145,7 +165,16 @@ def read_study(path: Path) -> Study:
         own_former = old if old not in names and former.count(old) == 1 else ""
         runs.append(StudyRun(name, base, items, model, dataset, recipe, seed, folder, own_former))
     reference = {name: row.model_dump(exclude_none=True) for name, row in file.reference.items()}
-    return Study(path.stem, path, tuple(runs), recipes, tuple(file.splits), file.examples, reference)
+    return Study(
+        name=path.stem,
+        path=path,
+        runs=tuple(runs),
+        recipes=recipes,
+        splits=tuple(file.splits),
+        examples=file.examples,
+        baseline=file.baseline,
+        reference=reference,
+    )
 
 
 def read_runs(path: Path) -> list[SweepRun]:
@@ -155,7 +184,7 @@ def read_runs(path: Path) -> list[SweepRun]:
         ConfigError: no such file, or something in it that is not understood.
     """
     tree, _ = parse(read_text(path, "sweep or study"), str(path))
-    return list(read_study(path).runs) if isinstance(tree, dict) and "models" in tree else list(read_sweep(path))
+    return list(read_study(path).runs) if kind_of(tree) == COMPARISON else list(read_sweep(path))
 
 
 def pick_run(path: Path, index: int) -> SweepRun:

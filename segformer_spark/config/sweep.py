@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 
 from segformer_spark.config.explain import check_setting
+from segformer_spark.config.file_kind import SWEEP
 from segformer_spark.config.run_names import MAX_LENGTH
 from segformer_spark.config.section import Section
 from segformer_spark.config.typed_file import read_typed
@@ -72,7 +73,7 @@ def read_sweep(path: Path) -> list[SweepRun]:
     Raises:
         ConfigError: no such file, or something in it that is not understood; with file and line.
     """
-    file = read_typed(path, "sweep", SweepFile)
+    file = read_typed(path, SWEEP, SweepFile)
     base = base_file(path, file.base)
     return [
         SweepRun(

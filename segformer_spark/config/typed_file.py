@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from segformer_spark.config.explain import explain
+from segformer_spark.config.file_kind import refuse_other_kind
 from segformer_spark.config.section import Section
 from segformer_spark.config.yaml12 import parse
 from segformer_spark.errors import ConfigError
@@ -50,6 +51,7 @@ def read_typed(path: Path, kind: str, model: type[T]) -> T:
         ConfigError: no such file, not YAML, or a key that is unknown, missing or of another type; with file and line.
     """
     tree, lines = parse(read_text(path, kind), str(path))
+    refuse_other_kind(tree, kind, path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a {kind} is a mapping with the keys {', '.join(model.model_fields)}")
     sources = {dotted: f"{path}:{line}" for dotted, line in lines.items()}

@@ -34,7 +34,8 @@ class RunResult:
         global_batch: images per optimizer step.
         training, validations: rows of metrics.jsonl.
         steps_per_epoch: optimizer steps.
-        seconds_per_epoch: of each epoch.
+        seconds_per_epoch: of each epoch; seconds: of all, without starts and evaluations.
+        device: that it was trained on; num_devices of them.
         scores: {split: results.json}.
         per_image: {image: mean IoU over the classes that it or its prediction has} on the first split.
     """
@@ -49,6 +50,8 @@ class RunResult:
     steps_per_epoch: int
     seconds_per_epoch: Sequence[float]
     seconds: float
+    device: str
+    num_devices: int
     size: ModelSize
     scores: Mapping[str, Mapping[str, Any]]
     per_image: Mapping[str, float]
@@ -62,6 +65,16 @@ class RunResult:
     def miou(self) -> float | None:
         value = self.main_scores["miou"]
         return None if value is None else float(value)
+
+    @property
+    def device_hours(self) -> float:
+        """Hours times devices; on a CPU hours times processes."""
+        return self.seconds * self.num_devices / 3600
+
+    def miou_at_epoch(self, epoch: int) -> float | None:
+        """mIoU of the validation at the end of an epoch; None without one."""
+        rows = [row for row in self.validations if row["step"] == epoch * self.steps_per_epoch]
+        return rows[-1].get("miou") if rows else None
 
     def epoch_of(self, step: int) -> float:
         """Passes over the training split at an optimizer step."""
@@ -117,10 +130,18 @@ def _result(study: Study, one: PlannedRun, group: Group) -> RunResult:
         steps_per_epoch=int(record["runtime"]["steps_per_epoch"]),
         seconds_per_epoch=epochs,
         seconds=float(sum(epochs)),
+        device=device_of(record),
+        num_devices=int(record["runtime"]["world_size"]),
         size=size_of(config.model, len(card.class_names), config.data.input_size),
         scores=scores,
         per_image=_per_image(directory.evaluation / splits[0] / "per_image.csv"),
     )
+
+
+def device_of(record: Mapping[str, Any]) -> str:
+    """The GPU that a run was trained on, or its CPU, labelled as such."""
+    first = record["hardware"][0]
+    return str(first["gpu"]) if "gpu" in first else f"CPU: {first['cpu']}"
 
 
 def _evaluated(one: PlannedRun, model: Path, step: int, split: str, group: Group) -> dict[str, Any]:

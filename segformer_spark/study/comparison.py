@@ -20,10 +20,46 @@ Row = dict[str, Any]
 
 def run_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
     """comparison.csv: one row per run."""
-    return [_run_row(study, result) for result in results]
+    return [_run_row(study, result, _gains(study, result, results)) for result in results]
 
 
-def _run_row(study: Study, result: RunResult) -> Row:
+def _gains(study: Study, result: RunResult, results: Sequence[RunResult]) -> Row:
+    """mIoU and time against the baseline's run on the same data, of the same recipe and seed; empty without one."""
+    if study.baseline is None:
+        return {}
+    run = result.run
+    alike = (run.data, run.recipe, run.seed)
+    found = [one for one in results if (one.run.data, one.run.recipe, one.run.seed) == alike]
+    first = next((one for one in found if one.run.model == study.baseline), None)
+    gain = percent = time = None
+    if first is not None and first.miou is not None and result.miou is not None:
+        gain = result.miou - first.miou
+        percent = 100 * gain / first.miou if first.miou else None
+    if first is not None and first.seconds and result.device == first.device:
+        time = result.seconds / first.seconds
+    return {"gain": _rounded(gain), "gain_percent": _rounded(percent, 2), "relative_time": _rounded(time, 3)}
+
+
+def reference_rows(study: Study) -> list[Row]:
+    """What was published of each model or recipe, with its gain over the baseline's."""
+    base = study.reference.get(study.baseline or "", {}).get("val_miou")
+    rows = []
+    for name, published in study.reference.items():
+        miou = published.get("val_miou")
+        gain = None if base is None or miou is None else miou - base
+        rows.append(
+            {
+                "name": name,
+                **{key: published.get(key) for key in REFERENCE_METRICS},
+                "gain": _rounded(gain),
+                "gain_percent": None if gain is None else _rounded(100 * gain / base, 2),
+                "note": published.get("note"),
+            }
+        )
+    return rows
+
+
+def _run_row(study: Study, result: RunResult, gains: Row) -> Row:
     run, config, size = result.run, result.config, result.size
     scores = result.main_scores
     row: Row = {
@@ -46,8 +82,18 @@ def _run_row(study: Study, result: RunResult) -> Row:
     }
     for split, metrics in list(result.scores.items())[1:]:
         row[f"{split}_miou"] = _rounded(metrics["miou"])
+    last = result.validations[-1] if result.validations else {}
     return {
         **row,
+        "miou_at_epoch_10": _rounded(result.miou_at_epoch(10)),
+        "last_val_miou": _rounded(last.get("miou")),
+        "last_train_loss": _rounded(result.training[-1]["loss"]) if result.training else None,
+        "last_val_loss": _rounded(last.get("val_loss")),
+        "last_train_subset_miou": _rounded(last.get("train_miou")),
+        **gains,
+        "seconds": _rounded(result.seconds, 1),
+        "device_hours": _rounded(result.device_hours, 4),
+        "device": result.device,
         "s_per_epoch": _rounded(statistics.median(result.seconds_per_epoch), 2) if result.seconds_per_epoch else None,
         "images_per_s": _rounded(result.images_per_second, 3),
         "peak_memory_mb": _rounded(result.peak_memory_mb, 1),
@@ -75,12 +121,22 @@ def summary_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
                 "val_miou": _rounded(interval.mean) if interval else None,
                 "low": _rounded(interval.low) if interval else None,
                 "high": _rounded(interval.high) if interval else None,
+                **_means_of_other_splits(group),
                 "params_total": group[0].size.total_params,
                 "macs_merged": group[0].size.macs_merged,
                 **{f"reference_{key}": reference.get(key) for key in (*REFERENCE_METRICS, "note")},
             }
         )
     return rows
+
+
+def _means_of_other_splits(group: Sequence[RunResult]) -> Row:
+    """{split_miou: mean over the seeds} of the splits that are not compared."""
+    means = {}
+    for split in list(group[0].scores)[1:]:
+        known = [one.scores[split]["miou"] for one in group if one.scores[split]["miou"] is not None]
+        means[f"{split}_miou"] = _rounded(statistics.fmean(known)) if known else None
+    return means
 
 
 def paired_rows(pairs: Mapping[str, Sequence[Paired]]) -> list[Row]:

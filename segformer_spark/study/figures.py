@@ -28,7 +28,11 @@ _BAR_ALPHA = 0.55
 
 
 def draw_curves(results: Sequence[RunResult], path: Path) -> None:
-    """Training loss and validation mIoU against the epoch, a line per run; seeds of one model share a colour."""
+    """Losses and mIoU against the epoch, a line per run; seeds of one model share a colour.
+
+    Solid is the training loss and mIoU on validation images; dashed is the validation loss and, where it was measured,
+    mIoU on training images.
+    """
     groups = by_candidate(results)
     data_sets = list(dict.fromkeys(data for data, _ in groups))
     figure = new_figure(11, 3.8 * len(data_sets))
@@ -41,11 +45,22 @@ def draw_curves(results: Sequence[RunResult], path: Path) -> None:
                 shown = label if seed == 0 else None
                 epochs = [result.epoch_of(one["step"]) for one in result.training]
                 loss.plot(epochs, [one["loss"] for one in result.training], label=shown, **style)
-                points = [(result.epoch_of(one["step"]), one["miou"]) for one in result.validations if one.get("miou")]
-                if points:
-                    miou.plot(*zip(*points, strict=True), marker=".", label=shown, **style)
-        loss.set(title=f"{data}: training loss", xlabel="epoch", ylim=(0, None))
-        miou.set(title=f"{data}: validation mIoU, void left out", xlabel="epoch", ylim=(0, None))
+                for axis, key, extra in (
+                    (loss, "val_loss", {"linestyle": "--", "alpha": 0.7}),
+                    (miou, "miou", {"marker": ".", "label": shown}),
+                    (miou, "train_miou", {"linestyle": "--", "alpha": 0.7}),
+                ):
+                    points = [
+                        (result.epoch_of(one["step"]), one[key])
+                        for one in result.validations
+                        if one.get(key) is not None
+                    ]
+                    if points:
+                        axis.plot(*zip(*points, strict=True), **style, **extra)
+        loss.set(title=f"{data}: loss, dashed on validation images", xlabel="epoch", ylim=(0, None))
+        miou.set(
+            title=f"{data}: validation mIoU, void left out; dashed on training images", xlabel="epoch", ylim=(0, None)
+        )
         for axis in (loss, miou):
             axis.grid(alpha=0.3)
             if axis.get_legend_handles_labels()[0]:
@@ -91,6 +106,29 @@ def _tradeoff(axis: Any, groups: Sequence[tuple[str, list[RunResult]]], cost: An
     axis.grid(alpha=0.3)
     axis.margins(0.12)
     axis.legend(fontsize="x-small", title="dashed: Pareto front", title_fontsize="x-small")
+
+
+def draw_resolution(results: Sequence[RunResult], path: Path) -> None:
+    """mIoU, training time, and time times memory against the pixels of the input."""
+    quantities = {
+        "mIoU, void left out": lambda one: one.miou,
+        "hours of one device": lambda one: one.device_hours or None,
+        "hours x peak memory in GiB": lambda one: (one.device_hours * (one.peak_memory_mb or 0) / 1024) or None,
+    }
+    figure = new_figure(13, 4.2)
+    axes = figure.subplots(1, len(quantities))
+    for axis, (title, quantity) in zip(axes, quantities.items(), strict=True):
+        for number, ((_, label), group) in enumerate(by_candidate(results).items()):
+            height, width = group[0].config.data.input_size
+            known = [value for value in map(quantity, group) if value is not None]
+            if known:
+                style = {"color": _COLORS[number % len(_COLORS)], "marker": "o", "linestyle": "none"}
+                axis.plot([height * width / 1e6] * len(known), known, label=label, **style)
+        axis.set(xlabel="million pixels of the input", ylabel=title, ylim=(0, None), xlim=(0, None))
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize="x-small")
+    save_figure(figure, path)
 
 
 def draw_pairs(pairs: Mapping[str, Sequence[Paired]], path: Path) -> None:

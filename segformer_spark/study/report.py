@@ -13,8 +13,8 @@ from segformer_spark.run.console import logger
 from segformer_spark.run.record import result_record
 from segformer_spark.study.ablation import ablation_rows, deltas
 from segformer_spark.study.collect import RunResult
-from segformer_spark.study.comparison import paired_rows, pairs_by_data, run_rows, summary_rows
-from segformer_spark.study.figures import draw_ablation, draw_curves, draw_pairs, draw_tradeoffs
+from segformer_spark.study.comparison import paired_rows, pairs_by_data, reference_rows, run_rows, summary_rows
+from segformer_spark.study.figures import draw_ablation, draw_curves, draw_pairs, draw_resolution, draw_tradeoffs
 from segformer_spark.study.grids import draw_grids
 from segformer_spark.study.html_report import Report
 
@@ -37,6 +37,7 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
     _write_table(folder / "summary.csv", summary)
     draw_curves(results, folder / "curves.png")
     draw_tradeoffs(results, folder / "tradeoffs.png")
+    draw_resolution(results, folder / "resolution.png")
     grids = draw_grids(study, results, group, folder)
     report = Report(f"Comparison: {study.name}")
     report.text(f"{len(results)} of {len(study.runs)} runs. {_VOID} Columns `reference_*` are published results.")
@@ -44,8 +45,14 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
     report.table(summary)
     report.heading("Runs")
     report.table(runs)
-    report.figure(folder / "curves.png", "Training loss and validation mIoU against the epoch")
+    report.figure(folder / "curves.png", "Losses and mIoU against the epoch; dashed: on training images")
     report.figure(folder / "tradeoffs.png", "mIoU against size and speed; bars span the seeds")
+    report.figure(folder / "resolution.png", "mIoU, time, and time x memory against the size of the input")
+    published = reference_rows(study)
+    if published:
+        report.heading("Published results")
+        report.text("Of the earlier study, as its documents have them; gains are against its baseline's.")
+        report.table(published)
     if paired:
         _write_table(folder / "paired.csv", paired)
         draw_pairs(pairs, folder / "paired.png")
@@ -56,7 +63,7 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
     for path in grids:
         report.heading(f"Predictions: {path.stem.removeprefix('predictions_')}")
         report.figure(path, "The first images of the split; mIoU in percent, void left out, beside each model")
-    _finish(study, report, group, folder, {"summary": summary, "runs": runs, "paired": paired})
+    _finish(study, report, group, folder, {"summary": summary, "runs": runs, "paired": paired, "published": published})
     return summary
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from segformer_spark.config.variants import VARIANTS
 from segformer_spark.verbs.arguments import (
+    DEVICE_MODELS,
     IMAGE_SIZE_HELP,
     Subparsers,
     add_actions,
@@ -139,7 +140,7 @@ def _add_roofline(actions: Subparsers) -> None:
     )
     parser.add_argument(
         "--device-model",
-        choices=("a100-40", "a100-80", "h100", "v100"),
+        choices=DEVICE_MODELS,
         default="a100-40",
         help="whose data sheet to take (default: %(default)s)",
     )
@@ -301,12 +302,12 @@ def _run(benchmark: Benchmark, arguments: argparse.Namespace) -> int:
 
 def roofline(arguments: argparse.Namespace) -> int:
     """The estimate."""
-    from segformer_spark.bench.roofline.device_models import DEVICE_MODELS
+    from segformer_spark.bench.roofline import device_models
     from segformer_spark.bench.roofline.report import estimate
     from segformer_spark.bench.roofline.steps import StepSpec
 
     given = {name: getattr(arguments, name) for name in StepSpec.__dataclass_fields__}
-    device = DEVICE_MODELS[arguments.device_model]
+    device = device_models.DEVICE_MODELS[arguments.device_model]
     options = {"infer": arguments.infer, "top": arguments.top, "host": arguments.host_time, "output": arguments.json}
     for line in estimate(StepSpec(**given), device, **options):
         print(line, flush=True)

@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segformer_spark.verbs.arguments import Subparsers, add_from_env, add_set, add_verb, positive
+from segformer_spark.verbs.arguments import DEVICE_MODELS, Subparsers, add_from_env, add_set, add_verb, positive
 from segformer_spark.verbs.launch import joined
 
 if TYPE_CHECKING:
     from segformer_spark.config.study import Study
     from segformer_spark.study.execute import PlannedRun
 
-_ACTIONS = ("run", "report", "list")
+_ACTIONS = ("run", "report", "list", "check")
 
 
 def add(subparsers: Subparsers) -> None:
@@ -63,10 +63,23 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "action",
         choices=_ACTIONS,
         help="run: train what is missing, one run after another, then report; report: evaluate and report what is "
-        "finished; list: the runs",
+        "finished; list: the runs; check: whether weights, data, sizes and batches of all runs are in order, which run "
+        "does first",
     )
     parser.add_argument("file", type=Path, help="study file")
     parser.add_argument("--processes", type=positive, default=1, help="processes of each training (default: 1)")
+    parser.add_argument(
+        "--estimate", action="store_true", help="with list: add up the hours, spent and to come (default: off)"
+    )
+    parser.add_argument(
+        "--device-model", choices=DEVICE_MODELS, default=None, help="GPU to estimate for (default: no estimate)"
+    )
+    parser.add_argument(
+        "--budget", type=_hours, default=None, metavar="HOURS", help="GPU-hours to compare with, such as 50h or 2d"
+    )
+    parser.add_argument(
+        "--num-images", type=positive, default=None, help="training images, where the data set is not here"
+    )
     parser.add_argument("--output", type=Path, default=None, help="folder of the report (default: studies/<name>)")
     _add_seeds(parser)
     add_from_env(parser)
@@ -75,6 +88,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _add_seeds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=(), help="of the study's, these only (default: all)")
+
+
+def _hours(text: str) -> float:
+    from segformer_spark.study.budget import read_budget
+
+    try:
+        return read_budget(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -103,10 +125,22 @@ def _act(arguments: argparse.Namespace, *, ablation: bool) -> int:
 
         check_ablation(study)
     planned = plan_runs(study, arguments.overrides, os.environ if arguments.from_env else None, arguments.seeds)
+    if arguments.estimate and arguments.action != "list":
+        raise UserError(f"--estimate goes with list, the action is {arguments.action}")
+    if arguments.action == "list" and arguments.estimate:
+        _estimate(planned, arguments)
+        return 0
     if arguments.action == "list":
         _list(study, planned, ablation=ablation)
         return 0
-    if arguments.action == "run":
+    if arguments.action in ("run", "check"):
+        from segformer_spark.study.preparation import check_runs, claim
+
+        check_runs(study, planned, arguments.processes)
+        if arguments.action == "check":
+            print(f"{len(planned)} runs: weights, data, sizes and batches are in order")
+            return 0
+        claim(study, study.folder)
         train_missing(study, planned, _train_options(arguments), arguments.processes)
     folder = arguments.output or study.folder
     with joined(planned[0].resolved.config.hardware) as group:
@@ -136,6 +170,15 @@ def _list(study: Study, planned: list[PlannedRun], *, ablation: bool) -> None:
     if missing:
         print(f"  RESUME=auto sbatch {array} slurm/segformer_sweep.sh {study.path}")
     print(f"  {'ABLATION=1 ' if ablation else ''}sbatch slurm/segformer_study.sh {study.path}")
+
+
+def _estimate(planned: list[PlannedRun], arguments: argparse.Namespace) -> None:
+    from segformer_spark.bench.roofline import device_models
+    from segformer_spark.study.budget import describe_hours, run_hours
+
+    device = None if arguments.device_model is None else device_models.DEVICE_MODELS[arguments.device_model]
+    for line in describe_hours(run_hours(planned, device, arguments.num_images), arguments.budget):
+        print(line)
 
 
 def study_demo(arguments: argparse.Namespace) -> int:

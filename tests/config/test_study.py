@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from segformer_spark.config.load import PROJECT_ROOT, run_path
+from segformer_spark.agreement.study_file import read_agreement_study
+from segformer_spark.config.load import PROJECT_ROOT, load_config, run_path
 from segformer_spark.config.schema import RUN_NAME_PATTERN
 from segformer_spark.config.study import pick_run, read_runs, read_study, resolve_run
+from segformer_spark.config.sweep import read_sweep
 from segformer_spark.errors import ConfigError
 from segformer_spark.models.registry import find_architecture
+from segformer_spark.study.comparison import reference_rows
 
 WHOLE = """
 base: base.yaml
@@ -102,6 +106,7 @@ def test_array_indices_reach_studies_and_sweeps(tmp_path: Path) -> None:
         ("base: base.yaml\nmodels: {a: {}}\nsplits: val\n", "yaml:3: splits: input should be a valid list"),
         ("base: base.yaml\nmodels: {a: {}}\nexamples: many\n", "yaml:3: examples: input should be a valid integer"),
         ("base: base.yaml\nmodels: {a: {}}\nreference: {b: {val_miou: 0.1}}\n", "'b' is no model or recipe"),
+        ("base: base.yaml\nmodels: {a: {}}\nbaseline: b\n", "'b' is no model of this study"),
         ("base: base.yaml\nmodels: {a: {}}\nreference: {a: {miou: 0.1}}\n", "reference.a.miou: there is no such key"),
     ],
 )
@@ -136,7 +141,9 @@ def test_ready_studies_are_in_order(path: Path) -> None:
             },
         ),
         ("b_ablation", "val_miou", {"all": 0.5026}),
-        ("c_voc", "val_miou", {"U-Net R50": 0.35, "ViT-B/16": 0.35}),
+        ("c_experiment_1", "val_miou", {"U-Net R50": 0.35, "ViT-B/16": 0.35}),
+        ("c_experiment_1", "params_m", {"U-Net R50": 32, "ViT-B/16": 92}),
+        ("c_experiment_2", "relative_time", {"DeepLabV3+ R50": 2, "SegFormer-B0": 1}),
         (
             "d_pets",
             "val_miou",
@@ -153,3 +160,39 @@ def test_studies_show_the_published_results(study: str, metric: str, expected: d
     """The table of runs in the earlier study B."""
     reference = read_study(PROJECT_ROOT / "configs" / "study" / f"{study}.yaml").reference
     assert {name: row[metric] for name, row in reference.items()} == expected
+
+
+def test_study_b_is_as_its_document_has_it() -> None:
+    """Epochs, batches, hours, parameters and mIoU of models 1 to 5, and the gain of multi-scale crops."""
+    study = read_study(PROJECT_ROOT / "configs" / "study" / "b_documented.yaml")
+    configs = [resolve_run(run).config for run in study.runs]
+    assert [config.training.epochs for config in configs] == [40, 30, 12, 12, 20]
+    assert [config.training.batch_size for config in configs] == [4, 4, 4, 2, 1]
+    assert [config.training.global_batch_size for config in configs] == [4, 4, 4, 2, 1]
+    assert [config.data.input_size for config in configs] == [(512, 512)] * 4 + [(720, 1280)]
+    assert [config.augmentation.crop.mode for config in configs] == ["variable", *["none"] * 4]
+    assert {config.training.optimizer.lr for config in configs} == {1e-4}
+    assert all(config.training.scheduler.warmup_epochs < 12 for config in configs)
+    rows = list(study.reference.values())
+    assert [row["hours"] for row in rows] == [4, 2.5, 1.5, 2, 3.5]
+    assert [row["params_m"] for row in rows] == [45, 45, 65, 82, 35]
+    assert [(row["train_miou"], row["last_val_miou"]) for row in rows[3:]] == [(0.65, 0.31), (0.65, 0.28)]
+    gains = {row["name"]: (row["gain"], row["gain_percent"]) for row in reference_rows(study)}
+    assert gains["Model 1 DeepLabV3 R50 multi-scale"] == (pytest.approx(0.1269), pytest.approx(33.8, abs=0.05))
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "message"),
+    [
+        (read_study, "models: {B0: weights/b0}\n", "a study of agreement, not a study.*agreement run --study"),
+        (read_study, "base: a.yaml\ngrid: {data.root: [1]}\n", "this is a sweep, not a study.*segformer-spark sweep"),
+        (read_study, "training: {epochs: 3}\n", "this is a configuration, not a study.*train --config"),
+        (read_sweep, "base: a.yaml\nmodels: {a: {}}\n", "this is a study, not a sweep.*compare run"),
+        (load_config, "base: a.yaml\nmodels: {a: {}}\n", "this is a study, not a configuration.*compare run"),
+        (load_config, "base: a.yaml\nruns: [{}]\n", "this is a sweep, not a configuration.*segformer-spark sweep"),
+        (read_agreement_study, "base: a.yaml\nmodels: {a: {}}\n", "this is a study, not a study of agreement"),
+    ],
+)
+def test_a_file_of_another_kind_names_its_verb(tmp_path: Path, read: Any, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(write(tmp_path, text))

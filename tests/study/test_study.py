@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import statistics
 from collections.abc import Iterator
@@ -82,6 +83,101 @@ def test_comparison_has_all_columns_and_true_figures(compared: Path) -> None:
     assert int(fpn["macs"]) > 1e6
 
 
+def test_time_and_gains_are_against_the_baseline(compared: Path) -> None:
+    tiny, fpn = table(compared / "comparison.csv")
+    assert (float(tiny["gain"]), float(tiny["relative_time"])) == (0.0, 1.0)
+    gain = float(fpn["val_miou"]) - float(tiny["val_miou"])
+    assert float(fpn["gain"]) == pytest.approx(gain, abs=2e-6)
+    assert float(fpn["gain_percent"]) == pytest.approx(100 * gain / float(tiny["val_miou"]), abs=0.02)
+    assert float(fpn["relative_time"]) == pytest.approx(float(fpn["seconds"]) / float(tiny["seconds"]), rel=0.1)
+    assert float(fpn["device_hours"]) == pytest.approx(float(fpn["seconds"]) / 3600, abs=1e-3)
+    assert fpn["device"].startswith("CPU: ")
+    assert fpn["reference_hours"] == "3.5"
+    rows = [json.loads(line) for line in (compared / "runs/toy-FPN-s1/metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["kind"] == "validation"][-1]
+    for column, key in (
+        ("last_val_miou", "miou"),
+        ("last_val_loss", "val_loss"),
+        ("last_train_subset_miou", "train_miou"),
+    ):
+        assert float(fpn[column]) == pytest.approx(last[key], abs=1e-6)
+
+
+def test_everything_that_is_missing_is_named_before_anything_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Weights of two models, a warm-up, a size and a split, each with the runs that need it."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("segformer_spark.study.execute._start", lambda command: pytest.fail("a run was started"))
+    models = """
+  B0: {model.variant: b0, model.pretrained: ade20k}
+  ViT: {model.variant: b2, model.name: vit, model.pretrained: imagenet}
+  Long: {training.scheduler.warmup_epochs: 5}
+  Large: {data.image_size: 96, augmentation.crop.mode: random}
+  Small: {model.variant: b2, model.name: fpn, model.encoder: resnet18, data.image_size: 32, training.batch_size: 1}
+"""
+    text = f"base: base.yaml\nmodels:{models}\nsplits: [val, nowhere]\n"
+    path = write_study(folder, "faulty", text)
+    for verb in ("run", "check"):
+        assert leave("compare", verb, str(path)) == 2
+        err = capsys.readouterr().err
+        assert "nothing was started, since not all runs can be trained" in err
+        assert "segformer-spark weights fetch --variant b0 --source ade20k" in err
+        assert "segformer-spark weights fetch --encoder vit_base_patch16_224" in err
+        assert re.search(r"warm-up takes 10 steps, the whole training 4; .*\n    for Long", err)
+        assert re.search(r"smaller than the crop of 96x96.*\n    for Large", err)
+        assert re.search(r"fpn has batch norm over maps of one value per image.*\n    for Small", err)
+        assert re.search(r"not 'nowhere'\n    for B0, ViT, Long, Large, Small", err), err
+
+
+def test_check_says_when_all_is_in_order(compared: Path, folder: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(folder)
+    assert (
+        leave(
+            "compare",
+            "check",
+            str(folder / "toy.yaml"),
+            "--set",
+            "training.epochs=3",
+            "--set",
+            "output.save_path=x/{name}",
+        )
+        == 0
+    )
+    assert "2 runs: weights, data, sizes and batches are in order" in capsys.readouterr().out
+
+
+def test_the_name_of_a_study_is_taken_by_its_file(compared: Path, folder: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(folder)
+    other = folder / "other"
+    other.mkdir(exist_ok=True)
+    path = write_study(other, "toy", MODELS)
+    assert leave("compare", "run", str(path), "--set", "output.save_path=elsewhere/{name}") == 2
+    assert (
+        "the study name 'toy' is taken: studies/toy holds runs of another file of that name" in capsys.readouterr().err
+    )
+
+
+def test_the_hours_of_a_study_are_added_up(compared: Path, folder: Path, monkeypatch: Any, capsys: Any) -> None:
+    """One finished run on this CPU, one to come that is estimated for a GPU."""
+    monkeypatch.chdir(folder)
+    path = write_study(folder, "toy", MODELS.replace("seeds: [1]", "seeds: [1, 2]"))
+    try:
+        assert leave("compare", "list", str(path), "--estimate") == 0
+        out = capsys.readouterr().out
+        assert "CPU-hours in 2 runs: CPU: " in out
+        assert out.count("no estimate without --device-model") == 2
+        assert "2 of 4 runs are not counted" in out
+        options = ("--device-model", "h100", "--budget", "1h")
+        assert leave("compare", "list", str(path), "--estimate", *options) == 0
+        out = capsys.readouterr().out
+        assert "GPU-hours in 2 runs: estimate for H100 SXM, training steps alone" in out
+        assert "budget 1.0 GPU-hours: 0.00 spent, 1.00 left, 0.00 to come" in out
+        assert "it suffices: 1.00 GPU-hours remain" in out
+    finally:
+        write_study(folder, "toy", MODELS)
+
+
 def test_pairs_are_made_of_the_same_images(compared: Path) -> None:
     (row,) = table(compared / "paired.csv")
     scores = []
@@ -95,7 +191,7 @@ def test_pairs_are_made_of_the_same_images(compared: Path) -> None:
 
 
 def test_figures_and_the_report(compared: Path) -> None:
-    for name in ("curves", "tradeoffs", "paired", "predictions_street_hazards"):
+    for name in ("curves", "tradeoffs", "resolution", "paired", "predictions_street_hazards"):
         picture = cv2.imread(str(compared / f"{name}.png"))
         assert picture is not None, name
         assert picture.std() > 5
@@ -103,7 +199,7 @@ def test_figures_and_the_report(compared: Path) -> None:
     assert grid.shape[1] == 4 * 260, "input, truth and two models"
     page = (compared / "report.html").read_text()
     assert "mIoU leaves void pixels out; val_miou_void_as_error counts them" in page
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     assert "made up" in page
     assert str(compared) not in page
 

@@ -19,6 +19,7 @@ training:
   optimizer: {lr: 1e-3}
   scheduler: {warmup_epochs: 0}
   loss: {type: ce}
+  validation: {train_subset: 4}
 augmentation: {vertical_flip: 0.0, affine: 0.0, color: 0.0, blur: 0.0}
 inference: {resize: native}
 deepspeed: {zero_stage: 0}
@@ -33,7 +34,8 @@ models:
 seeds: [1]
 splits: [val, train]
 examples: 2
-reference: {FPN: {val_miou: 0.25, note: made up}}
+baseline: Tiny
+reference: {FPN: {val_miou: 0.25, hours: 3.5, note: made up}}
 """
 RECIPES = """
 base: base.yaml

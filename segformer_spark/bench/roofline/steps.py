@@ -115,7 +115,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def _ours(spec: StepSpec) -> Trace:
     with _fake(spec) as (images, labels):
         model, optimizer, step = _our_step(spec, images, labels)
-        return _second(step, model, optimizer, images, labels)
+        return second_trace(step, model, optimizer, images, labels)
 
 
 def _ours_compiled(spec: StepSpec) -> Trace:
@@ -159,7 +159,7 @@ def _transformers(spec: StepSpec) -> Trace:
                 loss = model(images, labels=labels.long()).loss
             _update(loss, optimizer)
 
-        return _second(step, model, optimizer, images, labels)
+        return second_trace(step, model, optimizer, images, labels)
 
 
 def _transformers_in_narrow_parameters(spec: StepSpec) -> Trace:
@@ -186,7 +186,7 @@ def _transformers_in_narrow_parameters(spec: StepSpec) -> Trace:
             model(images.to(spec.narrow), labels=labels.long()).loss.backward()
             update()
 
-        return _second(step, model, optimizer, images, labels)
+        return second_trace(step, model, optimizer, images, labels)
 
 
 def _infer(spec: StepSpec, size: tuple[int, int]) -> Trace:
@@ -201,7 +201,7 @@ def _infer(spec: StepSpec, size: tuple[int, int]) -> Trace:
                 logits = model(images)
             class_ids(logits, size, arithmetic)
 
-        return _second(run, model, None, images)
+        return second_trace(run, model, None, images)
 
 
 def _infer_with_transformers(spec: StepSpec, size: tuple[int, int], narrow: torch.dtype | None) -> Trace:
@@ -213,7 +213,7 @@ def _infer_with_transformers(spec: StepSpec, size: tuple[int, int], narrow: torc
                 logits = model(images if narrow is None else images.to(narrow)).logits
             functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
 
-        return _second(run, model, None, images)
+        return second_trace(run, model, None, images)
 
 
 def _update(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -222,7 +222,7 @@ def _update(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def _second(
+def second_trace(
     step: Callable[[], None], model: nn.Module, optimizer: torch.optim.Optimizer | None, *inputs: Tensor
 ) -> Trace:
     """The trace of a step when constants and the optimizer's state exist."""

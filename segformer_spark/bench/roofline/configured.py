@@ -1,0 +1,73 @@
+"""The estimated step of a configuration, of any model of the registry."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from segformer_spark.bench.roofline.cuda_autocast import cuda_rules_on_cpu
+from segformer_spark.bench.roofline.device_models import DeviceModel
+from segformer_spark.bench.roofline.steps import second_trace
+from segformer_spark.config.schema import Config
+from segformer_spark.engine.optimizer import build_optimizer
+from segformer_spark.training.measure import measured_parts
+
+_NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """Seconds and peak bytes of the forward pass, backward pass and update of one micro-batch on one device."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def estimate_step(config: Config, num_classes: int, device: DeviceModel) -> StepEstimate:
+    """What a micro-batch of a training would take; nothing is computed.
+
+    Loading, validation, communication and the host are left out.
+    """
+    model, loss = measured_parts(config, [str(index) for index in range(num_classes)])
+    model.train()
+    model.use_kernels("gpu")
+    loss.use_kernels("gpu")
+    narrow = _NARROW.get(config.training.precision)
+    mode = FakeTensorMode()
+    _make_fake(model, mode)
+    _make_fake(loss, mode)
+    with mode:
+        optimizer = build_optimizer(model, config.training.optimizer, torch.device("cpu"))
+        size = (config.training.batch_size, *config.data.input_size)
+        images = torch.rand(size[0], 3, *size[1:]).contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(size, dtype=torch.uint8)
+
+        def step() -> None:
+            with nullcontext() if narrow is None else cuda_rules_on_cpu(narrow):
+                outputs = model(images, with_auxiliary=True)
+            loss.of_outputs(outputs, labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+
+        trace = second_trace(step, model, optimizer, images, labels)
+    tf32 = config.training.precision == "tf32"
+    return StepEstimate(sum(device.seconds(one.cost, tf32=tf32) for one in trace.operations), trace.peak_bytes)
+
+
+def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Put fake tensors in the place of parameters and buffers: some libraries cannot build a network of those."""
+    made: dict[int, nn.Parameter] = {}
+    for one in module.modules():
+        for name, parameter in one._parameters.items():
+            if parameter is not None:
+                fake = made.setdefault(
+                    id(parameter), nn.Parameter(mode.from_tensor(parameter.detach()), parameter.requires_grad)
+                )
+                one._parameters[name] = fake
+        for name, buffer in one._buffers.items():
+            if buffer is not None:
+                one._buffers[name] = mode.from_tensor(buffer)
