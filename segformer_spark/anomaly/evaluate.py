@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,19 +21,21 @@ from torch import Tensor
 
 from segformer_spark.anomaly.features import MapScore
 from segformer_spark.anomaly.figures import draw_curves, score_picture
+from segformer_spark.anomaly.operating_points import Halves, OperatingPoints, operating_point_rows
 from segformer_spark.anomaly.scores import Score
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.loader import EvalItem
 from segformer_spark.data.orientation import turn_upright
 from segformer_spark.data.overlay import write_png
 from segformer_spark.data.sampler import rank_indices
+from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import DataError
 from segformer_spark.evaluation.pictures import make_panel
 from segformer_spark.evaluation.session import Session
 from segformer_spark.metrics.ranking import Ranking, ScoreHistogram, rank
 from segformer_spark.ops.interpolation import enlarged_bands
 from segformer_spark.run.atomic import write_csv, write_json
-from segformer_spark.run.console import progress
+from segformer_spark.run.console import logger, progress
 
 RECALL = 0.95
 PROTOCOLS = ("per_image", "pooled")
@@ -49,6 +51,10 @@ class HasAnomalies(Protocol):
     def anomalies(self, index: int) -> NDArray[np.bool_]: ...
 
 
+class AnomalyDataset(SegmentationDataset, HasAnomalies, Protocol):
+    """A data set with labels and anomalies."""
+
+
 @dataclass(frozen=True)
 class MethodResult:
     """One score's metrics.
@@ -57,11 +63,14 @@ class MethodResult:
         per_image: rankings' AUROC, average precision and FPR (n, 3) of the images with both kinds.
         pooled: of all pixels.
         num_images: images in all.
+        fitted, judged: of the pixels of each half (`operating_points.Halves`); None without halves.
     """
 
     per_image: NDArray[np.float64]
     pooled: Ranking
     num_images: int
+    fitted: Ranking | None = None
+    judged: Ranking | None = None
 
 
 def evaluate_scores(
@@ -71,27 +80,27 @@ def evaluate_scores(
     *,
     panels: Path,
     num_panels: int,
+    halves: Halves | None = None,
 ) -> dict[str, MethodResult]:
     """Score every pixel of the session's split by every method. Collective; the first images' panels go into `panels`.
 
     Args:
         scores: methods that need logits alone.
         map_scores: methods that need features, too.
+        halves: of the split, for operating points.
 
     Raises:
-        DataError: the data set has no labels of anomalies, or no anomaly.
+        DataError: the data set has no labels of anomalies, or no anomaly; before anything is scored.
     """
-    dataset, group = session.labelled(), session.group
-    if not isinstance(dataset, HasAnomalies):
-        raise DataError("anomaly eval: this data set has no anomalies; take the test split of street_hazards")
+    group = session.group
+    dataset = anomalous(session.labelled(), group)
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     map_scores = map_scores or {}
     methods = [*scores, *map_scores]
     pooled = {name: ScoreHistogram.empty(group.device) for name in methods}
+    judged = {name: ScoreHistogram.empty(group.device) for name in methods}
     single: dict[str, list[tuple[int, float, float, float]]] = {name: [] for name in methods}
-    batches = session.items(indices)
-    items: Iterator[tuple[EvalItem, Tensor, Tensor | None]]
-    items = session.predictor.maps(batches) if map_scores else ((*pair, None) for pair in session.logits(batches))
+    items = _logits_and_maps(session, indices, with_maps=bool(map_scores))
     with group.sharing_errors():
         for item, logits, features in progress(items, total=len(indices), label="scoring", visible=group.is_main):
             truth = dataset.anomalies(item.index)
@@ -101,7 +110,8 @@ def evaluate_scores(
             for name, values in maps.items():
                 if bool(values.isnan().any()):
                     raise DataError(f"{dataset.sample_id(item.index)}: {name} is not a number; try another precision")
-                pooled[name].add(values, torch.from_numpy(truth).to(values.device))
+                own = judged if halves is not None and halves.is_judged[item.index] else pooled
+                own[name].add(values, torch.from_numpy(truth).to(values.device))
                 ranking = rank(values.cpu().numpy(), truth)
                 if ranking.is_defined:
                     single[name].append((item.index, *_rates(ranking)))
@@ -111,10 +121,59 @@ def evaluate_scores(
     for name in methods:
         rows = sorted(row for part in group.gather(single[name]) for row in part)
         table = np.array([row[1:] for row in rows], np.float64).reshape(-1, 3)
-        results[name] = MethodResult(table, pooled[name].reduce(group.sum).ranking(), len(dataset))
-    if not all(result.pooled.is_defined for result in results.values()):
-        raise DataError("anomaly eval: this split has no anomalies, or nothing else")
+        first, second = (one[name].reduce(group.sum) for one in (pooled, judged))
+        parts = (None, None) if halves is None else (first.ranking(), second.ranking())
+        whole = ScoreHistogram(first.counts + second.counts).ranking()
+        results[name] = MethodResult(table, whole, len(dataset), *parts)
     return results
+
+
+def anomalous(dataset: SegmentationDataset, group: Group) -> AnomalyDataset:
+    """The data set, which has anomalies. Collective.
+
+    Raises:
+        DataError: it has no labels of anomalies, or no anomaly.
+    """
+    if not isinstance(dataset, HasAnomalies):
+        raise DataError("anomaly eval: this data set has no labels of anomalies; street_hazards has them")
+    if not group.on_main(lambda: any(bool(dataset.anomalies(index).any()) for index in range(len(dataset)))):
+        raise DataError(
+            "anomaly eval: no image of this split has an anomaly, so that nothing can be detected",
+            "Take the test split of street_hazards: --split test.",
+        )
+    return cast(AnomalyDataset, dataset)
+
+
+def negative_rankings(
+    session: Session, scores: Mapping[str, Score], map_scores: Mapping[str, MapScore]
+) -> dict[str, Ranking]:
+    """Every method's scores on a split without anomalies, pooled. Collective."""
+    dataset, group = session.labelled(), session.group
+    indices = rank_indices(len(dataset), group.rank, group.world_size)
+    found = {name: ScoreHistogram.empty(group.device) for name in (*scores, *map_scores)}
+    with group.sharing_errors():
+        for item, logits, features in progress(
+            _logits_and_maps(session, indices, with_maps=bool(map_scores)),
+            total=len(indices),
+            label="scoring",
+            visible=group.is_main,
+        ):
+            maps, _ = _score_maps(logits, item.size, scores)
+            if features is not None:
+                maps |= {name: _enlarged(score(logits, features), item.size) for name, score in map_scores.items()}
+            for name, values in maps.items():
+                found[name].add(values, torch.zeros(values.shape, dtype=torch.bool, device=values.device))
+    return {name: one.reduce(group.sum).ranking() for name, one in found.items()}
+
+
+def _logits_and_maps(
+    session: Session, indices: Sequence[int], *, with_maps: bool
+) -> Iterator[tuple[EvalItem, Tensor, Tensor | None]]:
+    batches = session.items(indices)
+    if with_maps:
+        yield from session.predictor.maps(batches)
+    else:
+        yield from ((item, logits, None) for item, logits in session.logits(batches))
 
 
 def _rates(ranking: Ranking) -> tuple[float, float, float]:
@@ -157,13 +216,25 @@ def _draw_panels(
 
 
 def write_results(
-    results: Mapping[str, MethodResult], model: str, output: Path, record: Mapping[str, Any]
+    results: Mapping[str, MethodResult],
+    model: str,
+    output: Path,
+    record: Mapping[str, Any],
+    points: OperatingPoints | None = None,
 ) -> list[Row]:
-    """metrics.csv, thresholds.csv, curves.png, and results.json with the record; returns the rows of the first."""
+    """metrics.csv, thresholds.csv, curves.png, results.json with the record and, with points, operating_points.csv;
+    returns the rows of the first."""
     rows = [row for method, result in results.items() for row in _metric_rows(model, method, result)]
     write_csv(output / "metrics.csv", list(rows[0]), rows)
-    points = [row for method, result in results.items() for row in _threshold_rows(method, result.pooled)]
-    write_csv(output / "thresholds.csv", list(points[0]), points)
+    curves = [row for method, result in results.items() for row in _threshold_rows(method, result.pooled)]
+    write_csv(output / "thresholds.csv", list(curves[0]), curves)
+    fitted = {method: one.fitted for method, one in results.items() if one.fitted is not None}
+    judged = {method: one.judged for method, one in results.items() if one.judged is not None}
+    if points is not None and all(one.is_defined for one in (*fitted.values(), *judged.values())):
+        chosen = list(operating_point_rows(fitted, judged, points))
+        write_csv(output / "operating_points.csv", list(chosen[0]), chosen)
+    elif points is not None:
+        logger.warning("no operating points: one half of the towns has no anomaly, or nothing else")
     draw_curves({method: result.pooled for method, result in results.items()}, output / "curves.png")
     write_json(output / "results.json", {"metrics": rows, "record": record})
     return rows

@@ -41,6 +41,14 @@ from segformer_spark.errors import ConfigError
 Axis = dict[str, Settings | None]
 
 
+class AnomalyReference(Section):
+    """Published results of an anomaly score, as shares."""
+
+    auroc: float | None = None
+    aupr: float | None = None
+    fpr95: float | None = None
+
+
 class Reference(Section):
     """Published results of a model or recipe.
 
@@ -59,11 +67,12 @@ class Reference(Section):
     hours: float | None = None
     params_m: float | None = None
     relative_time: float | None = None
+    anomaly: dict[str, AnomalyReference] | None = None
     note: str | None = None
 
 
-REFERENCE_METRICS = tuple(name for name in Reference.model_fields if name != "note")
-"""What `reference` may say of a model or recipe, beside a note."""
+REFERENCE_METRICS = tuple(name for name in Reference.model_fields if name not in ("anomaly", "note"))
+"""Numbers that `reference` may say of a model or recipe; `anomaly` has those of scores by their names."""
 
 
 class StudyFile(Section):
@@ -140,6 +149,11 @@ class Study:
     def folder(self) -> Path:
         """Where its runs and results lie unless the command line says otherwise."""
         return _folder(self.path)
+
+
+def published_anomalies(study: Study) -> dict[str, dict[str, Any]]:
+    """{model or recipe: {score: published figures}}."""
+    return {name: dict(row["anomaly"]) for name, row in study.reference.items() if row.get("anomaly")}
 
 
 def read_study(path: Path) -> Study:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.checkpoint.export import read_card
+from segformer_spark.config.load import run_path
 from segformer_spark.config.schema import Config
 from segformer_spark.config.study import Study, StudyRun
 from segformer_spark.distributed.process_group import Group
@@ -19,7 +20,7 @@ from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 from segformer_spark.evaluation.session import InferenceSettings
 from segformer_spark.models.size import ModelSize, size_of
 from segformer_spark.run.console import logger
-from segformer_spark.run.directory import locate_model, model_name
+from segformer_spark.run.directory import RunDirectory, locate_model, model_name
 from segformer_spark.run.listing import record_of
 from segformer_spark.run.metrics_log import MetricsLog, Row
 from segformer_spark.study.execute import PlannedRun
@@ -55,6 +56,16 @@ class RunResult:
     size: ModelSize
     scores: Mapping[str, Mapping[str, Any]]
     per_image: Mapping[str, float]
+
+    @property
+    def label(self) -> str:
+        """Model and recipe, with the data set where the study has several."""
+        return ", ".join(part for part in (self.run.label, self.run.data) if part)
+
+    @property
+    def anomaly_metrics(self) -> Path:
+        """Where `anomaly eval` leaves what it found of this run."""
+        return RunDirectory(run_path(self.config)).anomaly / "test"
 
     @property
     def main_scores(self) -> Mapping[str, Any]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.config.study import Study
+from segformer_spark.anomaly.comparison import JOINED, read_metrics, write_joined
+from segformer_spark.config.study import Study, published_anomalies
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger
@@ -48,6 +49,7 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
     report.figure(folder / "curves.png", "Losses and mIoU against the epoch; dashed: on training images")
     report.figure(folder / "tradeoffs.png", "mIoU against size and speed; bars span the seeds")
     report.figure(folder / "resolution.png", "mIoU, time, and time x memory against the size of the input")
+    _add_anomalies(report, study, results, folder)
     published = reference_rows(study)
     if published:
         report.heading("Published results")
@@ -65,6 +67,18 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
         report.figure(path, "The first images of the split; mIoU in percent, void left out, beside each model")
     _finish(study, report, group, folder, {"summary": summary, "runs": runs, "paired": paired, "published": published})
     return summary
+
+
+def _add_anomalies(report: Report, study: Study, results: Sequence[RunResult], folder: Path) -> None:
+    """What `anomaly eval` has found of these runs, if it has been asked."""
+    found = {one.label: read_metrics(one.anomaly_metrics) for one in results}
+    found = {label: rows for label, rows in found.items() if rows}
+    if found:
+        rows = write_joined(found, published_anomalies(study), folder)
+        report.heading("Anomalies")
+        report.text(JOINED)
+        report.table(rows)
+        report.figure(folder / "anomaly.png", "Anomaly scores of every model; crosses: published figures")
 
 
 def write_ablation(study: Study, results: Sequence[RunResult], group: Group, folder: Path) -> list[Row]:

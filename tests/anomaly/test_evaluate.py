@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -136,7 +137,10 @@ def refused(group: Group, root: str, output: str) -> str:
 
 def test_a_split_without_anomalies(tmp_path: Path) -> None:
     write_street_set(tmp_path / "set", numbers=(8, 4, 4), size=(48, 80))
-    assert "has no anomalies" in run_on_ranks(1, refused, str(tmp_path / "set"), str(tmp_path / "out"))[0]
+    assert (
+        "no image of this split has an anomaly"
+        in run_on_ranks(1, refused, str(tmp_path / "set"), str(tmp_path / "out"))[0]
+    )
 
 
 def fitted(group: Group, root: str) -> list[list[float]]:
@@ -191,3 +195,45 @@ def test_fit_and_eval_of_a_run(tmp_path: Path, spark_root: Path, capsys: pytest.
     expected = reference(tmp_path / "set", load_model(run / "best")[0], lambda logits: -logits.amax(0))
     (single,) = (row for row in rows if (row["method"], row["protocol"]) == ("max_logit", "per_image"))
     assert float(single["auroc"]) == pytest.approx(expected["per_image"][0], abs=2e-4)
+
+
+def table(path: str) -> list[dict[str, str]]:
+    with Path(path).open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_several_runs_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Thresholds are fitted on one town and judged on the other; a false-positive rate on val."""
+    monkeypatch.chdir(tmp_path)
+    write_street_set(tmp_path / "set", numbers=(8, 4, 8), size=(48, 80))
+    settings = ("data.dataset=street_hazards", "inference.resize=native", "training.selection_metric=miou")
+    for name in ("one", "two"):
+        extra = ("training.max_steps=1", "training.scheduler.warmup_epochs=0", f"experiment.seed={len(name)}")
+        run_on_ranks(1, short_run, str(tmp_path / "set"), str(tmp_path / name), (*settings, *extra))
+    with pytest.raises(SystemExit) as ended:
+        main(["anomaly", "eval", "one", "two", "--methods", "msp", "energy", "--panels", "0", "--fpr-split", "val"])
+    assert ended.value.code == 0
+    rows = table("anomaly/anomaly.csv")
+    assert [(row["model"], row["method"], row["protocol"]) for row in rows] == [
+        (model, method, protocol)
+        for model in ("one", "two")
+        for method in ("msp", "energy")
+        for protocol in ("per_image", "pooled")
+    ]
+    own = {(row["method"], row["protocol"]): row["auroc"] for row in table("two/anomaly/test/metrics.csv")}
+    assert {(row["method"], row["protocol"]): row["auroc"] for row in rows if row["model"] == "two"} == own
+    picture = cv2.imread("anomaly/anomaly.png")
+    assert picture is not None
+    assert picture.std() > 5
+    points = table("one/anomaly/test/operating_points.csv")
+    assert [(point["method"], point["target"]) for point in points[:3]] == [
+        ("msp", "recall >= 0.95"),
+        ("msp", "false-positive rate <= 0.05"),
+        ("msp", "best F1"),
+    ]
+    assert points[1]["fitted_on"] == "val"
+    assert {points[0]["fitted_on"], points[0]["judged_on"]} == {"t1", "t2"}
+    with pytest.raises(SystemExit) as ended:
+        main(["anomaly", "eval"])
+    assert ended.value.code == 2
+    assert "give runs, or a study with --study" in capsys.readouterr().err

@@ -274,6 +274,17 @@ def test_a_study_is_reported(project: Path) -> None:
     assert "which study?" in submit(project, "segformer_study.sh")[0].stderr
 
 
+def test_anomaly_scores_of_a_study(project: Path) -> None:
+    done, calls = submit(project, "segformer_anomaly.sh", "--study", "my study.yaml", DATA_ROOT="/my data")
+    assert done.returncode == 0, done.stderr
+    own = "--study my study.yaml"
+    assert [call for call in calls if "anomaly" in call] == [
+        f"python -m segformer_spark anomaly fit {own} --set data.root=/my data",
+        f"python -m segformer_spark anomaly eval {own} --methods all --set data.root=/my data",
+    ]
+    assert "which runs?" in submit(project, "segformer_anomaly.sh")[0].stderr
+
+
 def test_wrong_folder_environment_and_site(project: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for environment, message in (
