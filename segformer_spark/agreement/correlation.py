@@ -7,6 +7,7 @@ Spearman correlation with a binary decision is the Pearson correlation with the 
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from scipy import stats
 
 THRESHOLDS = tuple(round(0.02 * step, 2) for step in range(1, 50))
 MIN_ITEMS = 3
+MAX_EXACT = 8
+"""Items whose orders are all tried: 40,320."""
+
 KINDS = ("pearson", "spearman")
 
 Vector = NDArray[np.float64]
@@ -54,6 +58,22 @@ def correlate(kind: str, one: Sequence[float], other: Sequence[float]) -> Correl
         return Correlation(None, None)
     result = stats.pearsonr(one, other) if kind == "pearson" else stats.spearmanr(one, other)
     return Correlation(float(result.statistic), float(result.pvalue))
+
+
+def exact_p(kind: str, one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Two-sided p of Pearson's r or Spearman's rho: the share of all orders of `other` whose coefficient is as far from
+    0; None where it is undefined, or with more than MAX_EXACT items."""
+    if not MIN_ITEMS <= len(one) <= MAX_EXACT or len(set(one)) < 2 or len(set(other)) < 2:
+        return None
+    orders = np.array(list(itertools.permutations(other)), np.float64)
+    values = np.abs(_coefficients(kind, _ranked(kind, one)[None], orders)[0])
+    return float((values >= values[0] - 1e-12).mean())
+
+
+def _ranked(kind: str, values: Sequence[float]) -> Vector:
+    """The values, or their ranks for Spearman's rho."""
+    found = np.asarray(values, np.float64)
+    return np.asarray(stats.rankdata(found)) if kind == "spearman" else found
 
 
 def decisions(changes: Sequence[float]) -> NDArray[np.bool_]:

@@ -16,27 +16,43 @@ from segformer_spark.run.figures import new_figure, save_figure
 _NAME_WIDTH = 18
 
 
-def draw_sizes(results: Sequence[ModelAgreement], size_lines: Mapping[str, str], path: Path) -> None:
-    """Highest correlation against parameters, with the 95 % interval; `size_lines` say how they go together."""
-    figure = new_figure(6, 3.6)
-    _sizes(figure.subplots(), results, size_lines)
+Reference = Mapping[str, Mapping[str, float]]
+
+
+def draw_sizes(
+    results: Sequence[ModelAgreement], size_lines: Mapping[str, str], reference: Reference, path: Path
+) -> None:
+    """Highest correlation against parameters, with the 95 % interval, and the published ones as crosses; `size_lines`
+    say how they go together."""
+    figure = new_figure(6.5, 4.0)
+    _sizes(figure.subplots(), results, size_lines, reference)
     save_figure(figure, path)
 
 
-def draw_overview(results: Sequence[ModelAgreement], size_lines: Mapping[str, str], path: Path) -> None:
+def draw_overview(
+    results: Sequence[ModelAgreement], size_lines: Mapping[str, str], reference: Reference, path: Path
+) -> None:
     """That plot, a heat map of models and thresholds per kind, and bars."""
     figure = new_figure(11, 7)
     axes = figure.subplots(2, 2)
-    _sizes(axes[0, 0], results, size_lines)
+    _sizes(axes[0, 0], results, size_lines, reference)
     _bars(axes[1, 1], results)
     for axis, kind in zip((axes[0, 1], axes[1, 0]), KINDS, strict=True):
         _heat_map(figure, axis, results, kind)
     save_figure(figure, path)
 
 
-def _sizes(axis: Any, results: Sequence[ModelAgreement], size_lines: Mapping[str, str]) -> None:
+def _sizes(axis: Any, results: Sequence[ModelAgreement], size_lines: Mapping[str, str], reference: Reference) -> None:
     ordered = sorted(results, key=lambda result: result.parameters)
-    for kind in KINDS:
+    for kind, color in zip(KINDS, ("tab:blue", "tab:orange"), strict=True):
+        published = [
+            (one.parameters / 1e6, reference[one.name][f"max_{kind}"])
+            for one in ordered
+            if f"max_{kind}" in reference.get(one.name, {})
+        ]
+        if published:
+            style = {"marker": "x", "linestyle": ":", "color": color, "alpha": 0.8}
+            axis.plot(*zip(*published, strict=True), label=f"max {kind}, published", **style)
         known = [(one.parameters / 1e6, one.maxima[kind]) for one in ordered if one.maxima[kind].value is not None]
         if not known:
             continue
@@ -48,7 +64,12 @@ def _sizes(axis: Any, results: Sequence[ModelAgreement], size_lines: Mapping[str
         ]
         low, high = np.array(bounds, np.float64).T
         errors = np.maximum(np.stack([values - low, high - values]), 0)
-        axis.errorbar(sizes, values, yerr=errors, marker="o", capsize=3, label=f"max {kind}")
+        axis.errorbar(sizes, values, yerr=errors, marker="o", capsize=3, color=color, label=f"max {kind}")
+    for one in ordered:
+        heights = [best.value for best in one.maxima.values() if best.value is not None]
+        if heights:
+            place = (one.parameters / 1e6, max(heights))
+            axis.annotate(one.name, place, xytext=(3, 5), textcoords="offset points", fontsize="x-small")
     lines = [f"max {kind}: {size_lines[f'max_{kind}']}" for kind in KINDS]
     axis.set(xlabel="million parameters", ylabel="correlation")
     axis.set_title("\n".join(["agreement with human ratings against size", *lines]), fontsize="small")

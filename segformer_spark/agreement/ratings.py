@@ -14,6 +14,7 @@ from pathlib import Path
 
 from segformer_spark.data.suffixes import IMAGES
 from segformer_spark.errors import DataError
+from segformer_spark.run.console import logger
 
 _BEFORE, _AFTER = "_init", "_out"
 _ANSWERS = {"same": 0.0, "different": 1.0}
@@ -30,20 +31,40 @@ class Item:
     after: Path
 
 
-def read_items(pairs: Path, ratings: Path) -> list[Item]:
-    """The rated pairs, in the order of the ratings file.
+def read_items(pairs: Path, ratings: Path, *, skip_unpaired: bool = False) -> list[Item]:
+    """The rated pairs, in the order of the ratings file. Pairs that nobody rated are counted in the log.
+
+    Args:
+        skip_unpaired: leave out what was rated and has no pair; they are named in the log.
 
     Raises:
-        DataError: a file cannot be read, a row is malformed, or a pair is missing.
+        DataError: a file cannot be read, a row is malformed, or pairs are missing.
     """
     shares, kinds = _read_ratings(ratings)
     files = _pictures(pairs)
-    items = []
-    for base, share in shares.items():
-        try:
-            items.append(Item(base, kinds[base], share, files[base + _BEFORE], files[base + _AFTER]))
-        except KeyError as error:
-            raise DataError(f"{ratings}: {base!r} was rated, but {pairs} has no image {error}") from error
+    missing = {
+        base: absent for base in shares if (absent := [base + s for s in (_BEFORE, _AFTER) if base + s not in files])
+    }
+    if missing:
+        first, absent = next(iter(missing.items()))
+        what = f"{ratings}: {len(missing)} of {len(shares)} rated pairs have no images in {pairs}"
+        listed = ", ".join(missing)
+        if not skip_unpaired:
+            raise DataError(
+                f"{what}, first {first!r} without {' and '.join(absent)}", "Leave them out with --unpaired skip."
+            )
+        logger.warning("%s and are left out: %s", what, listed)
+    bases = {name.removesuffix(_BEFORE) for name in files if name.endswith(_BEFORE)}
+    unrated = sorted(base for base in bases if base not in shares and base + _AFTER in files)
+    if unrated:
+        logger.warning("%s: %d pairs were not rated and are left out, first %s", pairs, len(unrated), unrated[0])
+    items = [
+        Item(base, kinds[base], share, files[base + _BEFORE], files[base + _AFTER])
+        for base, share in shares.items()
+        if base not in missing
+    ]
+    if not items:
+        raise DataError(f"{ratings}: none of the rated pairs has images in {pairs}")
     return items
 
 

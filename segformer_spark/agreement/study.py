@@ -9,23 +9,23 @@ from typing import Any
 
 from segformer_spark.agreement.correlation import (
     KINDS,
-    THRESHOLDS,
     Maximum,
     correlate,
     decisions,
     maximum,
 )
-from segformer_spark.agreement.figures import draw_overview, draw_sizes
+from segformer_spark.agreement.findings import write_findings
 from segformer_spark.agreement.objects import AreaChange, area_change
 from segformer_spark.agreement.ratings import Item
 from segformer_spark.agreement.result import ModelAgreement
+from segformer_spark.agreement.tables import result_rows, write_tables
 from segformer_spark.data.dataset import Mask
 from segformer_spark.data.decode import read_image
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.models.segformer import SegFormer
-from segformer_spark.run.atomic import write_csv, write_json
+from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.record import result_record
 from segformer_spark.run.system import now
@@ -71,20 +71,8 @@ def run_agreement(
     """
     started = now()
     results = [_of_model(candidate, items, options, group) for candidate in candidates]
-    for result in results:
-        write_csv(options.output / result.name / "pairs.csv", _PAIRS, list(_pair_rows(items, result.changes)))
-    rows = [row for result in results for row in _threshold_rows(result)]
-    write_csv(options.output / "correlation_by_threshold.csv", list(rows[0]), rows)
-    table = [_result_row(result, options.reference) for result in results]
-    write_csv(options.output / "correlation_results.csv", list(table[0]), table)
-    sizes = against_size([r.parameters for r in results], {k: [r.maxima[k].value for r in results] for k in KINDS})
-    against = [{"maximum": name, **{k: _rounded(v) for k, v in one.items()}} for name, one in sizes.items()]
-    write_csv(options.output / "correlation_vs_parameters.csv", list(against[0]), against)
-    size_lines = {name: describe_size(one) for name, one in sizes.items()}
-    for name, line in size_lines.items():
-        logger.info("parameters against %s: %s", name, line)
-    draw_sizes(results, size_lines, options.output / "correlation_vs_parameters.png")
-    draw_overview(results, size_lines, options.output / "agreement.png")
+    write_tables(results, items, options.reference, options.output)
+    sizes = write_findings(results, options.reference, options.output)
     record = result_record(
         group.device,
         started=started,
@@ -92,6 +80,7 @@ def run_agreement(
         items=len(items),
         options={**asdict(options), "output": str(options.output)},
     )
+    table = result_rows(results, options.reference)
     write_json(options.output / "summary.json", {"models": table, "against_parameters": sizes, "record": record})
     return results
 
@@ -110,17 +99,6 @@ def agreement(changes: Sequence[AreaChange], answers: Sequence[float], *, repeat
         "maxima": {kind: maximum(kind, relative, human, repeats=repeats, seed=seed) for kind in KINDS},
         "num_items": len(known),
     }
-
-
-def against_size(parameters: Sequence[int], maxima: Mapping[str, Sequence[float | None]]) -> Row:
-    """Correlation of parameters with maxima over models: r, rho and their p; null where undefined."""
-    out: Row = {}
-    for kind, values in maxima.items():
-        pairs = [(float(count), value) for count, value in zip(parameters, values, strict=True) if value is not None]
-        counts, known = [count for count, _ in pairs], [value for _, value in pairs]
-        r, rho = correlate("pearson", counts, known), correlate("spearman", counts, known)
-        out[f"max_{kind}"] = {"r": r.value, "r_p": r.p, "rho": rho.value, "rho_p": rho.p, "n": len(pairs)}
-    return out
 
 
 def _of_model(candidate: Candidate, items: Sequence[Item], options: AgreementOptions, group: Group) -> ModelAgreement:
@@ -163,61 +141,3 @@ def describe(maxima: Mapping[str, Maximum], num_items: int) -> str:
         else:
             parts.append(f"max {kind} {best.value:.3f} at {best.threshold:.2f} (p of the maximum {best.p:.4f})")
     return f"{', '.join(parts)}, {num_items} items"
-
-
-def describe_size(row: Row) -> str:
-    """r, rho and both p of `against_size` on one line."""
-    if row["r"] is None:
-        return f"undefined (n {row['n']})"
-    return f"r {row['r']:.3f} (p {row['r_p']:.2f}), rho {row['rho']:.3f} (p {row['rho_p']:.2f}), n {row['n']}"
-
-
-_PAIRS = ["base", "type", "area_before", "area_after", "area_change", "iou_before", "iou_after", "share_different"]
-
-
-def _pair_rows(items: Sequence[Item], changes: Sequence[AreaChange]) -> list[Row]:
-    return [
-        {
-            "base": item.base,
-            "type": item.kind,
-            "area_before": change.area_before,
-            "area_after": change.area_after,
-            "area_change": _rounded(change.relative),
-            "iou_before": _rounded(change.iou_before),
-            "iou_after": _rounded(change.iou_after),
-            "share_different": _rounded(item.share_different),
-        }
-        for item, change in zip(items, changes, strict=True)
-    ]
-
-
-def _threshold_rows(result: ModelAgreement) -> list[Row]:
-    return [
-        {
-            "model": result.name,
-            "threshold": threshold,
-            "pearson": _rounded(pearson.value),
-            "pearson_p": _rounded(pearson.p),
-            "spearman": _rounded(spearman.value),
-            "spearman_p": _rounded(spearman.p),
-            "n": result.num_items,
-        }
-        for threshold, pearson, spearman in zip(THRESHOLDS, *(result.by_threshold[kind] for kind in KINDS), strict=True)
-    ]
-
-
-def _result_row(result: ModelAgreement, reference: Mapping[str, Mapping[str, float]]) -> Row:
-    row: Row = {"model": result.name, "variant": result.variant, "parameters": result.parameters}
-    row |= {f"max_{kind}": _rounded(best.value) for kind, best in result.maxima.items()}
-    row |= {f"threshold_{kind}": best.threshold for kind, best in result.maxima.items()}
-    row |= {f"permutation_p_{kind}": _rounded(best.p) for kind, best in result.maxima.items()}
-    for kind, best in result.maxima.items():
-        row[f"low_{kind}"], row[f"high_{kind}"] = _rounded(best.low), _rounded(best.high)
-    row["n"] = result.num_items
-    if reference:
-        row |= {f"reference_max_{kind}": reference.get(result.name, {}).get(f"max_{kind}") for kind in result.maxima}
-    return row
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)

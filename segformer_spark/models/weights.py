@@ -7,6 +7,7 @@ from pathlib import Path
 
 from segformer_spark.config.image_size import Size, parse_size
 from segformer_spark.config.schema import ModelConfig
+from segformer_spark.config.variants import VARIANTS
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.registry import ENCODER_REPOSITORIES, encoder_of
 
@@ -34,6 +35,15 @@ def repository_id(variant: str, source: str) -> str:
     if source == "imagenet":
         return f"nvidia/mit-{variant}"
     raise UserError(f"{source!r} is no source of weights; known: {', '.join(SOURCES)}")
+
+
+def fetch_command(folder: Path) -> str | None:
+    """The command that fetches the published weights that a folder is named after; None where it is named otherwise."""
+    named = {repository_id(v, s).split("/")[1]: (v, s) for v in VARIANTS for s in SOURCES}
+    if folder.name not in named:
+        return None
+    variant, source = named[folder.name]
+    return f"segformer-spark weights fetch --variant {variant} --source {source} --weights-dir {folder.parent}"
 
 
 def weights_folder(weights_dir: Path, variant: str, source: str) -> Path:

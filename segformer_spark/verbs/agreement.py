@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from segformer_spark.verbs.arguments import (
@@ -44,7 +45,21 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=positive, default=8, help="images at a time (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    parser.add_argument(
+        "--unpaired",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do with ratings that have no pair of images (default: %(default)s)",
+    )
     add_reading(parser)
+    parser = add_verb(
+        actions,
+        "report",
+        "Make figures and summary anew from the tables of a run.",
+        "segformer-spark agreement report agreement",
+        report,
+    )
+    parser.add_argument("folder", type=Path, help="what `agreement run` wrote")
     parser = add_verb(
         actions,
         "make-demo",
@@ -74,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         study = read_agreement_study(arguments.study) if arguments.study is not None else None
         if (study is None) == (not arguments.models):
             raise UserError("agreement run: give models, or --study with a file that names them; one of the two")
+        _refuse_missing([*(study.models.values() if study else ()), *arguments.models])
         candidates = [Candidate(name, locate_model(path)[0]) for name, path in (study.models if study else {}).items()]
         for path in arguments.models:
             folder, own_run = locate_model(path)
@@ -91,8 +107,36 @@ def run(arguments: argparse.Namespace) -> int:
             repeats=arguments.repeats,
             seed=arguments.seed,
         )
-        run_agreement(candidates, read_items(arguments.pairs, arguments.ratings), options, group)
+        items = read_items(arguments.pairs, arguments.ratings, skip_unpaired=arguments.unpaired == "skip")
+        run_agreement(candidates, items, options, group)
         print(f"tables and figures: {arguments.output}")
+    return 0
+
+
+def _refuse_missing(paths: Sequence[Path]) -> None:
+    """Raise CheckpointError for models that are not there, all at once, with the commands that fetch them."""
+    from segformer_spark.errors import CheckpointError
+    from segformer_spark.models.weights import fetch_command
+
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        commands = [command for path in missing if (command := fetch_command(path)) is not None]
+        raise CheckpointError(
+            f"there is no such model: {', '.join(map(str, missing))}",
+            f"Fetch them on a machine with internet: {'; '.join(commands)}" if commands else "",
+        )
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Figures and summary from tables that exist."""
+    from segformer_spark.agreement.findings import write_findings
+    from segformer_spark.agreement.tables import read_tables
+    from segformer_spark.run.console import setup_logging
+
+    setup_logging()
+    results, reference = read_tables(arguments.folder)
+    write_findings(results, reference, arguments.folder)
+    print(f"figures and summary.md: {arguments.folder}")
     return 0
 
 

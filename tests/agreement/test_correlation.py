@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from segformer_spark.agreement.correlation import KINDS, THRESHOLDS, correlate, decisions, maximum
-from segformer_spark.agreement.study import against_size, describe_size
+from segformer_spark.agreement.correlation import KINDS, THRESHOLDS, correlate, decisions, exact_p, maximum
+from segformer_spark.agreement.findings import against_size, describe_size
 
 # Study A: parameters with 150 classes, and maxima as published, to three digits.
 PARAMETERS = (3_752_694, 13_715_798, 27_461_974, 47_337_814, 64_108_374, 84_708_694)
@@ -97,3 +97,18 @@ def test_the_seed_decides() -> None:
     same = [maximum("spearman", list(CHANGES), list(ANSWERS), repeats=100, seed=3) for _ in range(2)]
     assert same[0] == same[1]
     assert maximum("spearman", list(CHANGES), list(ANSWERS), repeats=100, seed=4) != same[0]
+
+
+@pytest.mark.parametrize(("kind", "oracle"), [("pearson", stats.pearsonr), ("spearman", stats.spearmanr)])
+def test_the_exact_p_is_that_of_all_orders(kind: str, oracle: object) -> None:
+    """Of three models in order the t distribution says 0.00, of six orders two are as far from 0."""
+    assert exact_p(kind, [1, 2, 3], [0.1, 0.2, 0.3]) == pytest.approx(1 / 3)
+    one, other = list(CHANGES[:6]), list(ANSWERS[:6])
+
+    def statistic(values: np.ndarray) -> float:  # type: ignore[type-arg]
+        return float(oracle(values, other)[0])  # type: ignore[operator]
+
+    found = stats.permutation_test((one,), statistic, permutation_type="pairings", n_resamples=np.inf)
+    assert exact_p(kind, one, other) == pytest.approx(found.pvalue, abs=2e-3)
+    assert exact_p(kind, list(range(9)), list(range(9))) is None
+    assert exact_p(kind, [1, 1, 1], [1, 2, 3]) is None
