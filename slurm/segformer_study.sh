@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Evaluates what an array trained of a study, and writes its report; what is evaluated already is kept:
-#   sbatch --array=0-4 slurm/segformer_sweep.sh configs/study/b_street_hazards.yaml
+#   sbatch --array=0-6 slurm/segformer_sweep.sh configs/study/b_street_hazards.yaml
 #   sbatch --dependency=afterany:JOB slurm/segformer_study.sh configs/study/b_street_hazards.yaml
 # ABLATION=1 writes the report of an ablation.
 #SBATCH --job-name=segformer-study

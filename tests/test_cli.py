@@ -231,6 +231,11 @@ def test_runs_lists_and_shows(trained_run: Path, tmp_path: Path, capsys: pytest.
     assert out.splitlines()[1].split()[:3] == ["short", "completed", "9/9"]
     assert "attempt 1" in leave(capsys, "runs", "show", "short", *folder)[1]
     assert "attempt 1" in leave(capsys, "runs", "show", str(trained_run))[1], "a path will do"
+    drawn = leave(capsys, "runs", "plot", "short", "--output", str(tmp_path / "curves.png"), *folder)
+    assert "figure: " in drawn[1]
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+    assert "a PNG file is written" in leave(capsys, "runs", "plot", "short", "--output", "x.pdf", *folder)[2]
+    assert "which runs?" in leave(capsys, "runs", "plot", *folder)[2]
     status, _, err = leave(capsys, "runs", "show", "shrot", *folder)
     assert status == 2
     assert "there is no such run; did you mean short?" in err

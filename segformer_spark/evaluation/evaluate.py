@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segformer_spark.config.load import ResolvedConfig
 from segformer_spark.data.dataset import Image, SegmentationDataset
@@ -16,7 +17,7 @@ from segformer_spark.data.loader import EvalLoading, eval_loader
 from segformer_spark.data.orientation import turn_upright
 from segformer_spark.data.overlay import write_png
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.evaluation.pictures import draw_categories, draw_confusion, make_panel
+from segformer_spark.evaluation.pictures import draw_categories, draw_confusion, make_panel, stack_panels
 from segformer_spark.evaluation.predict import Predictor, count
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.kernels.select import kernels_record
@@ -39,6 +40,7 @@ class EvaluateOptions:
         split: split of the data set.
         output: folder for the results.
         num_worst: how many of the worst images to draw.
+        num_examples: how many of the first, worst, median and best images to draw in one picture each.
         inference: how the model is asked.
     """
 
@@ -46,6 +48,7 @@ class EvaluateOptions:
     split: str
     output: Path
     num_worst: int = 12
+    num_examples: int = 0
     inference: InferenceSettings = field(default_factory=InferenceSettings)
 
 
@@ -71,7 +74,10 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
         write_tables(options.output, metrics, counts, dataset)
         draw_confusion(np.asarray(metrics["confusion"]), card.class_names, options.output / "figures" / "confusion.png")
         draw_categories(metrics, options.output / "figures" / "scores.png")
-        _draw_worst(session, counts, options)
+        quality = foreground_iou(counts, dataset.classes.background)
+        _draw_worst(session, quality, options)
+        if options.num_examples:
+            _draw_examples(session, quality, options)
         record = {
             "model": str(session.folder),
             "card": asdict(card),
@@ -168,14 +174,36 @@ def _per_image_iou(counts: EvaluationCounts) -> np.ndarray[Any, np.dtype[np.floa
     return image_iou(counts.per_image.cpu().numpy(), empty=np.nan)
 
 
-def _draw_worst(session: Session, counts: EvaluationCounts, options: EvaluateOptions) -> None:
+def foreground_iou(counts: EvaluationCounts, background: int | None) -> NDArray[np.float64]:
+    """Mean IoU (N,) of each image over the foreground classes that it or its prediction has; 1 where there are none."""
+    iou = _per_image_iou(counts)
+    foreground = [c for c in range(iou.shape[1]) if c != background]
+    present = ~np.isnan(iou[:, foreground])
+    quality = np.where(present, iou[:, foreground], 0).sum(1) / np.maximum(present.sum(1), 1)
+    quality[~present.any(1)] = 1.0
+    return np.asarray(quality)
+
+
+def _draw_examples(session: Session, quality: NDArray[np.float64], options: EvaluateOptions) -> None:
+    """examples/first.png, worst.png, median.png and best.png: Input | Truth | Prediction, one image below the other."""
+    dataset, number = session.labelled(), min(options.num_examples, len(quality))
+    order = [int(index) for index in np.argsort(quality, kind="stable")]
+    middle = (len(order) - number) // 2
+    chosen = {
+        "first": list(range(number)),
+        "worst": order[:number],
+        "median": order[middle : middle + number],
+        "best": order[::-1][:number],
+    }
+    for name, indices in chosen.items():
+        titles = {index: f"{dataset.sample_id(index)}  mean IoU {quality[index]:.3f}" for index in indices}
+        panels = [panel for _, panel in predicted_panels(session.predictor, dataset, session.loading, titles)]
+        write_png(options.output / "examples" / f"{name}.png", stack_panels(panels))
+
+
+def _draw_worst(session: Session, quality: NDArray[np.float64], options: EvaluateOptions) -> None:
     """The images with the lowest mean IoU over the foreground classes, worst first."""
     dataset = session.labelled()
-    foreground = [c for c in range(len(dataset.classes)) if c != dataset.classes.background]
-    iou = _per_image_iou(counts)[:, foreground]
-    present = ~np.isnan(iou)
-    quality = np.where(present, iou, 0).sum(1) / np.maximum(present.sum(1), 1)
-    quality[~present.any(1)] = 1.0
     worst = [int(index) for index in np.argsort(quality, kind="stable")[: options.num_worst]]
     folder = options.output / "worst"
     for old in folder.glob("*.png"):

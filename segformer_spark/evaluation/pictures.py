@@ -53,6 +53,13 @@ def make_panel(
     return np.vstack([header, row])
 
 
+def stack_panels(panels: Sequence[Image]) -> Image:
+    """Panels one below the other, on white where they are narrower than the widest."""
+    width = max(panel.shape[1] for panel in panels)
+    rows = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in panels]
+    return np.vstack(rows)
+
+
 def draw_confusion(confusion: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
     """Write the confusion matrix as PNG."""
     save_figure(confusion_figure(confusion, names), path)

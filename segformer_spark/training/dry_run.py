@@ -19,7 +19,15 @@ from segformer_spark.evaluation.predict import check_view
 from segformer_spark.losses.build import build_loss
 from segformer_spark.run.console import duration
 from segformer_spark.training.measure import estimate_memory, measure_pass, measured_parts, step_seconds
-from segformer_spark.training.plan import check_dataset, check_model, lr_warning, peak_lr, plan_steps, resolve_loss
+from segformer_spark.training.plan import (
+    check_dataset,
+    check_model,
+    lr_warning,
+    peak_lr,
+    plan_steps,
+    resolve_loss,
+    single_image_note,
+)
 from segformer_spark.training.schedule import build_schedule
 
 _MIB = 2**20
@@ -87,6 +95,9 @@ def _costs(
     """Memory and time from one measured pass, of a whole micro-batch on a GPU and of one image on a CPU."""
     model, loss = measured_parts(config, dataset.classes.names)
     check_model(config, plan, model)
+    note = single_image_note(plan, model)
+    if note is not None:
+        yield f"warning: {note}"
     num_images = plan.micro_batch if device.type == "cuda" else model.min_batch
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine's CPU"
     cost = measure_pass(model, loss, num_images, config.data.input_size, device, config.training.precision)

@@ -77,6 +77,17 @@ def lr_warning(config: Config, plan: BatchPlan) -> str | None:
     )
 
 
+def single_image_note(plan: BatchPlan, model: SegmentationModel) -> str | None:
+    """What to say when batch norm after global pooling sees one value per channel."""
+    norms = model.norms_after_global_pooling
+    if plan.micro_batch * plan.world_size > 1 or not norms:
+        return None
+    return (
+        f"{model.name}: with one image at a time the {len(norms)} batch norm after global pooling has no variance to "
+        "divide by; it keeps its running statistics, and scales and shifts alone"
+    )
+
+
 def resolve_loss(config: Config, dataset: SegmentationDataset, files: FileDigests | None = None) -> LossConfig:
     """The loss with class weights as numbers: a rule is applied to the training split's manifest.
 

@@ -30,7 +30,7 @@ from segformer_spark.training.best import BestTracker
 from segformer_spark.training.checkpointer import Checkpointer
 from segformer_spark.training.loop import Loop
 from segformer_spark.training.model_export import ModelExport
-from segformer_spark.training.plan import lr_warning
+from segformer_spark.training.plan import lr_warning, single_image_note
 from segformer_spark.training.progress import Progress, engine_state, progress_of, restore_best
 from segformer_spark.training.record import TrainingRecord
 from segformer_spark.training.reporter import Reporter
@@ -100,9 +100,9 @@ def run_training(
         record.accept(start.changed_sets)
         if progress.step == 0:
             group.on_main(lambda: _say_findings(resolved.config, setup))
-        warning = lr_warning(resolved.config, setup.plan)
-        if warning is not None and group.is_main:
-            logger.warning("%s", warning)
+        for warning in (lr_warning(resolved.config, setup.plan), single_image_note(setup.plan, setup.model)):
+            if warning is not None and group.is_main:
+                logger.warning("%s", warning)
         reporter = _reporter(run, resolved.config, setup, group, progress)
         try:
             outcome = _train(resolved.config, setup, start, reporter, group, stop, lease)

@@ -18,6 +18,7 @@ from segformer_spark.verbs.arguments import (
     add_reading,
     add_set,
     add_verb,
+    not_negative,
     positive,
     reading,
 )
@@ -65,6 +66,13 @@ def _add_evaluate(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--worst", type=int, default=12, help="how many of the worst images to draw (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--examples",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="draw the first, worst, median and best N images below each other (default: %(default)s)",
     )
     add_from_env(parser, "MODEL_PATH, SPLIT, OUTPUT, TTA, CROPS and overrides")
     _add_prediction(parser)
@@ -151,7 +159,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         if arguments.from_env and group.is_main:
             name_unused_variables("evaluate", (*_USED_BY_EVALUATE, *_FROM_ENVIRONMENT))
         settings = InferenceSettings(precision=precision, batch_size=batch_size, tta=tta, crops=crops)
-        options = EvaluateOptions(model, split, Path(output), arguments.worst, settings)
+        options = EvaluateOptions(model, split, Path(output), arguments.worst, arguments.examples, settings)
         run_evaluation(resolved, options, group)
     return 0
 

@@ -41,6 +41,31 @@ def test_figures_are_those_of_training_s_validation(results: tuple[dict[str, Any
         assert results[0][key] == card["metrics"][key]
 
 
+def examples(group: Group, run: str, output: str) -> None:
+    options = EvaluateOptions(Path(run) / "best", "val", Path(output), num_worst=0, num_examples=2)
+    run_evaluation(load_config(Path(run) / "config.yaml"), options, group)
+
+
+def test_examples_are_the_first_the_worst_the_middle_and_the_best(
+    results: tuple[dict[str, Any], Path], trained_run: Path, tmp_path: Path
+) -> None:
+    run_on_ranks(1, examples, str(trained_run), str(tmp_path / "val"))
+    pictures = {path.stem: cv2.imread(str(path)) for path in (tmp_path / "val" / "examples").glob("*.png")}
+    assert set(pictures) == {"first", "worst", "median", "best"}
+    with (results[1] / "per_image.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    quality = []
+    for row in rows:
+        known = [float(v) for k, v in row.items() if k.startswith("iou_") and k != "iou_background" and v]
+        quality.append(np.mean(known) if known else 1.0)
+    order = np.argsort(quality, kind="stable")
+    worst = cv2.imread(str(sorted((results[1] / "worst").glob("01_*.png"))[0]))
+    assert rows[order[0]]["image"] in sorted((results[1] / "worst").glob("01_*.png"))[0].name
+    np.testing.assert_array_equal(pictures["worst"][: len(worst)], worst)
+    assert all(picture.shape == (2 * len(worst), worst.shape[1], 3) for picture in pictures.values())
+    assert not np.array_equal(pictures["best"], pictures["worst"])
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_do_not_matter(
     results: tuple[dict[str, Any], Path], trained_run: Path, tmp_path: Path, world: int

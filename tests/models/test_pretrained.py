@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
@@ -274,3 +275,20 @@ def test_no_network_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match="cannot be reached"):
         fetch_weights("b0", "ade20k", tmp_path / "weights")
     assert not list((tmp_path / "weights").iterdir())
+
+
+def test_a_whole_model_of_the_librarys_layout_starts_with_new_classes(tmp_path: Path) -> None:
+    """Study C's DeepLabV3+ was trained before: a folder as segmentation_models_pytorch publishes it."""
+    library = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=19)
+    library.save_pretrained(tmp_path)
+    own = ModelConfig(name="deeplabv3plus", encoder="mobilenet_v2", pretrained=str(tmp_path))
+    model = build_model(own, ["a", "b", "c"], seed=1)
+    theirs = library.state_dict()
+    names = model.stored_names()
+    for name, value in model.state_dict().items():
+        if names[name] in model.classifier_names:
+            assert len(value) == 3
+        else:
+            torch.testing.assert_close(value, theirs[names[name]], rtol=0, atol=0)
+    with pytest.raises(CheckpointError, match="the weights do not fit this model"):
+        build_model(own.model_copy(update={"encoder": "resnet18"}), ["a", "b", "c"], seed=1)

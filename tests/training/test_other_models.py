@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from segformer_spark.checkpoint.export import load_model
 from segformer_spark.cli import main
 from segformer_spark.config.batch import plan_batches
 from segformer_spark.config.load import load_config
@@ -62,7 +63,7 @@ def refused(group: Group, root: str, path: str, settings: tuple[str, ...]) -> st
     [
         (("training.batch_size=2",), "training.accumulation exact: unet has batch norm in its encoder"),
         (
-            ("model.name=deeplabv3plus", "training.batch_size=1", "training.global_batch_size=1"),
+            ("model.name=fpn", "training.batch_size=1", "training.global_batch_size=1", "data.image_size=32"),
             "a step needs 2 images over all devices",
         ),
     ],
@@ -71,6 +72,25 @@ def test_batches_that_a_model_cannot_be_trained_with(
     spark_root: Path, tmp_path: Path, settings: tuple[str, ...], message: str
 ) -> None:
     assert message in run_on_ranks(1, refused, str(spark_root), str(tmp_path / "run"), (*UNET, *settings))[0]
+
+
+def test_rectangles_train_one_image_at_a_time(spark_root: Path, tmp_path: Path) -> None:
+    """Study B's model 5 at toy size: trained, cut off, resumed bit for bit, and evaluated at its own size."""
+    settings = (
+        *("model.name=hiera", "model.variant=b2", "model.encoder=hiera_tiny_224", "model.pretrained=none"),
+        "data.image_size=32x64",
+        *("training.batch_size=1", "training.max_steps=3", "training.scheduler.warmup_epochs=0"),
+    )
+    whole = run_on_ranks(1, short_run, str(spark_root), str(tmp_path / "whole"), settings)[0]
+    first = run_on_ranks(1, short_run, str(spark_root), str(tmp_path / "cut"), settings, None, 2)[0]
+    rest = run_on_ranks(1, short_run, str(spark_root), str(tmp_path / "cut"), settings, "auto")[0]
+    assert first + rest == whole
+    model, card = load_model(tmp_path / "cut" / "best")
+    assert card.image_size == (32, 64)
+    assert model.position_grid() == (8, 16)
+    log = (tmp_path / "cut" / "log.txt").read_text()
+    assert "hiera with hiera_tiny_224 from none, 32x64 px" in log
+    assert "hiera: with one image at a time the 1 batch norm after global pooling has no variance to divide by" in log
 
 
 def losses_of_deeplab(group: Group, weight: float) -> tuple[float, float]:
