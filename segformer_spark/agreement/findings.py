@@ -54,10 +54,15 @@ def against_size(parameters: Sequence[int], maxima: Mapping[str, Sequence[float 
 
 
 def describe_size(row: Row) -> str:
-    """r, rho and both p of `against_size` on one line."""
-    if row["r"] is None:
+    """One line for the log and the figure; undefined coefficients are named."""
+    if row["r"] is None or row["rho"] is None:
         return f"undefined (n {row['n']})"
-    return f"r {row['r']:.3f} (p {row['r_p']:.2f}), rho {row['rho']:.3f} (p {row['rho_p']:.2f}), n {row['n']}"
+
+    def p_of(name: str) -> str:
+        exact = row[f"{name}_exact_p"]
+        return f"p {row[f'{name}_p']:.2f}" + ("" if exact is None else f", exact {exact:.2f}")
+
+    return f"r {row['r']:.3f} ({p_of('r')}), rho {row['rho']:.3f} ({p_of('rho')}), n {row['n']}"
 
 
 def summary(results: Sequence[ModelAgreement], reference: Reference, size_lines: Mapping[str, str]) -> Iterator[str]:

@@ -100,7 +100,7 @@ def draw_table(rows: Sequence[Row], path: Path) -> None:
                 if crosses:
                     axis.plot(*zip(*crosses, strict=True), marker="x", linestyle="none", color="black")
             axis.set_xticks(range(len(models)), models, rotation=20, ha="right", fontsize="x-small")
-            axis.set(title=f"{_TITLES[metric]}, {protocol}", ylim=(0, None))
+            axis.set(title=f"{_TITLES[metric]}, {protocol.replace('_', ' ')}", ylim=(0, None))
             axis.title.set_fontsize("small")
             axis.grid(axis="y", alpha=0.3)
     axes[0][-1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))

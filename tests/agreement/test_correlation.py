@@ -38,7 +38,7 @@ def test_size_against_agreement_is_as_study_a_found(kind: str) -> None:
     assert found["rho"] == pytest.approx(rho, abs=0.0005)
     assert found["rho_p"] == pytest.approx(p, abs=0.005)
     assert found["n"] == 6
-    assert f"rho {rho:.3f} (p {p:.2f}), n 6" in describe_size(found)
+    assert f"rho {rho:.3f} (p {p:.2f}, exact {found['rho_exact_p']:.2f}), n 6" in describe_size(found)
 
 
 def test_what_is_undefined_is_none() -> None:
