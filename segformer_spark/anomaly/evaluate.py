@@ -104,9 +104,7 @@ def evaluate_scores(
     with group.sharing_errors():
         for item, logits, features in progress(items, total=len(indices), label="scoring", visible=group.is_main):
             truth = dataset.anomalies(item.index)
-            maps, ids = _score_maps(logits, item.size, scores)
-            if features is not None:
-                maps |= {name: _enlarged(score(logits, features), item.size) for name, score in map_scores.items()}
+            maps, ids = _score_maps(logits, features, item.size, scores, map_scores)
             for name, values in maps.items():
                 if bool(values.isnan().any()):
                     raise DataError(f"{dataset.sample_id(item.index)}: {name} is not a number; try another precision")
@@ -158,9 +156,7 @@ def negative_rankings(
             label="scoring",
             visible=group.is_main,
         ):
-            maps, _ = _score_maps(logits, item.size, scores)
-            if features is not None:
-                maps |= {name: _enlarged(score(logits, features), item.size) for name, score in map_scores.items()}
+            maps, _ = _score_maps(logits, features, item.size, scores, map_scores)
             for name, values in maps.items():
                 found[name].add(values, torch.zeros(values.shape, dtype=torch.bool, device=values.device))
     return {name: one.reduce(group.sum).ranking() for name, one in found.items()}
@@ -185,8 +181,13 @@ def _rates(ranking: Ranking) -> tuple[float, float, float]:
 
 
 def _score_maps(
-    logits: Tensor, size: tuple[int, int], scores: Mapping[str, Score]
+    logits: Tensor,
+    features: Tensor | None,
+    size: tuple[int, int],
+    scores: Mapping[str, Score],
+    map_scores: Mapping[str, MapScore],
 ) -> tuple[dict[str, Tensor], NDArray[np.uint8]]:
+    """Every method's scores (H, W) at native size, and the predicted class ids."""
     with torch.inference_mode():
         maps = {name: torch.empty(size, device=logits.device) for name in scores}
         ids = torch.empty(size, dtype=torch.uint8, device=logits.device)
@@ -194,6 +195,8 @@ def _score_maps(
             ids[rows] = band.argmax(0).to(torch.uint8)
             for name, score in scores.items():
                 maps[name][rows] = score(band)
+    if features is not None:
+        maps |= {name: _enlarged(score(logits, features), size) for name, score in map_scores.items()}
     return maps, ids.cpu().numpy()
 
 

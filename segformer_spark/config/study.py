@@ -151,9 +151,17 @@ class Study:
         return _folder(self.path)
 
 
-def published_anomalies(study: Study) -> dict[str, dict[str, Any]]:
-    """{model or recipe: {score: published figures}}."""
-    return {name: dict(row["anomaly"]) for name, row in study.reference.items() if row.get("anomaly")}
+def reference_of(study: Study, run: StudyRun) -> Mapping[str, Any]:
+    """Published results of a run's model, or else its recipe; empty where there are none."""
+    return study.reference.get(run.model) or study.reference.get(run.recipe) or {}
+
+
+def distinct_labels(runs: Sequence[StudyRun]) -> list[str]:
+    """Model and recipe of each run, with the data set and the seed where the runs have several."""
+    data, seeds = len({run.data for run in runs}) > 1, len({run.seed for run in runs}) > 1
+    return [
+        ", ".join([run.label, *([run.data] if data else []), *([f"seed {run.seed}"] if seeds else [])]) for run in runs
+    ]
 
 
 def read_study(path: Path) -> Study:

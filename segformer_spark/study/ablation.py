@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from segformer_spark.config.schema import AugmentationConfig
-from segformer_spark.config.study import Study
+from segformer_spark.config.study import Study, reference_of
 from segformer_spark.errors import ConfigError
 from segformer_spark.study.collect import RunResult
-from segformer_spark.study.comparison import reference_of
 from segformer_spark.study.statistics import Interval, over_seeds
 
 Row = dict[str, Any]
@@ -32,7 +31,7 @@ def ablation_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
     rows = [_row(result, baseline.get(result.run.seed)) for result in results]
     if study.reference:
         for row, result in zip(rows, results, strict=True):
-            row["reference_miou"] = reference_of(study, result.run.model, result.run.recipe).get("val_miou")
+            row["reference_miou"] = reference_of(study, result.run).get("val_miou")
     return rows
 
 

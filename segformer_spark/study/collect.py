@@ -58,11 +58,6 @@ class RunResult:
     per_image: Mapping[str, float]
 
     @property
-    def label(self) -> str:
-        """Model and recipe, with the data set where the study has several."""
-        return ", ".join(part for part in (self.run.label, self.run.data) if part)
-
-    @property
     def anomaly_metrics(self) -> Path:
         """Where `anomaly eval` leaves what it found of this run."""
         return RunDirectory(run_path(self.config)).anomaly / "test"

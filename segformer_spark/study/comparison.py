@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segformer_spark.config.image_size import size_text
-from segformer_spark.config.study import REFERENCE_METRICS, Study
+from segformer_spark.config.study import REFERENCE_METRICS, Study, reference_of
 from segformer_spark.data.readers.pairs import former_id
 from segformer_spark.models.registry import encoder_of, find_architecture
 from segformer_spark.run.console import logger
@@ -100,7 +100,7 @@ def _run_row(study: Study, result: RunResult, gains: Row) -> Row:
         "macs": size.macs,
         "macs_merged": size.macs_merged,
         "image_size": size_text(config.data.image_size),
-        **{f"reference_{key}": reference_of(study, run.model, run.recipe).get(key) for key in REFERENCE_METRICS},
+        **{f"reference_{key}": reference_of(study, run).get(key) for key in REFERENCE_METRICS},
         "run": run.name,
     }
 
@@ -112,7 +112,7 @@ def summary_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
         known = [result.miou for result in group if result.miou is not None]
         interval = over_seeds(known) if known else None
         run = group[0].run
-        reference = reference_of(study, run.model, run.recipe)
+        reference = reference_of(study, run)
         rows.append(
             {
                 "data": data,
@@ -192,11 +192,6 @@ def by_candidate(results: Sequence[RunResult]) -> dict[tuple[str, str], list[Run
         key = (result.run.data or result.config.data.dataset, result.run.label)
         groups.setdefault(key, []).append(result)
     return groups
-
-
-def reference_of(study: Study, model: str, recipe: str) -> Mapping[str, Any]:
-    """Published results of a model or recipe; empty where there are none."""
-    return study.reference.get(model) or study.reference.get(recipe) or {}
 
 
 def _source(pretrained: str) -> str:

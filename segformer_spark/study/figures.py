@@ -58,9 +58,7 @@ def draw_curves(results: Sequence[RunResult], path: Path) -> None:
                     if points:
                         axis.plot(*zip(*points, strict=True), **style, **extra)
         loss.set(title=f"{data}: loss, dashed on validation images", xlabel="epoch", ylim=(0, None))
-        miou.set(
-            title=f"{data}: validation mIoU, void left out; dashed on training images", xlabel="epoch", ylim=(0, None)
-        )
+        miou.set(title=f"{data}: mIoU, dashed on training images", xlabel="epoch", ylim=(0, None))
         for axis in (loss, miou):
             axis.grid(alpha=0.3)
             if axis.get_legend_handles_labels()[0]:
@@ -124,6 +122,7 @@ def draw_resolution(results: Sequence[RunResult], path: Path) -> None:
             if known:
                 style = {"color": _COLORS[number % len(_COLORS)], "marker": "o", "linestyle": "none"}
                 axis.plot([height * width / 1e6] * len(known), known, label=label, **style)
+        axis.margins(0.15)
         axis.set(xlabel="million pixels of the input", ylabel=title, ylim=(0, None), xlim=(0, None))
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:

@@ -224,7 +224,7 @@ class _Chosen:
     output: Path
 
 
-def _chosen_runs(action: str, arguments: argparse.Namespace) -> tuple[list[_Chosen], dict[str, dict[str, Any]]]:
+def _chosen_runs(action: str, arguments: argparse.Namespace) -> tuple[list[_Chosen], dict[str, Any]]:
     """The runs of the command line, or the finished ones of a study; and what was published about those."""
     from segformer_spark.errors import UserError
 
@@ -235,18 +235,18 @@ def _chosen_runs(action: str, arguments: argparse.Namespace) -> tuple[list[_Chos
     if arguments.study is None:
         own = getattr(arguments, "output", None) if len(arguments.runs) == 1 else None
         return [_chosen(_run_of(path).path.name, path, arguments, own) for path in arguments.runs], {}
-    from segformer_spark.config.study import published_anomalies, read_study
+    from segformer_spark.config.study import distinct_labels, read_study, reference_of
     from segformer_spark.study.execute import plan_runs
 
     study = read_study(arguments.study)
     finished = [one for one in plan_runs(study, arguments.overrides) if one.is_finished]
     if not finished:
         raise UserError(f"{study.path}: no run is finished yet; train them first: compare run {study.path}")
-    several = len({one.run.seed for one in finished}) > 1
-    labels = [one.run.label + (f", seed {one.run.seed}" if several else "") for one in finished]
-    paths = [one.directory.path for one in finished]
-    chosen = [_chosen(label, path, arguments, None) for label, path in zip(labels, paths, strict=True)]
-    return chosen, published_anomalies(study)
+    labels = distinct_labels([one.run for one in finished])
+    chosen = [_chosen(label, one.directory.path, arguments, None) for label, one in zip(labels, finished, strict=True)]
+    return chosen, {
+        label: reference_of(study, one.run).get("anomaly", {}) for label, one in zip(labels, finished, strict=True)
+    }
 
 
 def _chosen(label: str, path: Path, arguments: argparse.Namespace, output: Path | None) -> _Chosen:
@@ -260,7 +260,7 @@ def _study_folder(study: Path) -> Path:
 
 
 def _evaluate_run(chosen: _Chosen, arguments: argparse.Namespace, group: Group) -> None:
-    from segformer_spark.anomaly.evaluate import anomalous, evaluate_scores, negative_rankings, write_results
+    from segformer_spark.anomaly.evaluate import evaluate_scores, negative_rankings, write_results
     from segformer_spark.anomaly.operating_points import OperatingPoints, split_in_halves
     from segformer_spark.run.console import logger
     from segformer_spark.run.record import result_record
@@ -268,7 +268,6 @@ def _evaluate_run(chosen: _Chosen, arguments: argparse.Namespace, group: Group) 
 
     started, run = now(), _run_of(chosen.path)
     session = _open_session(chosen.path, arguments, arguments.split, group)
-    anomalous(session.labelled(), group)
     scores, map_scores = _scores(arguments, session, run)
     halves = split_in_halves(session.labelled(), arguments.seed) if arguments.operating_points else None
     if arguments.operating_points and halves is None and group.is_main:

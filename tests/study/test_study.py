@@ -208,6 +208,12 @@ def test_anomaly_scores_of_a_study_stand_in_its_report(folder: Path, compared: P
     assert "Which of them the published figures (reference_*) are is not known" in page
 
 
+def test_the_summary_has_the_other_splits_beside_the_published_figures(compared: Path) -> None:
+    runs, summary = (table(compared / f"{name}.csv") for name in ("comparison", "summary"))
+    assert [row["train_miou"] for row in summary] == [row["train_miou"] for row in runs]
+    assert [row["reference_hours"] for row in summary] == ["", "3.5"]
+
+
 def test_pairs_are_made_of_the_same_images(compared: Path) -> None:
     (row,) = table(compared / "paired.csv")
     scores = []
