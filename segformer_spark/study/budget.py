@@ -17,6 +17,9 @@ from segformer_spark.study.collect import device_of
 from segformer_spark.study.execute import PlannedRun
 from segformer_spark.training.plan import plan_steps
 
+_USUAL_CLASSES = 19
+"""As Cityscapes has: where the data set is not here."""
+
 _UNITS = {"h": 1.0, "d": 24.0, "m": 1 / 60}
 
 
@@ -73,16 +76,18 @@ def run_hours(
 
 def _estimated(config: Config, device: DeviceModel, num_images: int | None) -> tuple[float | None, str]:
     """Hours, and what was estimated or why it could not be."""
+    assumed = ""
     try:
         images, classes = _facts(config)
     except DataError as error:
         if num_images is None:
             return None, f"no estimate: {error.problem}; give the number of training images with --num-images"
-        images, classes = num_images, config.model.num_classes or 19
+        images, classes = num_images, config.model.num_classes or _USUAL_CLASSES
+        assumed = f", {images} images and {classes} classes assumed"
     plan = plan_batches(config.training, 1)
     steps = plan_steps(config, plan.steps_per_epoch(images))
     seconds = estimate_step(config, classes, device).seconds * plan.accumulation_steps
-    return steps * seconds / 3600, f"estimate for {device.name}, training steps alone"
+    return steps * seconds / 3600, f"estimate for {device.name}, training steps alone{assumed}"
 
 
 def _facts(config: Config) -> tuple[int, int]:
