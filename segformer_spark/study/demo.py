@@ -111,8 +111,9 @@ def _report(output: Path, run: str, seconds: float) -> Report:
     report.text(f"{VOID_LEFT_OUT}, here and below.")
     report.table(found["summary"])
     for name, caption in {
-        "curves": "Training loss and validation mIoU against the epoch",
+        "curves": "Losses and mIoU against the epoch; dashed: on the other images",
         "tradeoffs": "mIoU against size and speed",
+        "resolution": "mIoU, time, and time x memory against the size of the input",
         "paired": "Differences between models on the same images",
         "predictions_street_hazards": "The first validation images, predicted by each model",
     }.items():
@@ -129,6 +130,10 @@ def _report(output: Path, run: str, seconds: float) -> Report:
         "pooled: all pixels together; the two are not comparable. Best F1 and its threshold are those of an oracle."
     )
     report.table(_read_csv(output / "anomaly" / "metrics.csv"))
+    points = output / "anomaly" / "operating_points.csv"
+    if points.is_file():
+        report.text("Thresholds that were fitted on other towns than they are judged on.")
+        report.table(_read_csv(points))
     report.figure(output / "anomaly" / "curves.png", "All pixels together")
     for method in METHODS:
         for panel in sorted((output / "anomaly" / "panels" / method).glob("*.png"))[:1]:

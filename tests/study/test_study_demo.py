@@ -34,7 +34,7 @@ def test_the_whole_study_ends_in_one_report(tmp_path: Path, monkeypatch: pytest.
     page = (folder / "report.html").read_text()
     parts = ("params", "models", "ablation", "anomaly", "agreement")
     pictures = [path for part in parts for path in (folder / part).rglob("*.png")]
-    assert page.count("data:image/png;base64,") == len(pictures) == 19
+    assert page.count("data:image/png;base64,") == len(pictures) == 20
     assert str(tmp_path) not in page
     with (folder / "anomaly" / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
