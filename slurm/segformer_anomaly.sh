@@ -22,7 +22,5 @@ source slurm/common.sh || {
 (($# > 0)) || fail "which runs? sbatch slurm/segformer_anomaly.sh RUN..., or --study configs/study/NAME.yaml"
 announce "anomaly scores of $*"
 
-data=()
-[[ -z ${DATA_ROOT:-} ]] || data=(--set "data.root=$DATA_ROOT")
-on_this_node anomaly fit "$@" "${data[@]}" && on_this_node anomaly eval "$@" --methods all "${data[@]}"
+on_this_node anomaly fit "$@" --from-env && on_this_node anomaly eval "$@" --methods all --from-env
 finish "$?" "$*" "the table is in the study's folder, or in anomaly/"

@@ -105,9 +105,8 @@ def evaluate_scores(
         for item, logits, features in progress(items, total=len(indices), label="scoring", visible=group.is_main):
             truth = dataset.anomalies(item.index)
             maps, ids = _score_maps(logits, features, item.size, scores, map_scores)
+            _refuse_nan(maps, dataset.sample_id(item.index))
             for name, values in maps.items():
-                if bool(values.isnan().any()):
-                    raise DataError(f"{dataset.sample_id(item.index)}: {name} is not a number; try another precision")
                 own = judged if halves is not None and halves.is_judged[item.index] else pooled
                 own[name].add(values, torch.from_numpy(truth).to(values.device))
                 ranking = rank(values.cpu().numpy(), truth)
@@ -134,7 +133,7 @@ def anomalous(dataset: SegmentationDataset, group: Group) -> AnomalyDataset:
     """
     if not isinstance(dataset, HasAnomalies):
         raise DataError("anomaly eval: this data set has no labels of anomalies; street_hazards has them")
-    if not group.on_main(lambda: any(bool(dataset.anomalies(index).any()) for index in range(len(dataset)))):
+    if not group.on_main(lambda: _has_anomalies(dataset)):
         raise DataError(
             "anomaly eval: no image of this split has an anomaly, so that nothing can be detected",
             "Take the test split of street_hazards: --split test.",
@@ -142,11 +141,23 @@ def anomalous(dataset: SegmentationDataset, group: Group) -> AnomalyDataset:
     return cast(AnomalyDataset, dataset)
 
 
+def _has_anomalies(dataset: Any) -> bool:
+    return any(bool(dataset.anomalies(index).any()) for index in range(len(dataset)))
+
+
 def negative_rankings(
     session: Session, scores: Mapping[str, Score], map_scores: Mapping[str, MapScore]
 ) -> dict[str, Ranking]:
-    """Every method's scores on a split without anomalies, pooled. Collective."""
+    """Every method's scores on a split without anomalies, pooled. Collective.
+
+    Raises:
+        DataError: it has anomalies.
+    """
     dataset, group = session.labelled(), session.group
+    if isinstance(dataset, HasAnomalies) and group.on_main(lambda: _has_anomalies(dataset)):
+        raise DataError(
+            "--fpr-split: this split has anomalies, which would count as normal pixels; take another, such as val"
+        )
     indices = rank_indices(len(dataset), group.rank, group.world_size)
     found = {name: ScoreHistogram.empty(group.device) for name in (*scores, *map_scores)}
     with group.sharing_errors():
@@ -157,9 +168,16 @@ def negative_rankings(
             visible=group.is_main,
         ):
             maps, _ = _score_maps(logits, features, item.size, scores, map_scores)
+            _refuse_nan(maps, dataset.sample_id(item.index))
             for name, values in maps.items():
                 found[name].add(values, torch.zeros(values.shape, dtype=torch.bool, device=values.device))
     return {name: one.reduce(group.sum).ranking() for name, one in found.items()}
+
+
+def _refuse_nan(maps: Mapping[str, Tensor], image: str) -> None:
+    for name, values in maps.items():
+        if bool(values.isnan().any()):
+            raise DataError(f"{image}: {name} is not a number; try another precision")
 
 
 def _logits_and_maps(
@@ -231,6 +249,7 @@ def write_results(
     write_csv(output / "metrics.csv", list(rows[0]), rows)
     curves = [row for method, result in results.items() for row in _threshold_rows(method, result.pooled)]
     write_csv(output / "thresholds.csv", list(curves[0]), curves)
+    (output / "operating_points.csv").unlink(missing_ok=True)
     fitted = {method: one.fitted for method, one in results.items() if one.fitted is not None}
     judged = {method: one.judged for method, one in results.items() if one.judged is not None}
     if points is not None and all(one.is_defined for one in (*fitted.values(), *judged.values())):

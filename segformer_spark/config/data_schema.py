@@ -152,7 +152,9 @@ class CropConfig(Section):
         None, "Draw random crops anew (10 times) while one class takes more than this share.", gt=0, lt=1
     )
     share: float = field(1.0, "Share of the samples that are cropped; the others are whole, for box.", ge=0, le=1)
-    margin: float = field(0.25, "Room around the box on each side, relative to its longer side.", ge=0, le=4)
+    margin: float = field(
+        0.25, "Room around the box on each side, relative to the window without it (its longer side).", ge=0, le=4
+    )
     jitter: float = field(0.2, "Random shift and change of size of the box crop, relative to its side.", ge=0, lt=1)
 
     @field_validator("mode", mode="before")
@@ -223,7 +225,9 @@ class InferenceConfig(Section):
         "box: predict what lies around the data set's box, the rest is background; two_pass: around what a first pass "
         "over the whole image finds.",
     )
-    crop_margin: float = field(0.25, "Room around the box on each side, relative to its longer side.", ge=0, le=4)
+    crop_margin: float = field(
+        0.25, "Room around the box on each side, relative to the window without it (its longer side).", ge=0, le=4
+    )
 
     @field_validator("resize", mode="before")
     @classmethod

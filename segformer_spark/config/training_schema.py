@@ -106,6 +106,7 @@ class ValidationConfig(Section):
         "Also measure mIoU on this many training images, always the same and shown as validation images are; null for "
         "none. Takes as long as so many validation images.",
         ge=1,
+        resume_safe=True,
     )
     at_start: bool = field(False, "Validate once before the first step, as a baseline.")
     batch_size: int | None = field(

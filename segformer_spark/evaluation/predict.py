@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.dataset import IGNORE_INDEX, Box, Mask, SegmentationDataset
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader
+from segformer_spark.data.resize import resize_mask
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.data.transforms import image_to_tensor, normalize_images
 from segformer_spark.data.window import Window, cut_mask
@@ -53,8 +54,16 @@ _Found = tuple[Tensor, ...]
 
 _Finish = Callable[[_Passes, int, EvalItem], _Found]
 
-ImageLoss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (1, C, h, w) and labels (1, H, W) -> scalar, as `losses.build.WeightedSum.of_coarse`."""
+
+class ImageLoss(Protocol):
+    """The loss of an image by itself (`losses.build.WeightedSum`)."""
+
+    @property
+    def needs_full_size(self) -> bool: ...
+
+    def of_coarse(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (1, C, h, w) and labels (1, H, W) -> scalar."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -91,14 +100,20 @@ class Predictor:
     def predict_with_loss(
         self, items: Iterable[list[EvalItem]], loss: ImageLoss
     ) -> Iterator[tuple[EvalItem, Tensor, Tensor]]:
-        """The same, and the loss of each item's logits against its mask; with crops, within the crop. Without TTA."""
+        """The same, and the loss of each item's logits against its mask; with crops, within the crop. Without TTA.
+
+        A loss that needs all logits at the labels' size sees masks of the input's size, as in training: at the native
+        size of a large image they would not fit.
+        """
 
         def both(passes: _Passes, row: int, item: EvalItem) -> _Found:
             assert item.mask is not None
             mask = item.mask if item.window is None else cut_mask(item.mask, item.window)
+            if loss.needs_full_size:
+                mask = resize_mask(mask, (item.pixels.shape[-2], item.pixels.shape[-1]))
             labels = torch.from_numpy(mask).to(self.device)
             ((_, logits),) = passes
-            return self._class_ids(passes, row, item), loss(logits[row][None].float(), labels[None])
+            return self._class_ids(passes, row, item), loss.of_coarse(logits[row][None].float(), labels[None])
 
         for item, found in self._by_batch(items, both):
             yield item, *found  # type: ignore[misc]

@@ -37,6 +37,11 @@ class WeightedSum(nn.Module):
         """Choose the arithmetic, as hardware.kernels does."""
         self._kernels = setting
 
+    @property
+    def needs_full_size(self) -> bool:
+        """Whether a part is no sum over pixels, so that all logits must exist at the labels' size."""
+        return not all(isinstance(part, SumLoss) for part in self.parts.values())
+
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (B, C, H, W) and labels (B, H, W) of any integer type -> scalar fp32 (fp64 for fp64 logits)."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -53,7 +58,7 @@ class WeightedSum(nn.Module):
         if kernels != "cpu" and all(isinstance(part, CrossEntropyLoss | DiceLoss) for part in self.parts.values()):
             return self._from_sums(parts, self._joint_sums(logits, labels, kernels), logits)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        if len(parts) < len(self.parts):
+        if self.needs_full_size:
             size = (labels.shape[-2], labels.shape[-1])
             enlarged = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
             return self.forward(enlarged, labels)

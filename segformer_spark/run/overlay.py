@@ -25,7 +25,9 @@ def overlay_runs(runs: Sequence[RunDirectory], metric: str, output: Path) -> lis
     Raises:
         UserError: no run has it; the values that there are are named.
     """
-    curves = {run.path.name: _curve(run, metric) for run in runs}
+    names = [run.path.name for run in runs]
+    labels = [str(run.path) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
+    curves = {label: _curve(run, metric) for run, label in zip(runs, labels, strict=True)}
     if not any(curves.values()):
         known = sorted({key for run in runs for row in MetricsLog(run.metrics).rows() for key in _numbers(row)})
         raise UserError(f"runs plot: no run has {metric!r}; there are {', '.join(known) or 'no values yet'}")

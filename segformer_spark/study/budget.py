@@ -86,7 +86,7 @@ def _estimated(config: Config, device: DeviceModel, num_images: int | None) -> t
         assumed = f", {images} images and {classes} classes assumed"
     plan = plan_batches(config.training, 1)
     steps = plan_steps(config, plan.steps_per_epoch(images))
-    seconds = estimate_step(config, classes, device).seconds * plan.accumulation_steps
+    seconds = estimate_step(config, classes, device).seconds(config, plan.accumulation_steps)
     return steps * seconds / 3600, f"estimate for {device.name}, training steps alone{assumed}"
 
 

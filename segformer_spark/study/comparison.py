@@ -35,8 +35,8 @@ def _gains(study: Study, result: RunResult, results: Sequence[RunResult]) -> Row
     if first is not None and first.miou is not None and result.miou is not None:
         gain = result.miou - first.miou
         percent = 100 * gain / first.miou if first.miou else None
-    if first is not None and first.seconds and result.device == first.device:
-        time = result.seconds / first.seconds
+    if first is not None and first.device_hours and result.device == first.device:
+        time = result.device_hours / first.device_hours
     return {"gain": _rounded(gain), "gain_percent": _rounded(percent, 2), "relative_time": _rounded(time, 3)}
 
 

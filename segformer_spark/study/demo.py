@@ -18,6 +18,7 @@ from segformer_spark.data.demo.streets import write_street_set
 from segformer_spark.run.console import duration, logger
 from segformer_spark.run.verb_process import run_verb, set_options
 from segformer_spark.study.execute import plan_runs
+from segformer_spark.study.figures import CURVES
 from segformer_spark.study.html_report import Report
 from segformer_spark.study.report import VOID_LEFT_OUT
 
@@ -111,7 +112,7 @@ def _report(output: Path, run: str, seconds: float) -> Report:
     report.text(f"{VOID_LEFT_OUT}, here and below.")
     report.table(found["summary"])
     for name, caption in {
-        "curves": "Losses and mIoU against the epoch; dashed: on the other images",
+        "curves": CURVES,
         "tradeoffs": "mIoU against size and speed",
         "resolution": "mIoU, time, and time x memory against the size of the input",
         "paired": "Differences between models on the same images",

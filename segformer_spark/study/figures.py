@@ -26,6 +26,9 @@ _COLORS = (
 )
 _BAR_ALPHA = 0.55
 
+CURVES = "Losses and mIoU against the epoch; dashed: validation loss, and mIoU on training images"
+"""Caption of `draw_curves`."""
+
 
 def draw_curves(results: Sequence[RunResult], path: Path) -> None:
     """Losses and mIoU against the epoch, a line per run; seeds of one model share a colour.

@@ -15,7 +15,14 @@ from segformer_spark.run.record import result_record
 from segformer_spark.study.ablation import ablation_rows, deltas
 from segformer_spark.study.collect import RunResult
 from segformer_spark.study.comparison import paired_rows, pairs_by_data, reference_rows, run_rows, summary_rows
-from segformer_spark.study.figures import draw_ablation, draw_curves, draw_pairs, draw_resolution, draw_tradeoffs
+from segformer_spark.study.figures import (
+    CURVES,
+    draw_ablation,
+    draw_curves,
+    draw_pairs,
+    draw_resolution,
+    draw_tradeoffs,
+)
 from segformer_spark.study.grids import draw_grids
 from segformer_spark.study.html_report import Report
 
@@ -46,7 +53,7 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
     report.table(summary)
     report.heading("Runs")
     report.table(runs)
-    report.figure(folder / "curves.png", "Losses and mIoU against the epoch; dashed: on training images")
+    report.figure(folder / "curves.png", CURVES)
     report.figure(folder / "tradeoffs.png", "mIoU against size and speed; bars span the seeds")
     report.figure(folder / "resolution.png", "mIoU, time, and time x memory against the size of the input")
     _add_anomalies(report, study, results, folder)
@@ -112,7 +119,7 @@ def write_ablation(study: Study, results: Sequence[RunResult], group: Group, fol
     report.heading("Runs")
     report.table(rows)
     draw_curves(results, folder / "curves.png")
-    report.figure(folder / "curves.png", "Training loss and validation mIoU against the epoch")
+    report.figure(folder / "curves.png", CURVES)
     _finish(study, report, group, folder, {"recipes": means, "runs": rows})
     return rows
 

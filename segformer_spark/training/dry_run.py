@@ -95,7 +95,7 @@ def _costs(
     """Memory and time from one measured pass, of a whole micro-batch on a GPU and of one image on a CPU."""
     model, loss = measured_parts(config, dataset.classes.names)
     check_model(config, plan, model)
-    note = single_image_note(plan, model)
+    note = single_image_note(config, plan, model)
     if note is not None:
         yield f"warning: {note}"
     num_images = plan.micro_batch if device.type == "cuda" else model.min_batch

@@ -77,10 +77,11 @@ def lr_warning(config: Config, plan: BatchPlan) -> str | None:
     )
 
 
-def single_image_note(plan: BatchPlan, model: SegmentationModel) -> str | None:
+def single_image_note(config: Config, plan: BatchPlan, model: SegmentationModel) -> str | None:
     """What to say when batch norm after global pooling sees one value per channel."""
     norms = model.norms_after_global_pooling
-    if plan.micro_batch * plan.world_size > 1 or not norms:
+    joined = plan.accumulation_steps if config.training.accumulation == "exact" else 1
+    if plan.micro_batch * plan.world_size * joined > 1 or not norms:
         return None
     return (
         f"{model.name}: with one image at a time the {len(norms)} batch norm after global pooling has no variance to "

@@ -122,11 +122,14 @@ def _shared_training_set(config: Config, group: Group, local_cache: Path | None)
 def _train_subset(
     config: Config, train_set: SegmentationDataset, group: Group, local_cache: Path | None
 ) -> SegmentationDataset | None:
-    """Training images as validation is to see them: decoded at the size of their masks."""
+    """Training images as validation is to see them: exact, and of their own size."""
     size = config.training.validation.train_subset
     if size is None:
         return None
-    if config.data.reduced_decode:
+    changed = isinstance(train_set, CachedDataset) and (train_set.size is not None or train_set.fidelity != "exact")
+    if changed:
+        train_set = group.on_main(lambda: open_dataset(config.data, config.data.train_split))
+    elif config.data.reduced_decode:
         whole = config.model_copy(update={"data": config.data.model_copy(update={"reduced_decode": False})})
         train_set = _shared_training_set(whole, group, local_cache)
     return fixed_subset(train_set, size, config.experiment.seed)

@@ -100,7 +100,10 @@ def run_training(
         record.accept(start.changed_sets)
         if progress.step == 0:
             group.on_main(lambda: _say_findings(resolved.config, setup))
-        for warning in (lr_warning(resolved.config, setup.plan), single_image_note(setup.plan, setup.model)):
+        for warning in (
+            lr_warning(resolved.config, setup.plan),
+            single_image_note(resolved.config, setup.plan, setup.model),
+        ):
             if warning is not None and group.is_main:
                 logger.warning("%s", warning)
         reporter = _reporter(run, resolved.config, setup, group, progress)

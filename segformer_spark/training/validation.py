@@ -135,10 +135,10 @@ class Validation:
     def evaluate(self) -> dict[str, Any]:
         """All metrics, with `val_loss` and, if asked for, `train_miou`. Collective.
 
-        val_loss is the mean over the images of the training loss of each by itself.
+        val_loss is the mean over the images of the training loss of each by itself, without auxiliary logits.
         """
         with self.engine.averaged():
-            metrics, loss = self._counted(self.dataset, "validation", self.loss.of_coarse)
+            metrics, loss = self._counted(self.dataset, "validation", self.loss)
             on_train = None
             if self.train_subset is not None:
                 on_train, _ = self._counted(self.train_subset, "on training images", None)

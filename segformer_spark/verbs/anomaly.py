@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from segformer_spark.verbs.arguments import (
     PRECISIONS,
     Subparsers,
     add_actions,
+    add_from_env,
     add_set,
     add_verb,
     not_negative,
@@ -116,6 +118,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=positive, default=8, help="images to load at a time (default: %(default)s)"
     )
+    add_from_env(parser, "DATA_ROOT and, for runs of a study, SAVE_PATH")
     add_set(parser)
 
 
@@ -134,12 +137,18 @@ def _run_of(path: Path) -> RunDirectory:
     return RunDirectory(run)
 
 
+def _environment(arguments: argparse.Namespace, name: str) -> dict[str, str] | None:
+    """This variable alone, with --from-env: the others are for training."""
+    return {name: os.environ[name]} if arguments.from_env and name in os.environ else None
+
+
 def _configured(path: Path, arguments: argparse.Namespace) -> ResolvedConfig:
     """The run's stored configuration with the overrides that have an effect here."""
     from segformer_spark.config.stored import load_stored_config
 
     refuse_unused("anomaly", arguments.overrides, _USED, _NOT_USED, {"training.precision": "--precision"})
-    resolved = load_stored_config(_run_of(path).config, overrides=arguments.overrides)
+    environment = _environment(arguments, "DATA_ROOT")
+    resolved = load_stored_config(_run_of(path).config, overrides=arguments.overrides, environment=environment)
     refuse_without_effect(arguments.overrides, resolved.config)
     return resolved
 
@@ -234,12 +243,24 @@ def _chosen_runs(action: str, arguments: argparse.Namespace) -> tuple[list[_Chos
         )
     if arguments.study is None:
         own = getattr(arguments, "output", None) if len(arguments.runs) == 1 else None
-        return [_chosen(_run_of(path).path.name, path, arguments, own) for path in arguments.runs], {}
+        given = [_chosen(_run_of(path).path.name, path, arguments, own) for path in arguments.runs]
+        for what, values in (
+            ("name", [one.label for one in given]),
+            ("folder of results", [one.output for one in given]),
+        ):
+            if len(set(values)) < len(values):
+                raise UserError(
+                    f"anomaly {action}: two of the models have one {what}: {', '.join(map(str, arguments.runs))}",
+                    "Evaluate them one after another, each with its own --output.",
+                )
+        return given, {}
     from segformer_spark.config.study import distinct_labels, read_study, reference_of
+    from segformer_spark.run.outcome import FINISHED
     from segformer_spark.study.execute import plan_runs
 
     study = read_study(arguments.study)
-    finished = [one for one in plan_runs(study, arguments.overrides) if one.is_finished]
+    # By their folders: what is set here is for the evaluation, and need not be what they were trained with.
+    finished = [one for one in plan_runs(study, (), _environment(arguments, "SAVE_PATH")) if one.state in FINISHED]
     if not finished:
         raise UserError(f"{study.path}: no run is finished yet; train them first: compare run {study.path}")
     labels = distinct_labels([one.run for one in finished])

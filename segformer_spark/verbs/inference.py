@@ -110,7 +110,7 @@ def _add_prediction(parser: argparse.ArgumentParser) -> None:
         "--crops",
         choices=CROPS,
         default=None,
-        help="show the model a square around the object: around its labelled box, or what a first pass finds "
+        help="show the model a window around the object: around its labelled box, or what a first pass finds "
         "(default: as the model was trained)",
     )
     parser.add_argument("--precision", choices=PRECISIONS, default=None, help="arithmetic of the model (default: fp32)")

@@ -127,6 +127,9 @@ def _act(arguments: argparse.Namespace, *, ablation: bool) -> int:
     planned = plan_runs(study, arguments.overrides, os.environ if arguments.from_env else None, arguments.seeds)
     if arguments.estimate and arguments.action != "list":
         raise UserError(f"--estimate goes with list, the action is {arguments.action}")
+    for name in ("device_model", "budget", "num_images"):
+        if getattr(arguments, name) is not None and not arguments.estimate:
+            raise UserError(f"--{name.replace('_', '-')} goes with list --estimate")
     if arguments.action == "list" and arguments.estimate:
         _estimate(planned, arguments)
         return 0

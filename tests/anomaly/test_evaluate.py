@@ -233,7 +233,13 @@ def test_several_runs_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     assert points[1]["fitted_on"] == "val"
     assert {points[0]["fitted_on"], points[0]["judged_on"]} == {"t1", "t2"}
-    with pytest.raises(SystemExit) as ended:
-        main(["anomaly", "eval"])
-    assert ended.value.code == 2
-    assert "give runs, or a study with --study" in capsys.readouterr().err
+    for arguments, message in (
+        ([], "give runs, or a study with --study"),
+        (["one", "two", "one"], "two of the models have one name"),
+        (["one", "one/best"], "two of the models have one name"),
+        (["one", "--methods", "msp", "--fpr-split", "test"], "this split has anomalies, which would count as normal"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["anomaly", "eval", *arguments])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err

@@ -201,3 +201,25 @@ def test_bands_and_flips_decide_as_whole_maps(band: int, monkeypatch: pytest.Mon
     assert torch.equal(enlarged_ids(passes[:1], (70, 51)).long(), whole[0].argmax(0))
     mean = torch.stack([one.softmax(0) for one in whole]).mean(0)
     assert torch.equal(enlarged_ids(passes, (70, 51)).long(), mean.argmax(0))
+
+
+@pytest.mark.parametrize(("full", "expected"), [(False, (48, 80)), (True, (32, 64))])
+def test_a_loss_that_needs_all_logits_sees_masks_of_the_inputs_size(full: bool, expected: tuple[int, int]) -> None:
+    model = tiny_segformer(["a", "b", "c"], seed=0)
+    view = InferenceView((32, 64))
+    pixels, mask = scene((8, 8, 20, 20), (48, 80)), np.zeros((48, 80), np.uint8)
+    mask[8:20, 8:20] = 2
+    seen: list[torch.Tensor] = []
+
+    class Loss:
+        needs_full_size = full
+
+        def of_coarse(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            seen.append(labels)
+            return logits.mean()
+
+    predictor = Predictor(model, torch.device("cpu"), view)
+    ((_, ids, _),) = predictor.predict_with_loss([[_eval_item(0, pixels, mask, None, view)]], Loss())
+    assert ids.shape == (48, 80)
+    assert seen[0].shape == (1, *expected)
+    assert set(seen[0].unique().tolist()) == {0, 2}

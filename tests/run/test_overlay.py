@@ -44,6 +44,16 @@ def test_runs_of_other_batches_meet_at_epochs(tmp_path: Path) -> None:
     assert (lowest["lowest"], lowest["epoch_of_lowest"]) == (pytest.approx(1 / 3, abs=1e-6), 3.0)
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    runs = [run_of(tmp_path / folder, "run", [score], 10) for folder, score in (("a", 0.1), ("b", 0.2))]
+    rows = overlay_runs(runs, "miou", tmp_path / "curves.png")
+    assert [(row["run"], row["last"]) for row in rows] == [
+        (str(run.path), v) for run, v in zip(runs, (0.1, 0.2), strict=True)
+    ]
+
+
 def test_a_metric_that_no_run_has(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run has 'score'; there are loss, lr, miou, val_loss"):
         overlay_runs([run_of(tmp_path, "one", [0.1], 10)], "score", tmp_path / "x.png")

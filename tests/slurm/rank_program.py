@@ -63,7 +63,7 @@ def fake_train(arguments: argparse.Namespace) -> int:
     facts(
         "train",
         variant=config.model.variant,
-        image_size=config.data.input_size,
+        image_size=config.data.image_size,
         name=config.experiment.name,
         lr=config.training.optimizer.lr,
         cache=None if cache is None else str(cache),

@@ -279,8 +279,8 @@ def test_anomaly_scores_of_a_study(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     own = "--study my study.yaml"
     assert [call for call in calls if "anomaly" in call] == [
-        f"python -m segformer_spark anomaly fit {own} --set data.root=/my data",
-        f"python -m segformer_spark anomaly eval {own} --methods all --set data.root=/my data",
+        f"python -m segformer_spark anomaly fit {own} --from-env",
+        f"python -m segformer_spark anomaly eval {own} --methods all --from-env",
     ]
     assert "which runs?" in submit(project, "segformer_anomaly.sh")[0].stderr
 

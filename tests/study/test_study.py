@@ -89,7 +89,7 @@ def test_time_and_gains_are_against_the_baseline(compared: Path) -> None:
     gain = float(fpn["val_miou"]) - float(tiny["val_miou"])
     assert float(fpn["gain"]) == pytest.approx(gain, abs=2e-6)
     assert float(fpn["gain_percent"]) == pytest.approx(100 * gain / float(tiny["val_miou"]), abs=0.02)
-    spent = [
+    spent = [  # of one process each
         sum(json.loads((compared / "runs" / row["run"] / "training_params.json").read_text())["seconds_per_epoch"])
         for row in (tiny, fpn)
     ]
@@ -167,6 +167,8 @@ def test_the_hours_of_a_study_are_added_up(compared: Path, folder: Path, monkeyp
     monkeypatch.chdir(folder)
     path = write_study(folder, "toy", MODELS.replace("seeds: [1]", "seeds: [1, 2]"))
     try:
+        assert leave("compare", "list", str(path), "--budget", "50h") == 2
+        assert "--budget goes with list --estimate" in capsys.readouterr().err
         assert leave("compare", "list", str(path), "--estimate") == 0
         out = capsys.readouterr().out
         assert "CPU-hours in 2 runs: CPU: " in out
@@ -187,7 +189,9 @@ def test_anomaly_scores_of_a_study_stand_in_its_report(folder: Path, compared: P
     reference = "reference: {Tiny: {anomaly: {max_logit: {auroc: 0.905, aupr: 0.0843}, heat_hybrid: {aupr: 0.0915}}}}"
     path = write_study(folder, "toy", re.sub(r"reference: .*", reference, MODELS))
     try:
-        assert leave("anomaly", "eval", "--study", str(path), "--methods", "max_logit", "--panels", "0") == 0
+        # A setting of the evaluation is none of the training: runs are found by their folders.
+        options = ("--methods", "max_logit", "--panels", "0", "--set", "inference.resize=short_side")
+        assert leave("anomaly", "eval", "--study", str(path), *options) == 0
         assert leave("compare", "report", str(path), "--output", str(folder / "scored")) == 0
     finally:
         write_study(folder, "toy", MODELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from segformer_spark.bench.roofline.cuda_autocast import cuda_rules_on_cpu
 from segformer_spark.bench.roofline.device_models import DeviceModel
 from segformer_spark.bench.roofline.steps import second_trace
+from segformer_spark.bench.roofline.trace import Operation
 from segformer_spark.config.schema import Config
 from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.training.measure import measured_parts
@@ -21,10 +23,23 @@ _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """Seconds and peak bytes of the forward pass, backward pass and update of one micro-batch on one device."""
+    """Parts of an optimizer step on one device.
 
-    seconds: float
+    Attributes:
+        passes, encoder: seconds of forward and backward pass of a micro-batch, and of its encoder's forward pass alone.
+        update: seconds of the optimizer.
+        peak_bytes: with one micro-batch.
+    """
+
+    passes: float
+    encoder: float
+    update: float
     peak_bytes: int
+
+    def seconds(self, config: Config, accumulation_steps: int) -> float:
+        """Of an optimizer step; exact accumulation runs the encoder once more for each of several micro-batches."""
+        exact = config.training.accumulation == "exact" and accumulation_steps > 1
+        return accumulation_steps * (self.passes + (self.encoder if exact else 0.0)) + self.update
 
 
 def estimate_step(config: Config, num_classes: int, device: DeviceModel) -> StepEstimate:
@@ -53,9 +68,20 @@ def estimate_step(config: Config, num_classes: int, device: DeviceModel) -> Step
             optimizer.step()
             optimizer.zero_grad()
 
+        def encode() -> None:
+            with torch.no_grad(), nullcontext() if narrow is None else cuda_rules_on_cpu(narrow):
+                model.encode(images)
+
         trace = second_trace(step, model, optimizer, images, labels)
+        encoder = second_trace(encode, model, None, images)
     tf32 = config.training.precision == "tf32"
-    return StepEstimate(sum(device.seconds(one.cost, tf32=tf32) for one in trace.operations), trace.peak_bytes)
+
+    def seconds(operations: Sequence[Operation]) -> float:
+        return sum(device.seconds(one.cost, tf32=tf32) for one in operations)
+
+    updates = [one for one in trace.operations if "_fused_" in one.name]
+    update = seconds(updates)
+    return StepEstimate(seconds(trace.operations) - update, seconds(encoder.operations), update, trace.peak_bytes)
 
 
 def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
