@@ -79,7 +79,8 @@ def test_rectangles_train_one_image_at_a_time(spark_root: Path, tmp_path: Path) 
     settings = (
         *("model.name=hiera", "model.variant=b2", "model.encoder=hiera_tiny_224", "model.pretrained=none"),
         "data.image_size=32x64",
-        *("training.batch_size=1", "training.max_steps=3", "training.scheduler.warmup_epochs=0"),
+        *("training.batch_size=1", "training.global_batch_size=1", "training.max_steps=3"),
+        "training.scheduler.warmup_epochs=0",
     )
     whole = run_on_ranks(1, short_run, str(spark_root), str(tmp_path / "whole"), settings)[0]
     first = run_on_ranks(1, short_run, str(spark_root), str(tmp_path / "cut"), settings, None, 2)[0]
