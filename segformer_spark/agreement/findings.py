@@ -13,6 +13,7 @@ from segformer_spark.run.atomic import write_csv, write_text
 from segformer_spark.run.console import logger
 
 Row = dict[str, Any]
+_LEVEL = 0.05
 _COLUMNS = (
     *("rank", "model", "parameters", "maximum", "threshold", "p of the maximum", "95 % interval", "pairs"),
     "published",
@@ -86,9 +87,8 @@ def summary(results: Sequence[ModelAgreement], reference: Reference, size_lines:
         undefined = [one.name for one in results if one not in known]
         if undefined:
             yield f"\nUndefined for {', '.join(undefined)}: a decision that never changes, or fewer than three pairs."
-        beyond = [one.name for one in known if one.maxima[kind].p is not None and (one.maxima[kind].p or 1) < _LEVEL]
-        tested = [one for one in known if one.maxima[kind].p is not None]
-        named = ", ".join(beyond) if beyond else "none"
+        tested = {one.name: p for one in known if (p := one.maxima[kind].p) is not None}
+        named = ", ".join(name for name, p in tested.items() if p < _LEVEL) or "none"
         yield (
             f"\nMaxima that permuted ratings reach in less than {100 * _LEVEL:g} % of cases: {named}, of {len(tested)} "
             "models (not adjusted for their number)."
@@ -96,6 +96,3 @@ def summary(results: Sequence[ModelAgreement], reference: Reference, size_lines:
     yield from ("", "## Size", "")
     for name, line in size_lines.items():
         yield f"- parameters against {name}: {line}"
-
-
-_LEVEL = 0.05

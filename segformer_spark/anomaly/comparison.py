@@ -37,26 +37,29 @@ def joined_rows(found: Mapping[str, Sequence[Row]], published: Mapping[str, Mapp
         found: {model: rows of its metrics.csv}.
         published: {model: {method: {auroc, aupr, fpr95}}}; the protocol of those figures is not known.
     """
+
+    def beside(model: str, method: str) -> Row:
+        reference = published.get(model, {}).get(method, {})
+        return {f"reference_{name}": reference.get(name) for name in METRICS}
+
     rows = []
     for model, own in found.items():
         for row in own:
-            reference = published.get(model, {}).get(row["method"], {})
             rows.append(
                 {
                     "model": model,
                     "method": row["method"],
                     "protocol": row["protocol"],
                     **{name: row[name] for name in METRICS},
-                    **{f"reference_{name}": reference.get(name) for name in METRICS},
+                    **beside(model, row["method"]),
                 }
             )
     measured = {(row["model"], row["method"]) for row in rows}
     for model, methods in published.items():
-        for method, reference in methods.items():
+        for method in methods:
             if (model, method) not in measured:
-                empty = dict.fromkeys(METRICS)
-                beside = {f"reference_{name}": reference.get(name) for name in METRICS}
-                rows.append({"model": model, "method": method, "protocol": "not measured", **empty, **beside})
+                known = {**dict.fromkeys(METRICS), **beside(model, method)}
+                rows.append({"model": model, "method": method, "protocol": "not measured", **known})
     return rows
 
 

@@ -164,6 +164,14 @@ def distinct_labels(runs: Sequence[StudyRun]) -> list[str]:
     ]
 
 
+def anomaly_references(study: Study, runs: Sequence[StudyRun]) -> dict[str, Mapping[str, Any]]:
+    """{distinct label: published anomaly results}, in the order of the runs; empty where there are none."""
+    return {
+        label: reference_of(study, run).get("anomaly", {})
+        for label, run in zip(distinct_labels(runs), runs, strict=True)
+    }
+
+
 def read_study(path: Path) -> Study:
     """Read a study file.
 

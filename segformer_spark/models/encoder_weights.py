@@ -79,9 +79,7 @@ def load_encoder(model: SegmentationModel, path: Path) -> EncoderReport:
     live = {stored[name].removeprefix(prefix): name for name in own}
     target = {name: own[live[name]].detach() for name in live}
     state, head = _encoder_part(read_state(path), target)
-    trained = trained_size(path.parent)
-    before = model.position_grid(trained) if trained is not None else None
-    state, resized = fit_positions(state, target, before, model.position_grid())
+    state, resized = fit_stored_positions(model, state, target, path.parent)
     mismatched = [name for name in target.keys() & state.keys() if target[name].shape != state[name].shape]
     found = [name for name in target if name in state and name not in mismatched]
     left = [name for name in state if name not in target]
@@ -102,6 +100,15 @@ def load_encoder(model: SegmentationModel, path: Path) -> EncoderReport:
     model.load_state_dict({live[name]: state[name] for name in found}, strict=False)
     logger.info("encoder weights from %s: %s", path.name, report.describe())
     return report
+
+
+def fit_stored_positions(
+    model: SegmentationModel, state: Mapping[str, Tensor], target: Mapping[str, Tensor], folder: Path
+) -> tuple[State, list[str]]:
+    """`fit_positions` from the grid that the weights in `folder` were trained with to the model's."""
+    trained = trained_size(folder)
+    before = model.position_grid(trained) if trained is not None else None
+    return fit_positions(state, target, before, model.position_grid())
 
 
 def read_state(path: Path) -> State:

@@ -19,12 +19,11 @@ from segformer_spark.config.image_size import Size
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.classifier_rows import follows_names, take_rows_by_name
-from segformer_spark.models.encoder_weights import load_encoder, read_state
+from segformer_spark.models.encoder_weights import fit_stored_positions, load_encoder, read_state
 from segformer_spark.models.interface import SegmentationModel
-from segformer_spark.models.positions import fit_positions
 from segformer_spark.models.registry import ENCODER_REPOSITORIES, build_network, find_architecture
 from segformer_spark.models.segformer import SegFormer, build_segformer, segformer_config
-from segformer_spark.models.weights import encoder_folder, locate_weights, repository_id, trained_size, weights_folder
+from segformer_spark.models.weights import encoder_folder, locate_weights, repository_id, weights_folder
 from segformer_spark.run.atomic import atomic_folder, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
@@ -131,10 +130,8 @@ def load_whole(model: SegmentationModel, folder: Path, *, new_classes: bool = Fa
     live = {stored: name for name, stored in model.stored_names().items()}
     own = model.state_dict()
     if new_classes:
-        trained = trained_size(folder)
-        before = model.position_grid(trained) if trained is not None else None
         target = {stored: own[name] for stored, name in live.items()}
-        state, resized = fit_positions(state, target, before, model.position_grid())
+        state, resized = fit_stored_positions(model, state, target, folder)
         for what in resized:
             logger.info("%s: %s", folder, what)
     others = [name for name in state if name in live and state[name].shape != own[live[name]].shape]

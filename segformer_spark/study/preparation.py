@@ -20,17 +20,15 @@ from segformer_spark.config.image_size import Size
 from segformer_spark.config.schema import Config, ModelConfig
 from segformer_spark.config.study import Study
 from segformer_spark.data.loader import fed_sample
-from segformer_spark.data.registry import open_dataset, open_training_set
+from segformer_spark.data.registry import open_dataset
 from segformer_spark.data.transforms import TrainTransform
 from segformer_spark.errors import ConfigError, UserError
-from segformer_spark.evaluation.predict import check_view
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.registry import build_network
 from segformer_spark.models.weights import locate_weights
 from segformer_spark.run.atomic import write_json
 from segformer_spark.study.execute import PlannedRun
-from segformer_spark.training.plan import check_dataset, check_model, plan_steps, resolve_loss
-from segformer_spark.training.schedule import build_schedule
+from segformer_spark.training.plan import check_model, open_checked, plan_schedule, resolve_loss
 
 _OWNER = "study.json"
 
@@ -56,34 +54,26 @@ def check_runs(study: Study, planned: Sequence[PlannedRun], processes: int) -> N
 
 
 def problems(config: Config, splits: Sequence[str], processes: int) -> Iterator[str]:
-    """Why a run could not be trained and evaluated; nothing where it could."""
+    """Why a run could not be trained and evaluated, one reason perhaps twice; nothing where it could."""
     checks: list[Callable[[], object]] = []
     if config.model.pretrained != "none":
         checks.append(lambda: locate_weights(config.model))
     checks += [lambda: _check_data(config, processes), lambda: _check_network(config, processes)]
     checks += [lambda split=split: open_dataset(config.data, split) for split in splits]  # type: ignore[misc]
-    seen = set()
     for check in checks:
         try:
             check()
         except UserError as error:
-            if str(error) not in seen:
-                seen.add(str(error))
-                yield str(error)
+            yield str(error)
 
 
 def _check_data(config: Config, processes: int) -> None:
     """Everything that follows from configuration and data set."""
     plan = plan_batches(config.training, processes)
     deepspeed_config(config, plan)
-    train_set = open_training_set(config.data, config.augmentation.crop)
-    val_set = open_dataset(config.data, config.data.val_split)
-    check_dataset(config, train_set, val_set)
-    check_view(config.inference, val_set)
+    train_set, _ = open_checked(config)
     resolve_loss(config, train_set)
-    per_epoch = plan.steps_per_epoch(len(train_set))
-    total = plan_steps(config, per_epoch)
-    build_schedule(config.training.scheduler, config.training.optimizer.lr, per_epoch, total, config.training.epochs)
+    plan_schedule(config, plan, plan.steps_per_epoch(len(train_set)))
     fed_sample(train_set, TrainTransform.of(config, train_set.classes.names), epoch=0, index=0)
 
 

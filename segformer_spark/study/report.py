@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.anomaly.comparison import JOINED, read_metrics, write_joined
-from segformer_spark.config.study import Study, distinct_labels, reference_of
+from segformer_spark.config.study import Study, anomaly_references
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger
@@ -78,12 +78,9 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
 
 def _add_anomalies(report: Report, study: Study, results: Sequence[RunResult], folder: Path) -> None:
     """What `anomaly eval` has found of these runs, if it has been asked."""
-    labels = distinct_labels([one.run for one in results])
-    found = {label: read_metrics(one.anomaly_metrics) for label, one in zip(labels, results, strict=True)}
+    published = anomaly_references(study, [one.run for one in results])
+    found = {label: read_metrics(one.anomaly_metrics) for label, one in zip(published, results, strict=True)}
     if any(found.values()):
-        published = {
-            label: reference_of(study, one.run).get("anomaly", {}) for label, one in zip(labels, results, strict=True)
-        }
         rows = write_joined(found, published, folder)
         report.heading("Anomalies")
         report.text(JOINED)

@@ -14,21 +14,17 @@ from segformer_spark.config.load import ResolvedConfig, run_path
 from segformer_spark.config.precision import refuse_fp16_on_cpu
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset
-from segformer_spark.data.registry import open_dataset, open_training_set
-from segformer_spark.evaluation.predict import check_view
 from segformer_spark.losses.build import build_loss
 from segformer_spark.run.console import duration
 from segformer_spark.training.measure import estimate_memory, measure_pass, measured_parts, step_seconds
 from segformer_spark.training.plan import (
-    check_dataset,
     check_model,
     lr_warning,
-    peak_lr,
-    plan_steps,
+    open_checked,
+    plan_schedule,
     resolve_loss,
     single_image_note,
 )
-from segformer_spark.training.schedule import build_schedule
 
 _MIB = 2**20
 
@@ -49,19 +45,15 @@ def describe(resolved: ResolvedConfig, world_size: int, *, device: torch.device 
     deepspeed_config(config, plan)
     yield f"batch: {plan}"
     yield f"deepspeed: {deepspeed_file(config).name}"
-    train_set = open_training_set(config.data, config.augmentation.crop)
-    val_set = open_dataset(config.data, config.data.val_split)
-    check_dataset(config, train_set, val_set)
-    check_view(config.inference, val_set)
+    train_set, val_set = open_checked(config)
     per_epoch = plan.steps_per_epoch(len(train_set))
-    total = plan_steps(config, per_epoch)
-    peak = peak_lr(config, plan)
-    schedule = build_schedule(config.training.scheduler, peak, per_epoch, total, config.training.epochs)
+    schedule = plan_schedule(config, plan, per_epoch)
+    total = schedule.total_steps
     yield f"images: {len(train_set)} {config.data.train_split}, {len(val_set)} {config.data.val_split}"
     left_out = len(train_set) - per_epoch * plan.global_batch
     yield f"steps per epoch: {per_epoch} ({left_out} images left out of each epoch)"
     yield f"steps in all: {total}, of which {schedule.warmup_steps} warm-up"
-    yield f"peak learning rate: {peak:g} (lr_scaling {config.training.optimizer.lr_scaling})"
+    yield f"peak learning rate: {schedule.peak:g} (lr_scaling {config.training.optimizer.lr_scaling})"
     loss = resolve_loss(config, train_set)
     build_loss(loss, len(train_set.classes), IGNORE_INDEX)
     weights = loss.class_weights

@@ -12,15 +12,29 @@ from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.flip_pairs import flipped_ids, refuse_unpaired_sides
 from segformer_spark.data.identity import FileDigests
 from segformer_spark.data.manifest import check_matches, read_manifest
+from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.errors import ConfigError
+from segformer_spark.evaluation.predict import check_view
 from segformer_spark.metrics.report import check_metric
 from segformer_spark.models.interface import SegmentationModel
+from segformer_spark.training.schedule import Schedule, build_schedule
 
 
 def plan_steps(config: Config, steps_per_epoch: int) -> int:
     """Optimizer steps of the whole run."""
     total = config.training.epochs * steps_per_epoch
     return total if config.training.max_steps is None else min(total, config.training.max_steps)
+
+
+def plan_schedule(config: Config, plan: BatchPlan, steps_per_epoch: int) -> Schedule:
+    """The learning rate of every step of the run.
+
+    Raises:
+        ConfigError: the warm-up is not shorter than the configured epochs.
+    """
+    total = plan_steps(config, steps_per_epoch)
+    training = config.training
+    return build_schedule(training.scheduler, peak_lr(config, plan), steps_per_epoch, total, training.epochs)
 
 
 def check_dataset(config: Config, train_set: SegmentationDataset, dataset: SegmentationDataset) -> None:
@@ -40,6 +54,19 @@ def check_dataset(config: Config, train_set: SegmentationDataset, dataset: Segme
     if config.augmentation.horizontal_flip:
         what, without = "augmentation.horizontal_flip", "set augmentation.horizontal_flip: 0"
         refuse_unpaired_sides(dataset.classes.names, config.data.flip_pairs, what, without)
+
+
+def open_checked(config: Config) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Training and validation images, which go together with each other and with the configuration.
+
+    Raises:
+        UserError: they do not, or cannot be opened.
+    """
+    train_set = open_training_set(config.data, config.augmentation.crop)
+    val_set = open_dataset(config.data, config.data.val_split)
+    check_dataset(config, train_set, val_set)
+    check_view(config.inference, val_set)
+    return train_set, val_set
 
 
 def check_model(config: Config, plan: BatchPlan, model: SegmentationModel) -> None:

@@ -27,8 +27,8 @@ from segformer_spark.losses.build import WeightedSum, build_loss
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.pretrained import build_model
 from segformer_spark.training.determinism import check_determinism
-from segformer_spark.training.plan import check_dataset, check_model, peak_lr, plan_steps, resolve_loss
-from segformer_spark.training.schedule import Schedule, build_schedule
+from segformer_spark.training.plan import check_dataset, check_model, plan_schedule, resolve_loss
+from segformer_spark.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,7 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None, files
     plan = plan_batches(config.training, group.world_size)
     check_dataset(config, train_set, val_set)
     sampler = TrainBatchSampler(len(train_set), plan, group.rank, config.experiment.seed)
-    schedule = build_schedule(
-        config.training.scheduler,
-        peak_lr(config, plan),
-        sampler.steps_per_epoch,
-        plan_steps(config, sampler.steps_per_epoch),
-        config.training.epochs,
-    )
+    schedule = plan_schedule(config, plan, sampler.steps_per_epoch)
     model = build_model(config.model, train_set.classes.names, config.experiment.seed, config.data.input_size)
     check_model(config, plan, model)
     loss_config = group.on_main(lambda: resolve_loss(config, train_set, files))

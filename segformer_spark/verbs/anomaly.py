@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,7 +172,7 @@ def _open_session(path: Path, arguments: argparse.Namespace, split: str | None, 
 
 def fit(arguments: argparse.Namespace) -> int:
     """Write the statistics into every run."""
-    paths = [one.path for one in _chosen_runs("fit", arguments)[0]]
+    paths = [one.path for one in _select("fit", arguments).models]
     with joined(_configured(paths[0], arguments).config.hardware) as group:
         for path in paths:
             written = _fit_run(path, arguments, group)
@@ -206,18 +207,19 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate the scores of one model or of several."""
     from segformer_spark.anomaly.comparison import JOINED, read_metrics, write_joined
 
-    chosen, published = _chosen_runs("eval", arguments)
+    selection = _select("eval", arguments)
+    chosen = selection.models
     hardware = _configured(chosen[0].path, arguments).config.hardware
     with joined(hardware) as group:
         for one in chosen:
             _evaluate_run(one, arguments, group)
         if arguments.study is None and len(chosen) == 1:
             return 0
-        folder = arguments.output or (Path("anomaly") if arguments.study is None else _study_folder(arguments.study))
+        folder = arguments.output or selection.folder
 
         def join() -> None:
             found = {one.label: read_metrics(one.output) for one in chosen}
-            write_joined(found, published, folder)
+            write_joined(found, selection.published, folder)
             print(f"{JOINED}\ntable and figure of all models: {folder / 'anomaly.csv'}")
 
         group.on_main(join)
@@ -233,8 +235,17 @@ class _Chosen:
     output: Path
 
 
-def _chosen_runs(action: str, arguments: argparse.Namespace) -> tuple[list[_Chosen], dict[str, Any]]:
-    """The runs of the command line, or the finished ones of a study; and what was published about those."""
+@dataclass(frozen=True)
+class _Selection:
+    """The models, {label: what was published about it}, and where the table of all goes."""
+
+    models: list[_Chosen]
+    published: Mapping[str, Mapping[str, Any]]
+    folder: Path
+
+
+def _select(action: str, arguments: argparse.Namespace) -> _Selection:
+    """The runs of the command line, or the finished ones of a study."""
     from segformer_spark.errors import UserError
 
     if bool(arguments.runs) == (arguments.study is not None):
@@ -253,8 +264,8 @@ def _chosen_runs(action: str, arguments: argparse.Namespace) -> tuple[list[_Chos
                     f"anomaly {action}: two of the models have one {what}: {', '.join(map(str, arguments.runs))}",
                     "Evaluate them one after another, each with its own --output.",
                 )
-        return given, {}
-    from segformer_spark.config.study import distinct_labels, read_study, reference_of
+        return _Selection(given, {}, Path("anomaly"))
+    from segformer_spark.config.study import anomaly_references, read_study
     from segformer_spark.run.outcome import FINISHED
     from segformer_spark.study.execute import plan_runs
 
@@ -263,21 +274,15 @@ def _chosen_runs(action: str, arguments: argparse.Namespace) -> tuple[list[_Chos
     finished = [one for one in plan_runs(study, (), _environment(arguments, "SAVE_PATH")) if one.state in FINISHED]
     if not finished:
         raise UserError(f"{study.path}: no run is finished yet; train them first: compare run {study.path}")
-    labels = distinct_labels([one.run for one in finished])
-    chosen = [_chosen(label, one.directory.path, arguments, None) for label, one in zip(labels, finished, strict=True)]
-    return chosen, {
-        label: reference_of(study, one.run).get("anomaly", {}) for label, one in zip(labels, finished, strict=True)
-    }
+    published = anomaly_references(study, [one.run for one in finished])
+    chosen = [
+        _chosen(label, one.directory.path, arguments, None) for label, one in zip(published, finished, strict=True)
+    ]
+    return _Selection(chosen, published, study.folder)
 
 
 def _chosen(label: str, path: Path, arguments: argparse.Namespace, output: Path | None) -> _Chosen:
     return _Chosen(label, path, output or _run_of(path).anomaly / (arguments.split or ""))
-
-
-def _study_folder(study: Path) -> Path:
-    from segformer_spark.config.study import read_study
-
-    return read_study(study).folder
 
 
 def _evaluate_run(chosen: _Chosen, arguments: argparse.Namespace, group: Group) -> None:

@@ -20,6 +20,7 @@ from segformer_spark.agreement.tables import read_tables
 from segformer_spark.cli import main
 from segformer_spark.config.load import PROJECT_ROOT
 from segformer_spark.errors import ConfigError, DataError, UserError
+from tests.agreement.test_correlation import MAXIMA, PARAMETERS
 from tests.sessions import group_of_one
 
 
@@ -176,33 +177,22 @@ def test_the_ready_study_has_study_as_maxima() -> None:
     assert study.models["B5"].name == "segformer-b5-finetuned-ade-640-640"
 
 
-MAXIMA = {
-    "B0": (3_752_694, 0.178, 0.182),
-    "B1": (13_715_798, 0.264, 0.281),
-    "B2": (27_461_974, 0.341, 0.320),
-    "B3": (47_337_814, 0.191, 0.154),
-    "B4": (64_108_374, 0.427, 0.455),
-    "B5": (84_708_694, 0.221, 0.189),
-}
-"""Parameters and maxima that study A published."""
-
-
 def published() -> list[ModelAgreement]:
     none = [Correlation(None, None)] * len(THRESHOLDS)
     return [
         ModelAgreement(
-            name=name,
-            variant=name.lower(),
+            name=f"B{number}",
+            variant=f"b{number}",
             parameters=parameters,
             changes=(),
             by_threshold={"pearson": none, "spearman": none},
             maxima={
-                "pearson": Maximum(0.1, pearson, 0.013 if name == "B4" else 0.3, None, None),
-                "spearman": Maximum(0.2, spearman, 0.005 if name == "B4" else 0.4, None, None),
+                "pearson": Maximum(0.1, pearson, 0.013 if number == 4 else 0.3, None, None),
+                "spearman": Maximum(0.2, spearman, 0.005 if number == 4 else 0.4, None, None),
             },
             num_items=48,
         )
-        for name, (parameters, pearson, spearman) in MAXIMA.items()
+        for number, (parameters, pearson, spearman) in enumerate(zip(PARAMETERS, *MAXIMA.values(), strict=True))
     ]
 
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from segformer_spark.bench.roofline.cuda_autocast import cuda_rules_on_cpu
 from segformer_spark.bench.roofline.device_models import DeviceModel
-from segformer_spark.bench.roofline.steps import second_trace
+from segformer_spark.bench.roofline.steps import autocast_of, second_trace, update
 from segformer_spark.bench.roofline.trace import Operation
 from segformer_spark.config.schema import Config
 from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.training.measure import measured_parts
-
-_NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,6 @@ def estimate_step(config: Config, num_classes: int, device: DeviceModel) -> Step
     model.train()
     model.use_kernels("gpu")
     loss.use_kernels("gpu")
-    narrow = _NARROW.get(config.training.precision)
     mode = FakeTensorMode()
     _make_fake(model, mode)
     _make_fake(loss, mode)
@@ -62,14 +57,12 @@ def estimate_step(config: Config, num_classes: int, device: DeviceModel) -> Step
         labels = torch.zeros(size, dtype=torch.uint8)
 
         def step() -> None:
-            with nullcontext() if narrow is None else cuda_rules_on_cpu(narrow):
+            with autocast_of(config.training.precision):
                 outputs = model(images, with_auxiliary=True)
-            loss.of_outputs(outputs, labels).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
+            update(loss.of_outputs(outputs, labels), optimizer)
 
         def encode() -> None:
-            with torch.no_grad(), nullcontext() if narrow is None else cuda_rules_on_cpu(narrow):
+            with torch.no_grad(), autocast_of(config.training.precision):
                 model.encode(images)
 
         trace = second_trace(step, model, optimizer, images, labels)
@@ -80,8 +73,8 @@ def estimate_step(config: Config, num_classes: int, device: DeviceModel) -> Step
         return sum(device.seconds(one.cost, tf32=tf32) for one in operations)
 
     updates = [one for one in trace.operations if "_fused_" in one.name]
-    update = seconds(updates)
-    return StepEstimate(seconds(trace.operations) - update, seconds(encoder.operations), update, trace.peak_bytes)
+    updating = seconds(updates)
+    return StepEstimate(seconds(trace.operations) - updating, seconds(encoder.operations), updating, trace.peak_bytes)
 
 
 def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
@@ -90,10 +83,9 @@ def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
     for one in module.modules():
         for name, parameter in one._parameters.items():
             if parameter is not None:
-                fake = made.setdefault(
-                    id(parameter), nn.Parameter(mode.from_tensor(parameter.detach()), parameter.requires_grad)
-                )
-                one._parameters[name] = fake
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(mode.from_tensor(parameter.detach()), parameter.requires_grad)
+                one._parameters[name] = made[id(parameter)]
         for name, buffer in one._buffers.items():
             if buffer is not None:
                 one._buffers[name] = mode.from_tensor(buffer)

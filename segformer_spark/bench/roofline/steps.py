@@ -55,7 +55,7 @@ class StepSpec:
     @property
     def narrow(self) -> torch.dtype | None:
         """The type that layers compute in under autocast; None without autocast."""
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return narrow_type(self.precision)
 
     @property
     def library(self) -> str:
@@ -90,8 +90,15 @@ def _fake(spec: StepSpec) -> Iterator[tuple[Tensor, Tensor]]:
         yield images, torch.zeros(spec.batch, *spec.input_size, dtype=torch.uint8)
 
 
-def _autocast(spec: StepSpec) -> AbstractContextManager[object]:
-    return nullcontext() if spec.narrow is None else cuda_rules_on_cpu(spec.narrow)
+def narrow_type(precision: str) -> torch.dtype | None:
+    """The type that layers compute in under autocast; None without autocast."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def autocast_of(precision: str) -> AbstractContextManager[object]:
+    """Autocast by CUDA's rules, or nothing."""
+    narrow = narrow_type(precision)
+    return nullcontext() if narrow is None else cuda_rules_on_cpu(narrow)
 
 
 def _library_model(spec: StepSpec) -> nn.Module:
@@ -142,9 +149,9 @@ def _our_step(
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step() -> None:
-        with _autocast(spec):
+        with autocast_of(spec.precision):
             outputs = model(images, with_auxiliary=True)
-        _update(loss.of_outputs(outputs, labels), optimizer)
+        update(loss.of_outputs(outputs, labels), optimizer)
 
     return model, optimizer, step
 
@@ -155,9 +162,9 @@ def _transformers(spec: StepSpec) -> Trace:
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
         def step() -> None:
-            with _autocast(spec):
+            with autocast_of(spec.precision):
                 loss = model(images, labels=labels.long()).loss
-            _update(loss, optimizer)
+            update(loss, optimizer)
 
         return second_trace(step, model, optimizer, images, labels)
 
@@ -172,7 +179,7 @@ def _transformers_in_narrow_parameters(spec: StepSpec) -> Trace:
         optimizer = torch.optim.AdamW(copies, fused=True)
 
         @torch.no_grad()
-        def update() -> None:
+        def update_copies() -> None:
             wide = [torch.empty_like(copy) for copy in copies]
             torch._foreach_copy_(wide, [parameter.grad for parameter in parameters if parameter.grad is not None])
             for copy, grad in zip(copies, wide, strict=True):
@@ -184,7 +191,7 @@ def _transformers_in_narrow_parameters(spec: StepSpec) -> Trace:
 
         def step() -> None:
             model(images.to(spec.narrow), labels=labels.long()).loss.backward()
-            update()
+            update_copies()
 
         return second_trace(step, model, optimizer, images, labels)
 
@@ -197,7 +204,7 @@ def _infer(spec: StepSpec, size: tuple[int, int]) -> Trace:
         arithmetic = select_arithmetic(spec.kernels, images.device)
 
         def run() -> None:
-            with _autocast(spec):
+            with autocast_of(spec.precision):
                 logits = model(images)
             class_ids(logits, size, arithmetic)
 
@@ -209,14 +216,15 @@ def _infer_with_transformers(spec: StepSpec, size: tuple[int, int], narrow: torc
         model = _library_model(spec).eval()
 
         def run() -> None:
-            with _autocast(spec) if narrow is None else nullcontext():
+            with autocast_of(spec.precision) if narrow is None else nullcontext():
                 logits = model(images if narrow is None else images.to(narrow)).logits
             functional.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
 
         return second_trace(run, model, None, images)
 
 
-def _update(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+def update(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Backward pass and optimizer."""
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad()
