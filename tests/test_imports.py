@@ -20,7 +20,7 @@ LAYERS = [
     {"data", "models", "losses", "metrics", "distributed"},
     {"engine", "checkpoint"},
     {"evaluation"},
-    {"training", "submission"},
+    {"training", "submission", "prediction"},
     {"demo", "cluster", "bench", "agreement", "anomaly"},
     {"study"},
     {"verbs"},

@@ -26,7 +26,7 @@ from segformer_spark.anomaly.scores import Score
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.loader import EvalItem
 from segformer_spark.data.orientation import turn_upright
-from segformer_spark.data.overlay import write_png
+from segformer_spark.data.png import write_png
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import DataError

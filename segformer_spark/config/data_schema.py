@@ -17,13 +17,13 @@ class ClassConfig(Section):
     """One row of the class table of `dataset: folder`."""
 
     name: str = Field(min_length=1)
-    color: tuple[int, int, int] = Field(strict=False)
+    color: tuple[int, int, int] | None = Field(default=None, strict=False)
     id: int | None = Field(default=None, ge=0, le=255)
 
     @field_validator("color")
     @classmethod
-    def _color_in_range(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
-        if not all(0 <= channel <= 255 for channel in value):
+    def _color_in_range(cls, value: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if value is not None and not all(0 <= channel <= 255 for channel in value):
             raise ValueError("a colour is [red, green, blue], each from 0 to 255")
         return value
 
@@ -32,13 +32,30 @@ class FolderConfig(Section):
     """What `dataset: folder` needs to know; other readers know it themselves."""
 
     classes: list[ClassConfig] | None = field(
-        None, "Class table: rows {name, color: [r, g, b], id}; the id is the label in index masks.", max_length=255
+        None,
+        "Class table: rows {name, color: [r, g, b], id}; the id is the label in index masks, whose classes need no "
+        "color.",
+        max_length=255,
     )
     masks: Literal["color", "index"] = field("color", "Whether masks hold colours or class ids.")
     background: str | None = field(None, "Class left out of mIoU without background.")
     ignore_id: int | None = field(255, "Label of index masks that neither trains nor counts.", ge=0, le=255)
     ignore_color: tuple[int, int, int] | None = field(
         None, "Colour of colour masks that neither trains nor counts.", strict=False
+    )
+    lists: str | None = field(
+        None,
+        "Folder of lists <split>.txt with an image and its mask per line, separated by a tab, relative to data.root "
+        "and mask_root; null: images/<split>/ and masks/<split>/ below data.root.",
+        path=True,
+    )
+    mask_root: str | None = field(None, "Folder that the masks of lists are relative to; null: data.root.", path=True)
+    val_fraction: float | None = field(
+        None,
+        "Share of the images below data.root that is the split val, the others are train; pairs are found as `data "
+        "init` finds them. null: lists, or a folder per split.",
+        gt=0,
+        lt=1,
     )
 
     @property
@@ -49,7 +66,7 @@ class FolderConfig(Section):
     @model_validator(mode="after")
     def _table_makes_sense(self) -> FolderConfig:
         rows = self.classes or []
-        colors: list[object] = [row.color for row in rows]
+        colors: list[object] = [row.color for row in rows if row.color is not None]
         columns: dict[str, list[object]] = {
             "names": [row.name for row in rows],
             "colours": [*colors, self.ignore_color] if self.ignore_color is not None else colors,
@@ -62,6 +79,10 @@ class FolderConfig(Section):
             raise ValueError(f"ignore_id {self.ignore_id} is also the id of a class; a row without id has its position")
         if rows and self.background is not None and self.background not in [row.name for row in rows]:
             raise ValueError(f"background {self.background!r} is not a name of the class table")
+        if self.lists is not None and self.val_fraction is not None:
+            raise ValueError("lists and val_fraction both say what the splits are; give one of them")
+        if self.mask_root is not None and self.lists is None:
+            raise ValueError("mask_root goes with lists")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import field_validator, model_validator
@@ -182,7 +183,10 @@ class TrainingConfig(Section):
         20, "Stop when fp16 overflow skips this many updates in a row.", ge=1, resume_safe=True
     )
     selection_metric: str = field(
-        "spark_score", "Validation metric that chooses the best checkpoint, higher is better."
+        "auto",
+        "Validation metric that chooses the best checkpoint, higher is better; auto: spark_score for SPARK's classes, "
+        "else miou.",
+        absent="spark_score",
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -190,3 +194,9 @@ class TrainingConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     ema: EmaConfig = EmaConfig()
+
+    def metric_among(self, defined: Collection[str]) -> str:
+        """The selection metric where these metrics are defined."""
+        if self.selection_metric != "auto":
+            return self.selection_metric
+        return "spark_score" if "spark_score" in defined else "miou"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import mmap
+import os
 import struct
 import threading
 import zlib
@@ -85,7 +87,23 @@ class ImageHeader:
         return (self.width, self.height) if self.orientation >= 5 else self.size
 
 
-def parse_header(content: bytes, path: Path) -> ImageHeader:
+def read_header(path: Path) -> ImageHeader:
+    """The header of a file, of which no more is read.
+
+    Raises:
+        DataError: it cannot be read, is empty or no image.
+    """
+    try:
+        with path.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size == 0:
+                return parse_header(b"", path)
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return parse_header(content, path)
+    except OSError as error:
+        raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
+
+
+def parse_header(content: bytes | mmap.mmap, path: Path) -> ImageHeader:
     """The header of an image file's content; `path` is for the error message.
 
     Raises:
@@ -94,9 +112,9 @@ def parse_header(content: bytes, path: Path) -> ImageHeader:
     if not content:
         raise DataError(f"{path}: the file is empty")
     try:
-        return _png(content) if content.startswith(_PNG) else _other(content)
+        return _png(content) if content[: len(_PNG)] == _PNG else _other(content)
     except _ERRORS as error:
-        name = next((name for start, name in _SIGNATURES.items() if content.startswith(start)), None)
+        name = next((name for start, name in _SIGNATURES.items() if content[: len(start)] == start), None)
         what = "this is not an image that can be decoded"
         what = what if name is None else f"the file is truncated or damaged, a {name} that cannot be decoded"
         raise DataError(f"{path}: {what} ({len(content)} bytes): {_reason(error)}") from error
@@ -112,12 +130,13 @@ def refuse_too_large(header: ImageHeader, path: Path, max_pixels: int, option: s
         )
 
 
-def open_with_pillow(content: bytes) -> PIL.Image.Image:
+def open_with_pillow(content: bytes | mmap.mmap) -> PIL.Image.Image:
     """An image that Pillow has opened and not yet decoded, whatever its size: `refuse_too_large` has the limit."""
     with _pillow_limit:
         limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
         try:
-            return PIL.Image.open(io.BytesIO(content))
+            stream: Any = io.BytesIO(content) if isinstance(content, bytes) else content
+            return PIL.Image.open(stream)
         finally:
             PIL.Image.MAX_IMAGE_PIXELS = limit
 
@@ -135,7 +154,7 @@ def _reason(error: Exception) -> str:
     return "no known format" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
 
 
-def _png(content: bytes) -> ImageHeader:
+def _png(content: bytes | mmap.mmap) -> ImageHeader:
     """Chunks of a PNG (W3C, third edition, 5.3 and 11.2); Pillow finds EXIF behind the pixels by decoding them."""
     width, height, bits, kind = struct.unpack(">IIBB", content[16:26])
     if content[12:16] != b"IHDR" or kind not in _PNG_BANDS or not width or not height:
@@ -184,7 +203,7 @@ def _orientation_of(read: Callable[[], PIL.Image.Exif]) -> int:
     return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
-def _other(content: bytes) -> ImageHeader:
+def _other(content: bytes | mmap.mmap) -> ImageHeader:
     with open_with_pillow(content) as picture:
         mode, name = picture.mode, str(picture.format)
         width, height = picture.size

@@ -17,13 +17,17 @@ class InferenceView:
 
     def whole(self, image: Image) -> Image:
         """The whole image, resized as `inference.resize` says."""
-        if self.config.resize == "native":
-            return image
-        if self.config.resize == "image_size":
-            return resize_image(image, self.size)
         height, width = image.shape[:2]
-        factor = min(self.size) / min(height, width)
-        return resize_image(image, (round(height * factor), round(width * factor)))
+        return resize_image(image, self.whole_size((height, width)))
+
+    def whole_size(self, size: Size) -> Size:
+        """(height, width) at which a whole image of `size` is shown."""
+        if self.config.resize == "native":
+            return size
+        if self.config.resize == "image_size":
+            return self.size
+        factor = min(self.size) / min(size)
+        return round(size[0] * factor), round(size[1] * factor)
 
     def around(self, image: Image, box: Box) -> tuple[Image, Window]:
         """What lies around `box`, in the ratio and at the size of the model's input, and where that is."""

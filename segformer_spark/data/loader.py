@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -92,11 +92,13 @@ class _EvalView(_View[EvalItem]):
 class _FileView(_View[EvalItem]):
     def __init__(self, files: Sequence[Path], config: EvalLoading, boxes: Mapping[str, Box]) -> None:
         self.files, self.view, self.decoding, self.boxes = files, config.view, config.decoding, boxes
+        self.keep_image = config.keep_image
 
     def load(self, index: int) -> EvalItem:
         file = self.files[index]
         image = read_image(file, decoding=self.decoding)
-        return _eval_item(index, image, None, self.boxes.get(file.name), self.view)
+        item = _eval_item(index, image, None, self.boxes.get(file.name), self.view)
+        return replace(item, image=image) if self.keep_image else item
 
 
 def _eval_item(index: int, image: Image, mask: Mask | None, box: Box | None, view: InferenceView) -> EvalItem:
@@ -182,13 +184,14 @@ def file_loader(
 @dataclass(frozen=True)
 class EvalLoading:
     """How evaluation and inference load: what the model is shown, images at a time, loader processes, and how files
-    without a data set are decoded.
+    without a data set are decoded. `keep_image`: items of files carry their native image.
     """
 
     view: InferenceView
     batch_size: int
     num_workers: int
     decoding: Decoding = AS_STORED
+    keep_image: bool = False
 
 
 def _iterate(view: _View[EvalItem], indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import cv2
 import numpy as np
 
 from segformer_spark.data.dataset import ClassInfo, Image, Mask
-from segformer_spark.run.atomic import atomic_file
 
 _GREY, _WHITE = (128, 128, 128), (255, 255, 255)
 
@@ -30,10 +26,3 @@ def overlay(image: Image, mask: Mask, classes: ClassInfo, alpha: float = 0.5) ->
     foreground = (mask != classes.background)[..., None]
     mixed = (1 - alpha) * image + alpha * color_mask(mask, classes)
     return np.where(foreground, mixed, image).astype(np.uint8)
-
-
-def write_png(path: Path, pixels: Image) -> None:
-    """Write RGB pixels as PNG, atomically."""
-    _, encoded = cv2.imencode(".png", pixels[:, :, ::-1])
-    with atomic_file(path) as stream:
-        stream.write(encoded.tobytes())

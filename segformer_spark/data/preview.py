@@ -10,7 +10,8 @@ import numpy as np
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import ClassInfo, Image, Sample, SegmentationDataset
 from segformer_spark.data.loader import fed_sample
-from segformer_spark.data.overlay import ignored_color, overlay, write_png
+from segformer_spark.data.overlay import ignored_color, overlay
+from segformer_spark.data.png import write_png
 from segformer_spark.data.resize import resize_image
 from segformer_spark.data.sampler import epoch_order
 from segformer_spark.data.transforms import TrainTransform

@@ -44,6 +44,7 @@ class ItemFacts:
         brightness: mean of the image from 0 to 255.
         occupancy: {class id: share of each cell that it takes, (OCCUPANCY_SIDE, OCCUPANCY_SIDE)}, of classes present.
         problems: what is wrong, each beginning with a path.
+        other_box: what to say of a labelled box that does not fit the object in the mask; empty where it does.
         notes: what is left out or read in a certain way; the same words for the same thing in other items.
     """
 
@@ -60,6 +61,7 @@ class ItemFacts:
     brightness: float = 0.0
     occupancy: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    other_box: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -99,7 +101,9 @@ def inspect(dataset: SegmentationDataset, index: int, *, occupancy: bool = False
     if sample is not None and not facts.problems:
         facts.problems += _depth_problems(facts, image, sample)
         _measure(facts, sample, dataset, occupancy)
-        facts.problems += _box_problems(facts, dataset.box(index))
+        box = dataset.box(index)
+        facts.problems += _box_problems(facts, box)
+        facts.other_box = _other_box(facts, box)
     return facts
 
 
@@ -147,14 +151,19 @@ def _depth_problems(facts: ItemFacts, image: ImageHeader, sample: Sample) -> lis
 
 def _box_problems(facts: ItemFacts, box: Box | None) -> list[str]:
     """What is wrong with a labelled box: crops are cut around it."""
-    if box is None or facts.box is None or facts.size is None:
+    if box is None or facts.size is None:
         return []
     height, width = facts.size
     if box[2] >= width or box[3] >= height:
         return [f"{facts.image}: the labelled box {box} reaches out of the image, which is {width}x{height}"]
-    if _overlap(box, facts.box) < _MIN_BOX_OVERLAP:
-        return [f"{facts.image}: the labelled box {box} does not fit the object in the mask, which lies in {facts.box}"]
     return []
+
+
+def _other_box(facts: ItemFacts, box: Box | None) -> str:
+    """Box and mask are labelled by different means, and SPARK's do not always agree: said, and no fault of the file."""
+    if box is None or facts.box is None or _overlap(box, facts.box) >= _MIN_BOX_OVERLAP:
+        return ""
+    return f"{facts.image}: labelled box {box}, object in the mask {facts.box}"
 
 
 def _overlap(one: Box, other: Box) -> float:

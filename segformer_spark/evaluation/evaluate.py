@@ -15,10 +15,11 @@ from segformer_spark.config.load import ResolvedConfig
 from segformer_spark.data.dataset import Image, SegmentationDataset
 from segformer_spark.data.loader import EvalLoading, eval_loader
 from segformer_spark.data.orientation import turn_upright
-from segformer_spark.data.overlay import write_png
+from segformer_spark.data.png import write_png
 from segformer_spark.distributed.process_group import Group
+from segformer_spark.evaluation.count import count
 from segformer_spark.evaluation.pictures import draw_categories, draw_confusion, make_panel, stack_panels
-from segformer_spark.evaluation.predict import Predictor, count
+from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.kernels.select import kernels_record
 from segformer_spark.metrics.confusion import EvaluationCounts

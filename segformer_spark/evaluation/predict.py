@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -14,22 +14,17 @@ from torch import Tensor
 
 from segformer_spark.config.precision import refuse_fp16_on_cpu
 from segformer_spark.config.schema import InferenceConfig
-from segformer_spark.data.dataset import IGNORE_INDEX, Box, Mask, SegmentationDataset
+from segformer_spark.data.dataset import Box, Mask, SegmentationDataset
 from segformer_spark.data.inference_view import InferenceView
-from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader
+from segformer_spark.data.loader import EvalItem
 from segformer_spark.data.resize import resize_mask
-from segformer_spark.data.sampler import rank_indices
 from segformer_spark.data.transforms import image_to_tensor, normalize_images
 from segformer_spark.data.window import Window, cut_mask
-from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import ConfigError, UserError
+from segformer_spark.evaluation.enlarged import Keep, enlarged_ids, enlarged_probabilities, enlarged_scores, quantized
 from segformer_spark.evaluation.sliding import sliding_logits
-from segformer_spark.kernels.class_ids import class_ids
 from segformer_spark.kernels.select import select_arithmetic
-from segformer_spark.metrics.confusion import TRUTH, EvaluationCounts
 from segformer_spark.models.interface import SegmentationModel
-from segformer_spark.ops.interpolation import bands, enlarge_rows, enlarged_bands, source_rows
-from segformer_spark.run.console import progress
 
 TTA_FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
@@ -39,9 +34,6 @@ TTA_FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
 """Test-time augmentation: axes of (B, C, H, W) flipped in each pass."""
 
 _SPECK = 0.1
-_BAND_VALUES, _MIN_ROWS = 4_000_000, 16
-"""Enlarged logits that exist at a time: at 150 classes a whole image of 1024 pixels would take 630 MB."""
-
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 T = TypeVar("T")
@@ -64,6 +56,21 @@ class ImageLoss(Protocol):
     def of_coarse(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (1, C, h, w) and labels (1, H, W) -> scalar."""
         ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A prediction at native size.
+
+    Attributes:
+        ids: class ids, uint8 (H, W).
+        confidence: mean over the pixels of the probability of their class.
+        probabilities: (C, H, W), as they were to be kept, or None.
+    """
+
+    ids: Tensor
+    confidence: float
+    probabilities: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,12 @@ class Predictor:
         """
         for item, found in self._by_batch(items, lambda *of: (self._class_probabilities(*of),)):
             yield item, found[0]
+
+    def scored(self, items: Iterable[list[EvalItem]], keep: Keep = None) -> Iterator[tuple[EvalItem, Scored]]:
+        """Yield each item with its class ids, how probable they are, and its probabilities if they are to be kept."""
+        for item, found in self._by_batch(items, lambda passes, row, item: self._scored(passes, row, item, keep)):
+            ids, confidence, *kept = found
+            yield item, Scored(ids, float(confidence.mean(dtype=torch.float64)), kept[0] if kept else None)
 
     def features(
         self, items: Iterable[list[EvalItem]], names: Sequence[str]
@@ -194,7 +207,7 @@ class Predictor:
         with self._evaluating():
             for item in (item for batch in items for item in batch):
                 with torch.inference_mode():
-                    found = forward(self._normalized(item.pixels[None]))
+                    found = forward(self.normalized(item.pixels[None]))
                 yield item, found
 
     def _in_passes(self, batch: list[EvalItem], finish: _Finish) -> list[_Found]:
@@ -222,11 +235,11 @@ class Predictor:
 
     def _predict_equal(self, batch: list[EvalItem], finish: _Finish) -> list[_Found]:
         """What `finish` makes of items with pixels of one size."""
-        images = self._normalized(torch.stack([item.pixels for item in batch]))
+        images = self.normalized(torch.stack([item.pixels for item in batch]))
         passes = [(axes, self._logits(images, axes)) for axes in TTA_FLIPS[self.tta]]
         return [finish(passes, row, item) for row, item in enumerate(batch)]
 
-    def _normalized(self, pixels: Tensor) -> Tensor:
+    def normalized(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> what the model takes, on its device."""
         return normalize_images(pixels.to(self.device), select_arithmetic("auto", self.device))
 
@@ -251,11 +264,23 @@ class Predictor:
 
     def _upright(self, passes: _Passes, row: int) -> list[Tensor]:
         """One image's logits of every pass in fp32, with flips undone and sided classes exchanged."""
-        upright = []
-        for axes, logits in passes:
-            own = logits[row].float().flip(axes)
-            upright.append(own[list(self.flipped)] if self.flipped and -1 in axes else own)
-        return upright
+        return [self.exchanged(logits[row].float().flip(axes), axes) for axes, logits in passes]
+
+    def exchanged(self, logits: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """Logits (C, ...) of a pass flipped along `axes`, with sided classes exchanged."""
+        return logits[list(self.flipped)] if self.flipped and -1 in axes else logits
+
+    def whole_passes(self, pixels: Tensor) -> list[Tensor]:
+        """uint8 (3, H, W) -> logits (C, h, w) of every pass, flips undone."""
+        images = self.normalized(pixels[None])
+        return self._upright([(axes, self._logits(images, axes)) for axes in TTA_FLIPS[self.tta]], 0)
+
+    def window_logits(self, images: Tensor) -> Tensor:
+        """Normalised windows (B, 3, H, W) -> logits (B, C, h, w) in fp32."""
+        with autocast(self.device, self.precision):
+            logits: Tensor = self.model(images)
+        self._refuse_nan(logits)
+        return logits.float()
 
     def _class_ids(self, passes: _Passes, row: int, item: EvalItem) -> Tensor:
         ids = enlarged_ids(self._upright(passes, row), _shown_size(item))
@@ -264,6 +289,20 @@ class Predictor:
         assert self.background is not None
         whole = torch.full(item.size, self.background, dtype=ids.dtype, device=ids.device)
         return _paste(ids, whole, item.window)
+
+    def _scored(self, passes: _Passes, row: int, item: EvalItem, keep: Keep) -> _Found:
+        """Class ids, how probable each is, and probabilities if they are kept."""
+        ids, confidence, kept = enlarged_scores(self._upright(passes, row), _shown_size(item), keep)
+        if item.window is not None:
+            assert self.background is not None
+            # Outside of the crop is background, and certain.
+            ids = _paste(ids, ids.new_full(item.size, self.background), item.window)
+            confidence = _paste(confidence, confidence.new_ones(item.size), item.window)
+            if kept is not None:
+                whole = kept.new_zeros(len(kept), *item.size)
+                whole[self.background] = quantized(torch.ones((), device=ids.device), keep)
+                kept = _paste(kept, whole, item.window)
+        return (ids, confidence) if kept is None else (ids, confidence, kept)
 
     def _class_probabilities(self, passes: _Passes, row: int, item: EvalItem) -> Tensor:
         probabilities = enlarged_probabilities(self._upright(passes, row), _shown_size(item))
@@ -287,41 +326,6 @@ def _paste(crop: Tensor, whole: Tensor, window: Window) -> Tensor:
     part = crop[..., top - window.top : bottom - window.top, left - window.left : right - window.left]
     whole[..., top:bottom, left:right] = part
     return whole
-
-
-def enlarged_ids(passes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Class ids at `size` from logits that are enlarged first, a band of rows at a time; uint8, or int32 if need be.
-
-    Args:
-        passes: logits (C, h, w) in fp32; with several, their mean probability decides.
-    """
-    classes, length, _ = passes[0].shape
-    dtype = torch.uint8 if classes <= 256 else torch.int32
-    ids = torch.empty(size, dtype=dtype, device=passes[0].device)
-    # In a product with zeros an infinite score would spread over its row and column.
-    passes = [torch.nan_to_num(logits) for logits in passes]
-    arithmetic = select_arithmetic("auto", ids.device)
-    if arithmetic != "cpu" and len(passes) == 1:
-        return class_ids(passes[0][None], size, arithmetic)[0]
-    for rows in bands(size[0], max(_MIN_ROWS, _BAND_VALUES // (classes * size[1]))):
-        needed = source_rows(length, size[0], rows.start, rows.stop)
-        scores = [enlarge_rows(logits[:, needed], length, rows, size) for logits in passes]
-        whole = scores[0] if len(scores) == 1 else torch.stack([one.softmax(0) for one in scores]).sum(0)
-        ids[rows] = whole.argmax(0).to(dtype)
-    return ids
-
-
-def enlarged_probabilities(passes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Class probabilities (C, H, W) at `size` from logits that are enlarged first; the mean over the passes.
-
-    Args:
-        passes: logits (C, h, w) in fp32.
-    """
-    total = torch.zeros(len(passes[0]), *size, device=passes[0].device)
-    for logits in passes:
-        for rows, band in enlarged_bands(logits, size):
-            total[:, rows] += band.softmax(0)
-    return total / len(passes)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -355,38 +359,3 @@ def check_view(config: InferenceConfig, dataset: SegmentationDataset) -> None:
 def _refuse_crops_without_background(config: InferenceConfig, background: int | None) -> None:
     if config.crops != "none" and background is None:
         raise ConfigError(f"inference.crops {config.crops}: outside of a crop is background; these classes have none")
-
-
-def count(
-    predictor: Predictor,
-    dataset: SegmentationDataset,
-    loading: EvalLoading,
-    group: Group,
-    label: str,
-    loss: ImageLoss | None = None,
-) -> tuple[EvaluationCounts, float | None]:
-    """Counts of the whole data set, every image once over all ranks, and the mean of `loss` over its images that have
-    a label; None without loss or label. Collective.
-
-    Who calls it has asked `check_view` before.
-    """
-    counts = EvaluationCounts.zeros(len(dataset), len(dataset.classes), len(dataset.categories), group.device)
-    losses = torch.zeros(len(dataset), dtype=torch.float64, device=group.device)
-    indices = rank_indices(len(dataset), group.rank, group.world_size)
-    batches = eval_loader(dataset, indices, loading)
-    found: Iterator[Any] = (
-        ((*one, None) for one in predictor.predict(batches))
-        if loss is None
-        else predictor.predict_with_loss(batches, loss)
-    )
-    with group.sharing_errors():
-        for item, prediction, value in progress(found, total=len(indices), label=label, visible=group.is_main):
-            assert item.mask is not None
-            truth = torch.from_numpy(item.mask).to(group.device)
-            counts.add(item.index, dataset.category(item.index), prediction, truth, IGNORE_INDEX)
-            if value is not None:
-                losses[item.index] = value
-    total = counts.reduce(group.sum)
-    labelled = int((total.per_image[..., TRUTH].sum(1) > 0).sum())
-    sum_of_losses = float(group.sum(losses).sum())
-    return total, sum_of_losses / labelled if loss is not None and labelled else None

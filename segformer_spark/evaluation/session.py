@@ -40,6 +40,7 @@ class InferenceSettings:
         num_workers: loader processes per rank.
         exif_orientation: of files without a data set, stored or upright; None as the model was trained.
         max_pixels: of files without a data set; larger ones are refused.
+        keep_images: items of files carry their native image.
     """
 
     precision: str = "fp32"
@@ -50,6 +51,7 @@ class InferenceSettings:
     num_workers: int = 0
     exif_orientation: Literal["stored", "upright"] | None = None
     max_pixels: int = MAX_PIXELS
+    keep_images: bool = False
 
 
 class Session:
@@ -80,7 +82,9 @@ class Session:
             check_view(self.view.config, dataset)
         orientation = settings.exif_orientation or card.exif_orientation
         decoding = Decoding(orientation, settings.max_pixels, pixels_option="--max-pixels")
-        self.loading = EvalLoading(self.view, settings.batch_size, settings.num_workers, decoding)
+        self.loading = EvalLoading(
+            *(self.view, settings.batch_size, settings.num_workers, decoding), keep_image=settings.keep_images
+        )
         flipped: tuple[int, ...] = ()
         if any(-1 in axes for axes in TTA_FLIPS[settings.tta]):
             refuse_unpaired_sides(card.class_names, card.flip_pairs, f"--tta {settings.tta}", "leave --tta out")
@@ -125,6 +129,11 @@ class Session:
                     f"{', '.join(dataset.classes.names)}"
                 )
         return cls(folder, run, model, card, settings, group, dataset)
+
+    @property
+    def weights_file(self) -> Path:
+        """The file whose digest stands for the model."""
+        return self.folder / "model.safetensors"
 
     @property
     def model(self) -> SegmentationModel:

@@ -97,17 +97,18 @@ def scalar_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
-def metric_names(class_names: Sequence[str]) -> list[str]:
+def metric_names(class_names: Sequence[str], background: int | None = 0) -> list[str]:
     """The metrics that a best checkpoint can be chosen by, for these classes."""
-    names = ["miou", "miou_without_background", "mean_dice", "pixel_accuracy"]
+    without = [] if background is None else ["miou_without_background"]
+    names = ["miou", *without, "mean_dice", "pixel_accuracy"]
     if _is_spark(class_names):
         names += ["spark_score", "spark_score_body", "spark_score_panels"]
     return names + [f"iou_{name}" for name in class_names]
 
 
-def check_metric(metric: str, class_names: Sequence[str]) -> None:
+def check_metric(metric: str, class_names: Sequence[str], background: int | None = 0) -> None:
     """Raise ConfigError when no evaluation of these classes will have `metric`."""
-    names = metric_names(class_names)
+    names = metric_names(class_names, background)
     if metric not in names:
         near = difflib.get_close_matches(metric.lower(), names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

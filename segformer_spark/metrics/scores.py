@@ -42,6 +42,8 @@ def summarize(
 ) -> dict[str, Any]:
     """All metrics of one confusion matrix, JSON-ready: undefined values are None.
 
+    Without a background class there is no "miou_without_background", which would be the mIoU once more.
+
     A mean over classes is undefined where fewer than two have a pixel in truth or prediction: masks that say nothing
     but one class, or nothing at all, would score 1.
 
@@ -54,10 +56,11 @@ def summarize(
     total = confusion.sum()
     has_void = ignored is not None and bool(ignored.sum())
     void = {"miou_void_as_error": _mean(class_scores(confusion, ignored)["iou"])} if has_void else {}
+    without = {} if background is None else {"miou_without_background": _mean(scores["iou"][foreground])}
     means = {
         "miou": _mean(scores["iou"]),
         **void,
-        "miou_without_background": _mean(scores["iou"][foreground]),
+        **without,
         "mean_dice": _mean(scores["dice"]),
     }
     return {

@@ -57,7 +57,8 @@ def summarize(run: RunDirectory, now: float | None = None) -> RunSummary:
     record = record_of(run)
     rows = MetricsLog(run.metrics).rows()
     try:
-        metric = run.load_config().config.training.selection_metric
+        training = run.load_config().config.training
+        metric = training.metric_among({key for row in rows if row["kind"] == "validation" for key in row})
     except UserError as error:
         logger.warning("%s", error)  # a damaged file, or another version's
         metric = "unreadable configuration"

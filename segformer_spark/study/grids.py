@@ -12,7 +12,8 @@ from segformer_spark.config.study import Study
 from segformer_spark.data.dataset import Image, SegmentationDataset, Subset
 from segformer_spark.data.loader import eval_loader
 from segformer_spark.data.orientation import turn_upright
-from segformer_spark.data.overlay import overlay, write_png
+from segformer_spark.data.overlay import overlay
+from segformer_spark.data.png import write_png
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.data.resize import resize_image
 from segformer_spark.distributed.process_group import Group

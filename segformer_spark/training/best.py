@@ -13,12 +13,14 @@ class BestTracker:
     Attributes:
         patience: stop after this many validations without such a rise; None never.
         min_delta: a rise must be larger than this for patience to begin anew.
+        metric: what is scored.
         score, step: the highest score, and when.
         patience_score: the score that the next rise is measured from; `since_rise`: validations since it was reached.
     """
 
     patience: int | None
     min_delta: float
+    metric: str = ""
     score: float | None = None
     step: int | None = None
     patience_score: float | None = None

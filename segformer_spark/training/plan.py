@@ -8,14 +8,14 @@ from pathlib import Path
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.schema import Config, LossConfig
 from segformer_spark.data.class_weights import class_weights
-from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.dataset import ClassInfo, SegmentationDataset
 from segformer_spark.data.flip_pairs import flipped_ids, refuse_unpaired_sides
 from segformer_spark.data.identity import FileDigests
 from segformer_spark.data.manifest import check_matches, read_manifest
 from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.errors import ConfigError
 from segformer_spark.evaluation.predict import check_view
-from segformer_spark.metrics.report import check_metric
+from segformer_spark.metrics.report import check_metric, metric_names
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.training.schedule import Schedule, build_schedule
 
@@ -49,11 +49,16 @@ def check_dataset(config: Config, train_set: SegmentationDataset, dataset: Segme
             f"model.num_classes is {config.model.num_classes}, the data set {config.data.dataset} has "
             f"{len(dataset.classes)}: {', '.join(dataset.classes.names)}; leave it null"
         )
-    check_metric(config.training.selection_metric, dataset.classes.names)
+    check_metric(selection_metric(config, dataset.classes), dataset.classes.names, dataset.classes.background)
     flipped_ids(dataset.classes.names, config.data.flip_pairs or ())
     if config.augmentation.horizontal_flip:
         what, without = "augmentation.horizontal_flip", "set augmentation.horizontal_flip: 0"
         refuse_unpaired_sides(dataset.classes.names, config.data.flip_pairs, what, without)
+
+
+def selection_metric(config: Config, classes: ClassInfo) -> str:
+    """The metric that the best model is chosen by (`training.selection_metric`)."""
+    return config.training.metric_among(metric_names(classes.names, classes.background))
 
 
 def open_checked(config: Config) -> tuple[SegmentationDataset, SegmentationDataset]:

@@ -132,7 +132,7 @@ class TrainingRecord:
             "ended": self.attempt["ended"],
             "steps": progress.step,
             "seconds_per_epoch": progress.epoch_seconds,
-            "best": {"score": best.score, "step": best.step, "metric": self.resolved.config.training.selection_metric},
+            "best": {"score": best.score, "step": best.step, "metric": best.metric},
         }
         # Which kernels a GPU's check replaced is known once the engine stands.
         self.record["runtime"]["kernels"] = kernels_record(self.resolved.config.hardware.kernels, self.group.device)

@@ -30,7 +30,7 @@ from segformer_spark.training.best import BestTracker
 from segformer_spark.training.checkpointer import Checkpointer
 from segformer_spark.training.loop import Loop
 from segformer_spark.training.model_export import ModelExport
-from segformer_spark.training.plan import lr_warning, single_image_note
+from segformer_spark.training.plan import lr_warning, selection_metric, single_image_note
 from segformer_spark.training.progress import Progress, engine_state, progress_of, restore_best
 from segformer_spark.training.record import TrainingRecord
 from segformer_spark.training.reporter import Reporter
@@ -158,7 +158,7 @@ def _train(
         if outcome is not Outcome.STOPPED:
             export.write(run.final, progress, {})
             if best.score is not None:
-                reporter.hparams(flatten(config.model_dump()), config.training.selection_metric, best.score)
+                reporter.hparams(flatten(config.model_dump()), best.metric, best.score)
             group.raise_common(reporter.failure)
         group.on_main(reporter.close)
     finally:
@@ -172,7 +172,8 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
     run, source = group.on_main(lambda: _open_run(resolved, options))
     store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints)
     stopping = config.training.early_stopping
-    best = BestTracker(patience=stopping.patience, min_delta=stopping.min_delta)
+    metric = selection_metric(config, setup.val_set.classes)
+    best = BestTracker(patience=stopping.patience, min_delta=stopping.min_delta, metric=metric)
     if source is None:
         return _Start(run, store, None, None, Progress(), best)
     stored, state = _read_on_main(source, group)
@@ -288,7 +289,7 @@ def _log_outcome(start: _Start, outcome: Outcome, config: Config) -> None:
     spent = duration(sum(progress.epoch_seconds) + progress.unfinished_seconds)
     logger.info("%s after %d steps, %s", outcome.value, progress.step, spent)
     if best.score is not None:
-        logger.info("best %s %.4f at step %s: %s", config.training.selection_metric, best.score, best.step, run.best)
+        logger.info("best %s %.4f at step %s: %s", best.metric, best.score, best.step, run.best)
     if outcome is Outcome.STOPPED:
         logger.info("continue with: segformer-spark train --config %s --resume auto", run.config)
     else:

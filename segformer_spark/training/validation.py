@@ -13,13 +13,15 @@ from segformer_spark.data.dataset import Image, SegmentationDataset
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading
 from segformer_spark.engine.engine import Engine
+from segformer_spark.evaluation.count import count
 from segformer_spark.evaluation.evaluate import predicted_panels
-from segformer_spark.evaluation.predict import ImageLoss, Predictor, check_view, count
+from segformer_spark.evaluation.predict import ImageLoss, Predictor, check_view
 from segformer_spark.losses.build import WeightedSum
 from segformer_spark.metrics.report import report, scalar_metrics, selection_value
 from segformer_spark.run.console import logger
 from segformer_spark.training.best import BestTracker
 from segformer_spark.training.model_export import ModelExport
+from segformer_spark.training.plan import selection_metric
 from segformer_spark.training.progress import Progress
 from segformer_spark.training.reporter import Reporter
 from segformer_spark.training.schedule import Plateau
@@ -64,7 +66,7 @@ class Validation:
         self.loss = data.image_loss.to(self.group.device)
         self.loss.use_kernels(config.hardware.kernels)
         self.reporter, self.best, self.export, self.best_folder = reporter, best, export, best_folder
-        self.settings, self.metric = config.training.validation, config.training.selection_metric
+        self.settings, self.metric = config.training.validation, selection_metric(config, dataset.classes)
         self.scheduler = config.training.scheduler
         for own in (dataset, *([self.train_subset] if self.train_subset is not None else [])):
             check_view(config.inference, own)

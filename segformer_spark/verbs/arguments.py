@@ -13,6 +13,7 @@ Subparsers = Any  # argparse has no public name for it
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 TTA = ("none", "hflip", "flips")
 DEVICE_MODELS = ("a100-40", "a100-80", "h100", "v100")
+ORIENTATIONS = ("stored", "upright")
 CROPS = ("none", "box", "two_pass")
 
 
@@ -68,6 +69,14 @@ def positive_number(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number between 0 and 1, both excluded."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
 def not_negative(text: str) -> int:
     """An integer of at least 0."""
     value = int(text)
@@ -80,7 +89,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     """Declare how image files are read that belong to no configured data set."""
     parser.add_argument(
         "--exif-orientation",
-        choices=("stored", "upright"),
+        choices=ORIENTATIONS,
         default=None,
         help="pixels as the files store them, or turned by their EXIF tag (default: as the model was trained)",
     )

@@ -1,4 +1,4 @@
-"""`data make-demo`, `check`, `stats`, `preview`, `cache`."""
+"""`data init`, `make-demo`, `check`, `stats`, `preview`, `cache`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segformer_spark.errors import UserError
+from segformer_spark.verbs import data_init
 from segformer_spark.verbs.arguments import (
     IMAGE_SIZE_HELP,
     Subparsers,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 def add(subparsers: Subparsers) -> None:
     """Declare the verb and its actions."""
     actions = add_actions(subparsers, "data", "Prepare data sets.")
+    data_init.add(actions)
     _add_make_demo(actions)
     parser = add_verb(
         actions,
@@ -229,6 +231,10 @@ def _findings(split: str, items: Sequence[ItemFacts], names: Sequence[str], data
             notes.setdefault(note, []).append(item)
     for note, own in notes.items():
         logger.info("%s: %d of %d images %s, first %s", split, len(own), len(items), note, own[0].image)
+    others = [item.other_box for item in items if item.other_box]
+    if others:
+        share = f"{len(others)} of {len(items)}"
+        logger.warning("%s: %s labelled boxes do not fit the object in the mask, first %s", split, share, others[0])
     found = label_findings([item.pixels for item in decoded], [item.ignored for item in decoded], names)
     found = [f"{split}: {finding}" for finding in found]
     if dataset == "folder":  # whose class table is the user's own

@@ -35,7 +35,7 @@ _USED_BY_EVALUATE = (
     *("data.flip_pairs", *READING),
     *_HARDWARE,
 )
-_FROM_ENVIRONMENT = ("training.precision", "training.batch_size", *_HARDWARE)
+FROM_ENVIRONMENT = ("training.precision", "training.batch_size", *_HARDWARE)
 _OPTIONS = {
     "training.precision": "--precision",
     "training.batch_size": "--batch-size",
@@ -75,7 +75,7 @@ def _add_evaluate(subparsers: Subparsers) -> None:
         help="draw the first, worst, median and best N images below each other (default: %(default)s)",
     )
     add_from_env(parser, "MODEL_PATH, SPLIT, OUTPUT, TTA, CROPS and overrides")
-    _add_prediction(parser)
+    add_prediction(parser)
     add_set(parser)
 
 
@@ -101,10 +101,10 @@ def _add_submit(subparsers: Subparsers) -> None:
     )
     add_reading(parser)
     add_from_env(parser, "MODEL_PATH, TEST_IMAGES, OUTPUT, TTA, CROPS and BOXES")
-    _add_prediction(parser)
+    add_prediction(parser)
 
 
-def _add_prediction(parser: argparse.ArgumentParser) -> None:
+def add_prediction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tta", choices=TTA, default=None, help="test-time augmentation (default: none)")
     parser.add_argument(
         "--crops",
@@ -139,9 +139,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     resolved = load(config_file, overrides=arguments.overrides, environment=environment)
     refuse_without_effect(arguments.overrides, resolved.config)
     split = arguments.split or variables.get("SPLIT") or resolved.config.data.val_split
-    tta, crops = _choice(arguments, variables, "tta", TTA) or "none", _choice(arguments, variables, "crops", CROPS)
+    tta, crops = choice(arguments, variables, "tta", TTA) or "none", choice(arguments, variables, "crops", CROPS)
     output = arguments.output or variables.get("OUTPUT")
-    hardware, precision, batch_size = _inference_settings(arguments)
+    hardware, precision, batch_size = inference_settings(arguments)
     if output is None and (own_run is None or run is None or own_run.resolve() != run.resolve()):
         raise UserError(f"{model} is not a model of the run: give --output, so that results of two models do not mix")
     if output is None:
@@ -157,7 +157,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         from segformer_spark.evaluation.session import InferenceSettings
 
         if arguments.from_env and group.is_main:
-            name_unused_variables("evaluate", (*_USED_BY_EVALUATE, *_FROM_ENVIRONMENT))
+            name_unused_variables("evaluate", (*_USED_BY_EVALUATE, *FROM_ENVIRONMENT))
         settings = InferenceSettings(precision=precision, batch_size=batch_size, tta=tta, crops=crops)
         options = EvaluateOptions(model, split, Path(output), arguments.worst, arguments.examples, settings)
         run_evaluation(resolved, options, group)
@@ -181,18 +181,18 @@ def submit(arguments: argparse.Namespace) -> int:
     if output is None:
         raise UserError(f"{model} does not lie in a run directory: give --output")
     boxes = arguments.boxes or variables.get("BOXES")
-    hardware, precision, batch_size = _inference_settings(arguments)
+    hardware, precision, batch_size = inference_settings(arguments)
     with joined(hardware) as group:
         from segformer_spark.evaluation.session import InferenceSettings
         from segformer_spark.submission.submit import SubmitOptions, run_submission
 
         if arguments.from_env and group.is_main:
-            name_unused_variables("submit", ("data.root", *_FROM_ENVIRONMENT))
+            name_unused_variables("submit", ("data.root", *FROM_ENVIRONMENT))
         settings = InferenceSettings(
             precision=precision,
             batch_size=batch_size,
-            tta=_choice(arguments, variables, "tta", TTA) or "none",
-            crops=_choice(arguments, variables, "crops", CROPS),
+            tta=choice(arguments, variables, "tta", TTA) or "none",
+            crops=choice(arguments, variables, "crops", CROPS),
             num_workers=arguments.num_workers,
             **reading(arguments),
         )
@@ -218,7 +218,7 @@ def _test_images(run: Path | None, *, from_env: bool) -> Path | None:
     return Path(config.data.root) / "stream-1-test"
 
 
-def _inference_settings(arguments: argparse.Namespace) -> tuple[HardwareConfig, str, int]:
+def inference_settings(arguments: argparse.Namespace) -> tuple[HardwareConfig, str, int]:
     """Hardware, precision and batch size: the command line's, else the environment's, else the defaults."""
     from segformer_spark.config.load import load_config
 
@@ -231,7 +231,7 @@ def _inference_settings(arguments: argparse.Namespace) -> tuple[HardwareConfig, 
     return hardware, precision, arguments.batch_size or config.training.batch_size
 
 
-def _choice(
+def choice(
     arguments: argparse.Namespace, variables: Mapping[str, str], name: str, choices: tuple[str, ...]
 ) -> str | None:
     """The option, else the variable of the same name in capitals; None when neither is given."""

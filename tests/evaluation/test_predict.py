@@ -10,7 +10,8 @@ from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, _eval_item
 from segformer_spark.errors import ConfigError, UserError
-from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, enlarged_ids, main_box
+from segformer_spark.evaluation.enlarged import enlarged_ids
+from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, main_box
 from tests.tiny import tiny_segformer
 
 

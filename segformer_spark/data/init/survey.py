@@ -1,0 +1,182 @@
+"""What the masks of a folder hold: numbers or colours, and how many pixels of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from segformer_spark.data.dataset import Color, Image
+from segformer_spark.data.decode import Decoding, ImageFile, decode_rgb, decode_samples, open_image
+from segformer_spark.data.image_header import ImageHeader
+from segformer_spark.errors import DataError
+
+MOST_CLASSES = 255
+_LOSSY = ("JPEG", "WEBP")
+_LOSSY_DISTANCE, _LOSSLESS_DISTANCE = 60.0, 8.0
+_LEAST_SHARE = 0.0005
+_MOST_MIXED = 0.05
+
+
+@dataclass
+class MaskFacts:
+    """One mask and its image.
+
+    Attributes:
+        counts: {number or colour: pixels}.
+        palette: {index: colour} of a palette mask.
+        size: (height, width) of the image as stored.
+    """
+
+    image: Path
+    mask: Path
+    image_header: ImageHeader
+    mask_header: ImageHeader
+    counts: Counter[int | Color]
+    palette: Mapping[int, Color] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All masks.
+
+    Attributes:
+        kind: whether they hold numbers or colours.
+        masks: facts of each.
+        lossy: whether there are masks in a format that changes colours.
+    """
+
+    kind: Literal["index", "color"]
+    masks: Sequence[MaskFacts]
+    lossy: bool
+
+    @property
+    def total(self) -> Counter[int | Color]:
+        """Pixels of each number or colour over all masks."""
+        total: Counter[int | Color] = Counter()
+        for one in self.masks:
+            total.update(one.counts)
+        return total
+
+
+def survey_masks(pairs: Iterable[tuple[Path, Path]], decoding: Decoding) -> Survey:
+    """Read every mask once, and the header of every image.
+
+    Raises:
+        DataError: a file cannot be read, the sizes of a pair differ, or some masks hold numbers and others colours.
+    """
+    masks = [_facts(image, mask, decoding) for image, mask in pairs]
+    numbers = [one for one in masks if one.mask_header.bands == 1 and one.mask_header.format != "JPEG"]
+    if numbers and len(numbers) < len(masks):
+        other = next(one for one in masks if one not in numbers)
+        raise DataError(
+            f"{len(numbers)} masks hold one number per pixel ({numbers[0].mask}), {len(masks) - len(numbers)} hold "
+            f"colours ({other.mask})",
+            "Which of them are right? Keep masks of one kind in the folder.",
+        )
+    lossy = any(one.mask_header.format in _LOSSY for one in masks)
+    return Survey("index" if numbers else "color", masks, lossy)
+
+
+def _facts(image: Path, mask: Path, decoding: Decoding) -> MaskFacts:
+    picture, labels = open_image(image, decoding), open_image(mask, decoding)
+    _refuse_unreadable(picture)
+    _refuse_sizes(image, mask, picture.header, labels.header)
+    if labels.header.bands == 1 and labels.header.format != "JPEG":
+        samples = decode_samples(labels, decoding)
+        values, counts = np.unique(samples.values, return_counts=True)
+        palette = {} if samples.palette is None else _used_palette(samples.palette, values)
+        pixels: Counter[int | Color] = Counter({int(v): int(n) for v, n in zip(values, counts, strict=True)})
+        return MaskFacts(image, mask, picture.header, labels.header, pixels, palette)
+    rgb = decode_rgb(labels, decoding)
+    _refuse_hidden(labels, rgb)
+    return MaskFacts(image, mask, picture.header, labels.header, _colors(rgb))
+
+
+def _refuse_unreadable(picture: ImageFile) -> None:
+    header = picture.header
+    if header.floating or header.bands > 4 or header.colors not in ("RGB", "grey"):
+        kind = "floating-point samples" if header.floating else f"{header.bands} bands, {header.colors}"
+        raise DataError(
+            f"{picture.path}: the image has {kind}, images are grey or RGB", "Save it as RGB of 8 or 16 bits."
+        )
+
+
+def _refuse_sizes(image: Path, mask: Path, own: ImageHeader, other: ImageHeader) -> None:
+    sizes = {own.size, own.upright_size} & {other.size, other.upright_size}
+    if not sizes:
+        raise DataError(
+            f"{image} is {own.width}x{own.height}, its mask {mask} is {other.width}x{other.height}; sizes must be equal"
+        )
+
+
+def _refuse_hidden(labels: ImageFile, rgb: Image) -> None:
+    """A mask whose only content is its transparency would be read as one class."""
+    if labels.header.alpha and bool((rgb == rgb[0, 0]).all()):
+        raise DataError(
+            f"{labels.path}: all pixels of the mask have one colour, only its transparency differs",
+            "Is the transparency the mask? Save it as a grey image of 0 and 255.",
+        )
+
+
+def _used_palette(palette: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], values: Iterable[int]) -> dict[int, Color]:
+    rows = {int(v): palette[v] for v in values if v < len(palette)}
+    return {value: (int(row[0]), int(row[1]), int(row[2])) for value, row in rows.items()}
+
+
+def _colors(rgb: Image) -> Counter[int | Color]:
+    wide = rgb.astype(np.uint32)
+    values, counts = np.unique(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2], return_counts=True)
+    return Counter(
+        {(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255): int(n) for v, n in zip(values, counts, strict=True)}
+    )
+
+
+def main_colors(survey: Survey) -> tuple[dict[Color, list[Color]], float]:
+    """{colour of a class: all colours that are taken for it}, the most frequent first, and the share of pixels that
+    resemble none.
+
+    Formats that change colours scatter them: those near a more frequent one are the same.
+
+    Raises:
+        DataError: too many colours, or too many pixels between them: this is no mask of a few colours.
+    """
+    total = survey.total
+    pixels = sum(total.values())
+    radius = _LOSSY_DISTANCE if survey.lossy else _LOSSLESS_DISTANCE
+    found: dict[Color, list[Color]] = {}
+    weight: Counter[Color] = Counter()
+    colors = np.asarray([color for color, _ in total.most_common()], np.float64).reshape(-1, 3)
+    numbers = np.asarray([number for _, number in total.most_common()])
+    left = np.ones(len(colors), bool)
+    while left.any() and len(found) <= MOST_CLASSES:
+        first = int(np.flatnonzero(left)[0])
+        near = left & (np.linalg.norm(colors - colors[first], axis=1) <= radius)
+        center = _snapped(colors[first], survey.lossy)
+        found[center] = [(int(c[0]), int(c[1]), int(c[2])) for c in colors[near]]
+        weight[center] += int(numbers[near].sum())
+        left &= ~near
+    kept = {color: own for color, own in found.items() if weight[color] >= _LEAST_SHARE * pixels or not _mixed(survey)}
+    mixed = 1 - sum(weight[color] for color in kept) / pixels
+    if len(kept) > MOST_CLASSES or mixed > _MOST_MIXED:
+        raise DataError(
+            f"{survey.masks[0].mask} and the other masks have {len(total):,} colours, of which the most frequent "
+            f"{len(kept)} cover {1 - mixed:.1%} of the pixels",
+            "Are these the masks? They should show each class in one colour.",
+        )
+    return kept, mixed
+
+
+def _mixed(survey: Survey) -> bool:
+    """Whether there may be colours that stand for nothing: mixtures at edges."""
+    return survey.lossy or len(survey.total) > 32
+
+
+def _snapped(color: np.ndarray[tuple[int, ...], np.dtype[np.float64]], lossy: bool) -> Color:
+    """The colour that was drawn: pure red comes out of a JPEG as (254, 0, 0)."""
+    values = [0 if lossy and c < 16 else 255 if lossy and c > 239 else int(c) for c in color]
+    return values[0], values[1], values[2]

@@ -1,0 +1,1 @@
+"""Masks for images without labels (`predict`)."""
