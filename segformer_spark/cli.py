@@ -23,6 +23,7 @@ from segformer_spark.verbs import (
     data,
     demo,
     doctor,
+    export,
     inference,
     job,
     params,
@@ -90,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     first = (demo, data, weights, params, train, sweep, tune, bench, doctor, job)
-    for module in (*first, inference, predict, study, agreement, anomaly, runs):
+    for module in (*first, inference, predict, export, study, agreement, anomaly, runs):
         module.add(subparsers)
     return parser
 

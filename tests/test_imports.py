@@ -21,10 +21,11 @@ LAYERS = [
     {"engine", "checkpoint"},
     {"evaluation"},
     {"training", "submission", "prediction"},
+    {"export"},
     {"demo", "cluster", "bench", "agreement", "anomaly"},
     {"study"},
     {"verbs"},
-    {"cli"},
+    {"cli", "api"},
     {"__main__"},
 ]
 BESIDE = {("run", "config")}

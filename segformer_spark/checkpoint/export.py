@@ -1,5 +1,5 @@
-"""Models as folders: best/ and final/. SegFormer's load with plain transformers; the weights of other models have the
-names of the library that they come from."""
+"""Models as folders: best/ and final/. SegFormer's load with plain transformers (from_pretrained, pipeline); weights of
+other models have the names of the library that they come from."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import SegformerImageProcessor
 
+from segformer_spark.checkpoint.model_readme import readme_text
 from segformer_spark.config.image_size import Size, parse_size, size_text
 from segformer_spark.config.schema import InferenceConfig, ModelConfig
 from segformer_spark.data.dataset import ClassInfo
@@ -28,7 +29,7 @@ from segformer_spark.models.pretrained import load_network, load_whole
 from segformer_spark.models.registry import build_network
 from segformer_spark.models.segformer import SegFormer
 from segformer_spark.models.weights import CARD
-from segformer_spark.run.atomic import atomic_folder, write_json
+from segformer_spark.run.atomic import atomic_folder, write_json, write_text
 from segformer_spark.run.console import logger
 
 
@@ -44,6 +45,7 @@ class ModelCard:
         run: name of the training run.
         model: what the network is (`name`, `encoder` and `library`).
         exif_orientation: whether it was shown pixels as files store them, or turned upright.
+        recipe: how it was trained, for README.md; empty where nobody has said.
         flip_pairs: classes that a left-right flip exchanges; None where nobody has said.
     """
 
@@ -60,6 +62,7 @@ class ModelCard:
     model: dict[str, Any] = field(default_factory=lambda: {"name": "segformer"})
     flip_pairs: tuple[tuple[str, str], ...] | None = None
     exif_orientation: Literal["stored", "upright"] = "stored"
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> ClassInfo:
@@ -85,26 +88,33 @@ def export_model(
     folder: Path,
     card: ModelCard,
 ) -> None:
-    """Write model.safetensors, the card and, for SegFormer, what transformers needs; all or nothing. For rank 0.
+    """Write weights, config.json, preprocessor_config.json, README.md and the card; all or nothing. For rank 0.
 
     Args:
         weights: fp32 tensors by stored name; live_names maps the model's names to those.
     """
     with atomic_folder(folder) as temporary:
         if isinstance(model, SegFormer):
-            _save_for_transformers(model, weights, live_names, temporary, card)
+            state = {live.removeprefix("network."): weights[name].contiguous() for live, name in live_names.items()}
+            model.network.save_pretrained(temporary, state_dict=state)
         else:
             tensors = {stored: weights[stored].contiguous() for stored in live_names.values()}
             save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+            write_json(temporary / "config.json", _config_json(card))
+        _processor(card).save_pretrained(temporary)
         write_json(temporary / CARD, asdict(card))
+        write_text(temporary / "README.md", readme_text(card, transformers=isinstance(model, SegFormer)))
 
 
-def _save_for_transformers(
-    model: SegFormer, weights: Mapping[str, Tensor], live_names: Mapping[str, str], folder: Path, card: ModelCard
-) -> None:
-    state = {live.removeprefix("network."): weights[stored].contiguous() for live, stored in live_names.items()}
-    model.network.save_pretrained(folder, state_dict=state)
-    processor = SegformerImageProcessor(
+def _config_json(card: ModelCard) -> dict[str, Any]:
+    """What SegFormer's config.json says too, for models that transformers does not know."""
+    names = dict(enumerate(card.class_names))
+    labels = {name: index for index, name in names.items()}
+    return {"model_type": card.model["name"], **card.model, "id2label": names, "label2id": labels}
+
+
+def _processor(card: ModelCard) -> SegformerImageProcessor:
+    return SegformerImageProcessor(
         # Other views keep the ratio of the sides, which this processor cannot.
         do_resize=card.view().config.resize == "image_size",
         size=dict(zip(("height", "width"), card.image_size, strict=True)),
@@ -112,7 +122,6 @@ def _save_for_transformers(
         image_std=list(IMAGENET_STD),
         do_reduce_labels=False,
     )
-    processor.save_pretrained(folder)
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -124,14 +133,7 @@ def read_card(folder: Path) -> ModelCard:
     if not (folder / CARD).is_file() and (folder / "config.json").is_file():
         return _published_card(folder)
     try:
-        raw: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        raw = {"inference": {}, "exif_orientation": "upright", **raw}  # models exported before there was a choice
-        raw["image_size"] = parse_size(raw["image_size"])
-        raw["class_names"] = tuple(raw["class_names"])
-        raw["colors"] = tuple(tuple(color) for color in raw["colors"])
-        if raw.get("flip_pairs") is not None:
-            raw["flip_pairs"] = tuple((first, second) for first, second in raw["flip_pairs"])
-        return ModelCard(**raw)
+        return card_of(json.loads((folder / CARD).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder}: this is not a model exported by segformer_spark ({CARD}: {error}). "
@@ -139,13 +141,30 @@ def read_card(folder: Path) -> ModelCard:
         ) from error
 
 
+def card_of(raw: dict[str, Any]) -> ModelCard:
+    """The card that JSON holds.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+    """
+    raw = {"inference": {}, "exif_orientation": "upright", **raw}  # models exported before there was a choice
+    raw["image_size"] = parse_size(raw["image_size"])
+    raw["class_names"] = tuple(raw["class_names"])
+    raw["colors"] = tuple(tuple(color) for color in raw["colors"])
+    if raw.get("flip_pairs") is not None:
+        raw["flip_pairs"] = tuple((first, second) for first, second in raw["flip_pairs"])
+    return ModelCard(**raw)
+
+
 def _published_card(folder: Path) -> ModelCard:
     """Classes from config.json; the input's size from preprocessor_config.json or a name such as ...-ade-640-640."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         names = {int(index): str(name) for index, name in config["id2label"].items()}
-        if config["model_type"] != "segformer" or sorted(names) != list(range(len(names))):
-            raise ValueError("it is no SegFormer with classes 0, 1, ...")
+        if config["model_type"] != "segformer":
+            raise ValueError(f"its model_type is {config['model_type']!r}, segformer is known")
+        if sorted(names) != list(range(len(names))):
+            raise ValueError("its classes are not numbered 0, 1, ...")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder}: neither a model exported by segformer_spark nor a published SegFormer (config.json: {error})"

@@ -86,7 +86,7 @@ class _EvalView(_View[EvalItem]):
     def load(self, index: int) -> EvalItem:
         sample = self.dataset.load(index)
         check_labels(sample.mask, len(self.dataset.classes), self.dataset.sample_id(index))
-        return _eval_item(index, sample.image, sample.mask, self.dataset.box(index), self.view)
+        return eval_item(index, sample.image, sample.mask, self.dataset.box(index), self.view)
 
 
 class _FileView(_View[EvalItem]):
@@ -97,11 +97,11 @@ class _FileView(_View[EvalItem]):
     def load(self, index: int) -> EvalItem:
         file = self.files[index]
         image = read_image(file, decoding=self.decoding)
-        item = _eval_item(index, image, None, self.boxes.get(file.name), self.view)
+        item = eval_item(index, image, None, self.boxes.get(file.name), self.view)
         return replace(item, image=image) if self.keep_image else item
 
 
-def _eval_item(index: int, image: Image, mask: Mask | None, box: Box | None, view: InferenceView) -> EvalItem:
+def eval_item(index: int, image: Image, mask: Mask | None, box: Box | None, view: InferenceView) -> EvalItem:
     height, width = image.shape[:2]
     if view.config.crops == "box":
         assert box is not None, "who asks for crops around boxes checks that there are boxes"

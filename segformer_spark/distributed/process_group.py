@@ -162,6 +162,30 @@ class _DifferentiableSum(torch.autograd.Function):
         return grads[0] * ctx.world_size, None
 
 
+class SingleProcess(Group):
+    """A group of this process alone, which needs no torch.distributed."""
+
+    @classmethod
+    def on(cls, device: torch.device) -> SingleProcess:
+        """The group with its device."""
+        return cls(Launch("python", 0, 1, 0, 1, None), device, None)
+
+    def start_max(self, value: int) -> Callable[[], int]:
+        return lambda: value
+
+    def broadcast(self, value: T) -> T:
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value.detach().clone().to(self.device)
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+
 @contextmanager
 def process_group(
     launch: Launch,

@@ -12,8 +12,8 @@ from segformer_spark.kernels.class_ids import class_ids
 from segformer_spark.kernels.select import select_arithmetic
 from segformer_spark.ops.interpolation import bands, enlarge_rows, enlarged_bands, source_rows
 
-Keep = Literal["uint8", "float16"] | None
-"""How probabilities are kept: 255 steps, half precision, or not at all."""
+Keep = Literal["uint8", "float16", "float32"] | None
+"""How probabilities are kept: 255 steps, half or single precision, or not at all."""
 
 _BAND_VALUES, _MIN_ROWS = 4_000_000, 16
 """Enlarged logits that exist at a time: at 150 classes a whole image of 1024 pixels would take 630 MB."""
@@ -88,5 +88,7 @@ def decided(scores: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def quantized(probabilities: Tensor, keep: Keep) -> Tensor:
-    """Probabilities as they are kept: uint8 of 0 to 255, or float16."""
-    return (probabilities * 255).round().to(torch.uint8) if keep == "uint8" else probabilities.to(torch.float16)
+    """Probabilities as they are kept: uint8 of 0 to 255, or floating-point."""
+    if keep == "uint8":
+        return (probabilities * 255).round().to(torch.uint8)
+    return probabilities.to(getattr(torch, keep or "float32"))

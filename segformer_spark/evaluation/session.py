@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from segformer_spark.checkpoint.export import ModelCard, load_model
+from segformer_spark.checkpoint.onnx_model import load_onnx
 from segformer_spark.config.data_schema import MAX_PIXELS, DataConfig
 from segformer_spark.data.dataset import Box, SegmentationDataset
 from segformer_spark.data.decode import Decoding
@@ -58,7 +59,7 @@ class Session:
     """A model in evaluation mode on this rank's device.
 
     Attributes:
-        folder: the exported model's folder.
+        folder: the exported model's folder, or ONNX file.
         run: the run directory that it lies in; None elsewhere.
         card: what its export says about it.
         view: what it is shown of an image.
@@ -110,14 +111,14 @@ class Session:
         """Open a model, and the split of a data set that it will be asked about. Collective.
 
         Args:
-            path: a run directory (its best/, else final/), a folder exported by this package, or a published SegFormer.
+            path: a run directory (its best/, else final/), a folder or ONNX file exported by this
+                package, or a published SegFormer.
             split: of `data`; None takes its validation split.
 
         Raises:
             UserError: there is no such model or data, or they do not go together.
         """
-        folder, run = locate_model(path)
-        model, card = load_model(folder)
+        folder, run, model, card = _opened(path)
         dataset = None
         if data is not None and data.flip_pairs is not None:
             card = replace(card, flip_pairs=tuple(data.flip_pairs))
@@ -133,7 +134,7 @@ class Session:
     @property
     def weights_file(self) -> Path:
         """The file whose digest stands for the model."""
-        return self.folder / "model.safetensors"
+        return self.folder if self.folder.is_file() else self.folder / "model.safetensors"
 
     @property
     def model(self) -> SegmentationModel:
@@ -171,3 +172,9 @@ class Session:
     ) -> Iterator[tuple[EvalItem, dict[str, Tensor]]]:
         """Named maps of encoder and decoder, fp32 (D, h, w) (`Predictor.features`)."""
         return self.predictor.features(items, names)
+
+
+def _opened(path: Path) -> tuple[Path, Path | None, SegmentationModel, ModelCard]:
+    """The model's folder or file, the run that it lies in, the model and its card."""
+    found, run = locate_model(path)
+    return found, run, *(load_onnx(found) if found.is_file() else load_model(found))

@@ -197,12 +197,16 @@ def locate_model(path: Path) -> tuple[Path, Path | None]:
     For readers, beside whom the run may be training: nothing is renamed.
 
     Args:
-        path: a run directory (its best/, else final/) or an exported model folder.
+        path: a run directory (its best/, else final/), an exported model folder, or an ONNX file; one that lies in a
+            folder of a run belongs to that.
 
     Raises:
         CheckpointError: there is no model.
     """
     run = RunDirectory(path)
+    if path.suffix == ".onnx" and path.is_file():
+        run = RunDirectory(path.resolve().parents[1])
+        return path, path.parent.parent if run.is_run() else None
     if run.is_run():
         found = next((folder for folder in map(complete_folder, (run.best, run.final)) if folder is not None), None)
         if found is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from segformer_spark.checkpoint.export import ModelCard, export_model
 from segformer_spark.config.load import run_name
@@ -41,4 +42,23 @@ class ModelExport:
             model=describe_model(config.model),
             flip_pairs=None if config.data.flip_pairs is None else tuple(config.data.flip_pairs),
             exif_orientation=config.data.exif_orientation or "stored",
+            recipe=recipe_of(config),
         )
+
+
+def recipe_of(config: Config) -> dict[str, Any]:
+    """How the model is trained, in few words."""
+    training, optimizer = config.training, config.training.optimizer
+    pretrained = config.model.pretrained
+    return {
+        # A path says more of a machine than of a model.
+        "pretrained": Path(pretrained).name,
+        "epochs": training.epochs,
+        "batch size per device": training.batch_size,
+        "optimizer": f"{optimizer.type}, learning rate {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}",
+        "schedule": training.scheduler.type,
+        "loss": training.loss.type,
+        "precision": training.precision,
+        "averaged weights": "no" if training.ema.decay is None else f"decay {training.ema.decay:g}",
+        "seed": config.experiment.seed,
+    }

@@ -55,6 +55,7 @@ def init(arguments: argparse.Namespace) -> int:
     """Look, say what was found, write."""
     from segformer_spark.config.data_schema import MAX_PIXELS
     from segformer_spark.data.init.project import InitOptions, init_project
+    from segformer_spark.models.weights import weights_folder
     from segformer_spark.run.console import logger, setup_logging
 
     setup_logging()
@@ -71,6 +72,7 @@ def init(arguments: argparse.Namespace) -> int:
         skip_unpaired=arguments.skip_unpaired,
         overwrite=arguments.overwrite,
         max_pixels=arguments.max_pixels or MAX_PIXELS,
+        has_weights=(weights_folder(Path("weights"), "b0", "ade20k") / "model.safetensors").is_file(),
         command=shlex.join(["segformer-spark", *sys.argv[1:]]),
     )
     for line in init_project(options).lines():

@@ -109,6 +109,9 @@ def test_boxes_that_do_not_fit_are_named(own_spark_root: Path) -> None:
     second = re.sub(r'"\(.*\)"', '"(40, 40, 120, 90)"', second)
     table.write_text("\n".join([header, first, second, *rows]) + "\n")
     found = problems(own_spark_root)
-    assert len(found) == 2
-    assert "the labelled box (0, 0, 3, 3) does not fit the object in the mask, which lies in" in found[0]
-    assert "the labelled box (40, 40, 120, 90) reaches out of the image, which is 96x96" in found[1]
+    assert len(found) == 1, "that the labels disagree is no fault of the file"
+    assert "the labelled box (40, 40, 120, 90) reaches out of the image, which is 96x96" in found[0]
+    train = SparkDataset(own_spark_root, "train")
+    others = [item.other_box for item in scan(train, 0) if item.other_box]
+    assert len(others) == 2
+    assert "labelled box (0, 0, 3, 3), object in the mask" in others[0]

@@ -193,7 +193,7 @@ def test_an_infinite_score_stays_where_it_is() -> None:
 
 @pytest.mark.parametrize("band", [1, 10**9])
 def test_bands_and_flips_decide_as_whole_maps(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import segformer_spark.evaluation.predict as module
+    import segformer_spark.evaluation.enlarged as module
 
     monkeypatch.setattr(module, "_BAND_VALUES", band)
     generator = torch.Generator().manual_seed(0)

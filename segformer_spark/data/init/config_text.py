@@ -12,7 +12,6 @@ from segformer_spark.config.data_schema import MAX_PIXELS
 from segformer_spark.config.image_size import size_text
 from segformer_spark.data.flip_pairs import sided_names
 from segformer_spark.data.init.class_table import ClassRow, ClassTable
-from segformer_spark.models.weights import weights_folder
 
 _AREA, _STEP = 512 * 512, 32
 _STEPS, _EPOCHS = 1500, (20, 300)
@@ -29,6 +28,7 @@ class FolderSummary:
         shares, images_with: per class.
         ignored: share of the pixels without a label.
         image_size: (height, width) of a typical image.
+        has_weights: whether there are weights of B0 from ADE20K in weights/.
         notes: conclusions.
     """
 
@@ -46,6 +46,7 @@ class FolderSummary:
     image_size: tuple[int, int]
     exif_orientation: str
     max_pixels: int
+    has_weights: bool = False
     notes: Sequence[str] = field(default_factory=tuple)
 
     def lines(self) -> list[str]:
@@ -70,7 +71,7 @@ def configuration_text(summary: FolderSummary) -> str:
     """The YAML file."""
     size = fitting_size(summary.image_size)
     batch, epochs = batch_and_epochs(summary.num_images["train"])
-    pretrained = (weights_folder(Path("weights"), "b0", "ade20k") / "model.safetensors").is_file()
+    pretrained = summary.has_weights
     sections = [
         _header(summary),
         f"experiment: {{name: {_quoted(summary.name)}, seed: 42}}\n",

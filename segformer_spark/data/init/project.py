@@ -50,6 +50,7 @@ class InitOptions:
         exif_orientation: how masks were drawn; None concludes it from sizes.
         skip_unpaired: leave out what has no partner.
         command: for the configuration's header.
+        has_weights: whether there are weights of B0 from ADE20K in weights/.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class InitOptions:
     overwrite: bool = False
     max_pixels: int = Decoding().max_pixels
     command: str = ""
+    has_weights: bool = False
 
     @property
     def config(self) -> Path:
@@ -118,6 +120,7 @@ def init_project(options: InitOptions) -> FolderSummary:
         image_size=_typical_size(survey, orientation),
         exif_orientation=orientation,
         max_pixels=options.max_pixels,
+        has_weights=options.has_weights,
         notes=[*table.notes, *notes],
     )
     write_text(options.config, configuration_text(summary))

@@ -130,7 +130,7 @@ def test_class_table_is_needed_and_checked(tmp_path: Path) -> None:
 
 def test_no_such_split(tmp_path: Path) -> None:
     write(tmp_path, "color")
-    with pytest.raises(DataError, match="images/val: there is no such folder"):
+    with pytest.raises(ConfigError, match="images/val: there is no such folder.*masks/val: there is no such folder"):
         open_dataset(config(tmp_path, "color"), "val")
 
 
