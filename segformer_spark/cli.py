@@ -25,6 +25,7 @@ from segformer_spark.verbs import (
     doctor,
     export,
     inference,
+    init,
     job,
     params,
     predict,
@@ -35,7 +36,7 @@ from segformer_spark.verbs import (
     tune,
     weights,
 )
-from segformer_spark.verbs.arguments import Verb
+from segformer_spark.verbs.arguments import Verb, with_every_set
 from segformer_spark.verbs.renamed import with_current_names
 
 if TYPE_CHECKING:
@@ -75,8 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(given: Sequence[str]) -> argparse.Namespace:
+    parser = build_parser()
+    if not given:
+        parser.print_help()
+        raise SystemExit(ExitCode.GOOD)
     try:
-        return build_parser().parse_args(with_current_names(given))
+        return parser.parse_args(with_every_set(with_current_names(given)))
     except SystemExit:
         sys.stdout.flush()  # the help text: a pipe that is closed is noticed here
         raise
@@ -86,11 +91,13 @@ def build_parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
     parser = argparse.ArgumentParser(
         prog="segformer-spark",
-        description="Train, evaluate and submit SegFormer on SPARK, on one process or many nodes.",
+        description="Train, evaluate, predict and submit semantic segmentation, on one process or many nodes.",
+        epilog="example:\n  segformer-spark data init photos/ --name leaves\n  segformer-spark VERB --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    first = (demo, data, weights, params, train, sweep, tune, bench, doctor, job)
+    first = (init, demo, data, weights, params, train, sweep, tune, bench, doctor, job)
     for module in (*first, inference, predict, export, study, agreement, anomaly, runs):
         module.add(subparsers)
     return parser

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.config.load import PROJECT_ROOT, load_config, run_path
+from segformer_spark.config.load import load_config, project_folder, run_path
 from segformer_spark.data.demo.once import render_once
 from segformer_spark.data.demo.write import write_demo_set
 from segformer_spark.data.readers.spark import TEST_FOLDER
@@ -36,7 +36,7 @@ def run_demo(options: DemoOptions) -> RunDirectory:
     Raises:
         UserError: a step failed; its own message stands above.
     """
-    config_file = options.config or PROJECT_ROOT / "configs" / "demo.yaml"
+    config_file = options.config or project_folder("configs") / "demo.yaml"
     overrides = [f"data.root={options.data_root}", *options.overrides]
     config = load_config(config_file, overrides=overrides).config
     run = RunDirectory(run_path(config))
@@ -46,7 +46,7 @@ def run_demo(options: DemoOptions) -> RunDirectory:
     run_verb("training", training, options.processes)
     run_verb("evaluation", ["evaluate", str(run.path)])
     images = str(options.data_root / TEST_FOLDER)
-    run_verb("submission", ["submit", "--model", str(run.best), "--images", images, "--tta", "hflip"])
+    run_verb("submission", ["submit", str(run.path), "--images", images, "--tta", "hflip"])
     for line in _summary(run, config.data.val_split):
         logger.info("%s", line)
     return run

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.config.batch import BatchPlan
-from segformer_spark.config.load import PROJECT_ROOT
+from segformer_spark.config.load import project_folder
 from segformer_spark.config.schema import Config
 from segformer_spark.config.typed_file import read_text
 from segformer_spark.errors import ConfigError
@@ -35,7 +35,7 @@ def deepspeed_file(config: Config) -> Path:
     """The JSON file that `deepspeed.zero_stage` or `deepspeed.config` selects."""
     if config.deepspeed.config is not None:
         return Path(config.deepspeed.config)
-    return PROJECT_ROOT / "ds_configs" / f"zero{config.deepspeed.zero_stage}.json"
+    return project_folder("ds_configs") / f"zero{config.deepspeed.zero_stage}.json"
 
 
 def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:

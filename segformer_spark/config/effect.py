@@ -39,7 +39,10 @@ _CONDITIONS: Sequence[_Condition] = (
     _Condition(("inference.overlap",), lambda c: c.inference.window is not None, "inference.window"),
     _Condition(("inference.crop_margin",), lambda c: c.inference.crops != "none", "inference.crops box or two_pass"),
     _Condition(
-        _within("data.folder", "classes", "masks", "background", "ignore_id", "ignore_color"),
+        _within(
+            *("data.folder", "classes", "masks", "background", "ignore_id", "ignore_color"),
+            *("lists", "mask_root", "val_fraction"),
+        ),
         lambda c: c.data.dataset == "folder",
         "data.dataset folder",
     ),

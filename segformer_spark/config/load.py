@@ -26,6 +26,10 @@ from segformer_spark.config.yaml12 import parse
 from segformer_spark.errors import ConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
+"""The clone that this package runs from; the folder of all packages where it was installed."""
+
+BUNDLED = Path(__file__).resolve().parents[1] / "project"
+"""configs/, ds_configs/ and slurm/ as a wheel carries them; absent in a clone."""
 
 _RENAMED_FILES = {f"spark_seed_{name}.yaml": f"spark_original_{name}.yaml" for name in ("b2_512", "b3_512", "b5_512")}
 """Configurations under configs/ by their names until 0.1."""
@@ -150,6 +154,15 @@ def run_name(config: Config) -> str:
 def run_path(config: Config) -> Path:
     """The run directory of this configuration."""
     return Path(config.output.save_path.replace("{name}", run_name(config)))
+
+
+def project_folder(name: str) -> Path:
+    """configs/, ds_configs/ or slurm/: of the clone; else of the working folder, where `init` has laid them; else those
+    that the package carries."""
+    places = (PROJECT_ROOT / name, Path(name), BUNDLED / name)
+    if not BUNDLED.is_dir():
+        return places[0]
+    return next((place for place in places[1:] if place.is_dir()), places[2])
 
 
 def _display(path: Path) -> str:

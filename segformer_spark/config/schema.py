@@ -26,6 +26,8 @@ from segformer_spark.config.training_schema import (
 )
 from segformer_spark.config.variants import VARIANTS, PerStage, Variant, VariantName
 
+TrackerName = Literal["mlflow", "wandb"]
+
 RUN_NAME_PATTERN = r"[A-Za-z0-9._-]{1,64}"
 
 __all__ = [
@@ -133,6 +135,12 @@ class OutputConfig(Section):
     keep_checkpoints: int = field(2, "Newest checkpoints kept for resuming.", ge=1, le=100, resume_safe=True)
     log_every_steps: int = field(10, "One log line per N optimizer steps.", ge=1, resume_safe=True)
     tensorboard: bool = field(True, "Write TensorBoard scalars and pictures.", resume_safe=True)
+    trackers: list[TrackerName] = field(
+        [],
+        "Experiment trackers beside TensorBoard: mlflow, wandb. Both write into the run directory, without network; "
+        "pip install 'segformer-spark[mlflow]' or [wandb].",
+        resume_safe=True,
+    )
     tensorboard_images: int = field(
         4, "Validation images whose predictions are drawn at every validation.", ge=0, le=64, resume_safe=True
     )

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -26,6 +27,10 @@ _GRACE_SECONDS = 30
 _QUESTION_SECONDS = 5
 _SAY_AFTER, _SILENCE_LIMIT = 60.0, 600.0
 _REASON_BYTES = 400
+
+
+# How many processes are right depends on what they do; torch compares with the cores alone.
+warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes", UserWarning)
 
 
 class LoadingInterrupted(Exception):

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from segformer_spark.config.precision import refuse_fp16_on_cpu
-from segformer_spark.config.schema import InferenceConfig
-from segformer_spark.data.dataset import Box, Mask, SegmentationDataset
-from segformer_spark.data.inference_view import InferenceView
+from segformer_spark.data.dataset import Box, Mask
+from segformer_spark.data.inference_view import InferenceView, refuse_crops_without_background
 from segformer_spark.data.loader import EvalItem
 from segformer_spark.data.resize import resize_mask
 from segformer_spark.data.transforms import image_to_tensor, normalize_images
@@ -94,7 +93,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         refuse_fp16_on_cpu(self.precision, self.device.type)
-        _refuse_crops_without_background(self.view.config, self.background)
+        refuse_crops_without_background(self.view.config, self.background)
 
     def predict(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
         """Yield each item with its class ids, uint8 (H, W) at native size on the device.
@@ -347,15 +346,3 @@ def main_box(ids: Mask, background: int | None) -> Box | None:
     left, top = kept[:, cv2.CC_STAT_LEFT], kept[:, cv2.CC_STAT_TOP]
     right, bottom = left + kept[:, cv2.CC_STAT_WIDTH] - 1, top + kept[:, cv2.CC_STAT_HEIGHT] - 1
     return int(left.min()), int(top.min()), int(right.max()), int(bottom.max())
-
-
-def check_view(config: InferenceConfig, dataset: SegmentationDataset) -> None:
-    """Raise ConfigError when a labelled data set cannot be shown in this way."""
-    if config.crops == "box" and any(dataset.box(index) is None for index in range(len(dataset))):
-        raise ConfigError("inference.crops box: this data set has no labelled boxes; use two_pass")
-    _refuse_crops_without_background(config, dataset.classes.background)
-
-
-def _refuse_crops_without_background(config: InferenceConfig, background: int | None) -> None:
-    if config.crops != "none" and background is None:
-        raise ConfigError(f"inference.crops {config.crops}: outside of a crop is background; these classes have none")

@@ -15,13 +15,13 @@ from segformer_spark.config.data_schema import MAX_PIXELS, DataConfig
 from segformer_spark.data.dataset import Box, SegmentationDataset
 from segformer_spark.data.decode import Decoding
 from segformer_spark.data.flip_pairs import flipped_ids, refuse_unpaired_sides, sided_names
-from segformer_spark.data.inference_view import InferenceView
+from segformer_spark.data.inference_view import InferenceView, check_view
 from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader, file_loader
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.distributed.devices import set_float32_products
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
-from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, check_view
+from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor
 from segformer_spark.kernels.check import check_kernels
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.run.console import logger

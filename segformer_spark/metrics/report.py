@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from segformer_spark.errors import ConfigError
 from segformer_spark.metrics.confusion import TRUTH, EvaluationCounts
+from segformer_spark.metrics.names import is_spark
 from segformer_spark.metrics.scores import summarize
 from segformer_spark.metrics.spark_score import Counts, image_iou, spark_score
 
@@ -37,7 +36,7 @@ def report(
     def compute(matrix: Counts, images: Counts, void: Counts) -> dict[str, Any]:
         out = {"num_images": len(images), **summarize(matrix, class_names, background, void)}
         out["confusion"] = matrix.tolist()
-        if _is_spark(class_names):
+        if is_spark(class_names):
             body, panels = class_names.index("body"), class_names.index("panels")
             score = asdict(spark_score(images[:, body], images[:, panels]))
             out |= {
@@ -81,7 +80,7 @@ def by_object_size(per_image: Counts, class_names: Sequence[str], background: in
             if c != background:
                 values = iou[own, c][~np.isnan(iou[own, c])]
                 row[f"iou_{name}"] = float(values.mean()) if len(values) else None
-        if _is_spark(class_names):
+        if is_spark(class_names):
             body, panels = class_names.index("body"), class_names.index("panels")
             row["spark_score"] = spark_score(per_image[own][:, body], per_image[own][:, panels]).score
         out[label] = row
@@ -97,30 +96,6 @@ def scalar_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
-def metric_names(class_names: Sequence[str], background: int | None = 0) -> list[str]:
-    """The metrics that a best checkpoint can be chosen by, for these classes."""
-    without = [] if background is None else ["miou_without_background"]
-    names = ["miou", *without, "mean_dice", "pixel_accuracy"]
-    if _is_spark(class_names):
-        names += ["spark_score", "spark_score_body", "spark_score_panels"]
-    return names + [f"iou_{name}" for name in class_names]
-
-
-def check_metric(metric: str, class_names: Sequence[str], background: int | None = 0) -> None:
-    """Raise ConfigError when no evaluation of these classes will have `metric`."""
-    names = metric_names(class_names, background)
-    if metric not in names:
-        near = difflib.get_close_matches(metric.lower(), names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(
-            f"training.selection_metric: there is no metric {metric!r}; {hint}There are {', '.join(names)}"
-        )
-
-
 def selection_value(metrics: dict[str, Any], metric: str) -> float | None:
     """The value that the best checkpoint is chosen by; None where it is undefined, as without a labelled pixel."""
     return scalar_metrics(metrics).get(metric)
-
-
-def _is_spark(class_names: Sequence[str]) -> bool:
-    return {"body", "panels"} <= set(class_names)

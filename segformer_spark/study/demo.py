@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.anomaly.methods import METHODS
-from segformer_spark.config.load import PROJECT_ROOT
+from segformer_spark.config.load import project_folder
 from segformer_spark.config.study import read_study
 from segformer_spark.data.demo.once import render_once
 from segformer_spark.data.demo.streets import write_street_set
@@ -22,7 +22,7 @@ from segformer_spark.study.figures import CURVES
 from segformer_spark.study.html_report import Report
 from segformer_spark.study.report import VOID_LEFT_OUT
 
-_STUDIES = PROJECT_ROOT / "configs" / "study"
+_STUDIES = project_folder("configs") / "study"
 _SIZE = (96, 160)
 
 

@@ -117,8 +117,7 @@ class Loop:
                 self.validation.run(self.progress)
             best = self.validation.best
             if best.exhausted:
-                metric = self.validation.metric
-                logger.info("no rise of %s for %d validations: stopping early", metric, best.since_rise)
+                logger.info("no rise of %s for %d validations: stopping early", best.metric, best.since_rise)
                 break
             if not self.looks_ahead and not last:
                 consensus = self._agree(batches)

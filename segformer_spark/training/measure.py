@@ -25,6 +25,8 @@ from segformer_spark.run.allocator import release_freed_memory
 from segformer_spark.run.system import forget_highest_memory, resident_bytes
 
 _BYTES = 4
+_REPEATS = 3
+NUM_PASSES = 2 + _REPEATS
 
 
 def measured_parts(config: Config, class_names: Sequence[str]) -> tuple[SegmentationModel, WeightedSum]:
@@ -67,11 +69,12 @@ def measure_pass(
     image_size: Size,
     device: torch.device,
     precision: str = "fp32",
-    repeats: int = 3,
+    *,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> PassCost:
     """Run passes on random images of this size, after one that is not counted. Leaves no gradients behind.
 
-    torch.compile is not part of it.
+    torch.compile is not part of it. `advance` is called with 1 after each of NUM_PASSES passes.
     """
     model.to(device).train()
     generator = torch.Generator().manual_seed(0)
@@ -93,6 +96,7 @@ def measure_pass(
 
     memory = _Memory(device)
     whole_pass()
+    advance(1)
     model.zero_grad(set_to_none=True)
     libraries = memory.left()
     memory = _Memory(device)
@@ -107,9 +111,14 @@ def measure_pass(
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     highest = max(in_forward, memory.taken() - gradients)
     workspace = max(0, highest - in_encoder.num_bytes - in_head.num_bytes)
-    seconds = statistics.median(_timed(whole_pass, device) for _ in range(repeats))
+    advance(1)
+    times = []
+    for _ in range(_REPEATS):
+        times.append(_timed(whole_pass, device))
+        advance(1)
+    seconds = statistics.median(times)
     with torch.no_grad():
-        encoder = statistics.median(_timed(encode, device) for _ in range(repeats))
+        encoder = statistics.median(_timed(encode, device) for _ in range(_REPEATS))
     model.zero_grad(set_to_none=True)
     return PassCost(num_images, seconds, encoder, in_encoder.num_bytes, in_head.num_bytes, workspace, libraries)
 

@@ -1,9 +1,11 @@
-"""What follows from configuration and data set before training begins."""
+"""What follows from configuration and data set before training begins. Imports no torch, so that a dry run answers at
+once."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.schema import Config, LossConfig
@@ -11,13 +13,15 @@ from segformer_spark.data.class_weights import class_weights
 from segformer_spark.data.dataset import ClassInfo, SegmentationDataset
 from segformer_spark.data.flip_pairs import flipped_ids, refuse_unpaired_sides
 from segformer_spark.data.identity import FileDigests
+from segformer_spark.data.inference_view import check_view
 from segformer_spark.data.manifest import check_matches, read_manifest
 from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.errors import ConfigError
-from segformer_spark.evaluation.predict import check_view
-from segformer_spark.metrics.report import check_metric, metric_names
-from segformer_spark.models.interface import SegmentationModel
+from segformer_spark.metrics.names import check_metric, metric_names
 from segformer_spark.training.schedule import Schedule, build_schedule
+
+if TYPE_CHECKING:
+    from segformer_spark.models.interface import SegmentationModel
 
 
 def plan_steps(config: Config, steps_per_epoch: int) -> int:

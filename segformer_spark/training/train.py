@@ -39,6 +39,7 @@ from segformer_spark.training.sinks import ConsoleSink, FileSink, Sink
 from segformer_spark.training.stop import StopRequest
 from segformer_spark.training.tensorboard import TensorBoardSink
 from segformer_spark.training.throughput import Throughput
+from segformer_spark.training.trackers import open_tracker
 from segformer_spark.training.validation import Validation
 
 
@@ -207,6 +208,8 @@ def _reporter(run: RunDirectory, config: Config, setup: Setup, group: Group, pro
     sinks: list[Sink] = [FileSink(run), ConsoleSink()] if group.is_main else []
     if group.is_main and config.output.tensorboard:
         sinks.append(TensorBoardSink(run.tensorboard, MetricsLog(run.metrics)))
+    if group.is_main:
+        sinks += [open_tracker(name, run.path, flatten(config.model_dump())) for name in config.output.trackers]
     throughput = Throughput(
         global_batch=setup.plan.global_batch,
         world_size=group.world_size,

@@ -10,12 +10,12 @@ import numpy as np
 
 from segformer_spark.config.schema import Config
 from segformer_spark.data.dataset import Image, SegmentationDataset
-from segformer_spark.data.inference_view import InferenceView
+from segformer_spark.data.inference_view import InferenceView, check_view
 from segformer_spark.data.loader import EvalLoading
 from segformer_spark.engine.engine import Engine
 from segformer_spark.evaluation.count import count
 from segformer_spark.evaluation.evaluate import predicted_panels
-from segformer_spark.evaluation.predict import ImageLoss, Predictor, check_view
+from segformer_spark.evaluation.predict import ImageLoss, Predictor
 from segformer_spark.losses.build import WeightedSum
 from segformer_spark.metrics.report import report, scalar_metrics, selection_value
 from segformer_spark.run.console import logger

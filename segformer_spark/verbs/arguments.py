@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,32 @@ def add_config(parser: argparse.ArgumentParser, default: str = "the schema's def
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:
-    """--set section.key=value."""
+    """--set section.key=value ..."""
     parser.add_argument(
         "--set",
         dest="overrides",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="override, for example training.epochs=20",
+        help="overrides, for example training.epochs=20 training.batch_size=4",
     )
+
+
+_ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def with_every_set(argv: Sequence[str]) -> list[str]:
+    """The command line with a --set before every KEY=VALUE that follows one: argparse would take the next words, which
+    may be a verb's positional arguments, or only the first."""
+    out: list[str] = []
+    follows = False
+    for argument in argv:
+        if follows and out[-1] != "--set" and _ASSIGNMENT.match(argument):
+            out.append("--set")
+        elif out[-1:] != ["--set"]:
+            follows = argument == "--set" or argument.startswith("--set=")
+        out.append(argument)
+    return out
 
 
 def add_from_env(parser: argparse.ArgumentParser, what: str = "overrides") -> None:

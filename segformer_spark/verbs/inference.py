@@ -84,10 +84,11 @@ def _add_submit(subparsers: Subparsers) -> None:
         subparsers,
         "submit",
         "Predict the test images and write the submission zip; continues where it was cut off.",
-        "segformer-spark submit --model runs/spark_b2_512/best --images /scratch/spark/stream-1-test --tta flips",
+        "segformer-spark submit runs/spark_b2_512 --images /scratch/spark/stream-1-test --tta flips",
         submit,
     )
-    parser.add_argument("--model", type=Path, default=None, help="exported model folder or run directory")
+    parser.add_argument("run", type=Path, nargs="?", default=None, help="run directory, or an exported model in it")
+    parser.add_argument("--model", type=Path, default=None, help="the same, as an option")
     parser.add_argument("--images", type=Path, default=None, help="test images (default: <data root>/stream-1-test)")
     parser.add_argument(
         "--output", type=Path, default=None, help="folder for the predictions (default: <run>/submission)"
@@ -169,10 +170,13 @@ def submit(arguments: argparse.Namespace) -> int:
     from segformer_spark.run.directory import locate_model
 
     variables = launch_variables(arguments)
-    given, images = arguments.model or variables.get("MODEL_PATH"), arguments.images or variables.get("TEST_IMAGES")
-    example = "segformer-spark submit --model runs/NAME/best --images DIR"
+    given = arguments.model or arguments.run or variables.get("MODEL_PATH")
+    images = arguments.images or variables.get("TEST_IMAGES")
+    example = "segformer-spark submit runs/NAME --images DIR"
     if given is None:
-        raise UserError(f"submit: give --model, as in: {example}")
+        raise UserError(f"submit: which model? For example: {example}")
+    if arguments.model is not None and arguments.run is not None:
+        raise UserError(f"submit: {arguments.run} and --model {arguments.model} both name the model; give one of them")
     model, run = locate_model(Path(given))
     images = images or _test_images(run, from_env=arguments.from_env)
     if images is None:

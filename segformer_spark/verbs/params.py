@@ -43,7 +43,6 @@ def params(arguments: argparse.Namespace) -> int:
     from segformer_spark.config.schema import ModelConfig
     from segformer_spark.errors import UserError
     from segformer_spark.models.registry import MODELS, find_architecture
-    from segformer_spark.run.atomic import write_json
 
     if arguments.models and arguments.variants:
         raise UserError("params: --models names SegFormer's sizes too (b0); leave --variants out")
@@ -64,6 +63,8 @@ def params(arguments: argparse.Namespace) -> int:
     sizes = [size_of(config, arguments.num_classes, arguments.image_size) for config in configs]
     print("\n".join(size_table(sizes)))
     if arguments.json is not None:
+        from segformer_spark.run.atomic import write_json
+
         write_json(arguments.json, [size.row() for size in sizes])
     if arguments.figure is not None:
         draw_sizes(sizes, arguments.figure)

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from segformer_spark.run.directory import RunDirectory
 
 
+_DEFAULT_FOLDER = Path("runs")
+_ACTIONS = ("list", "show", "plot")
+_RESERVED = ("compare",)
+
+
 def add(subparsers: Subparsers) -> None:
     """Declare the verb."""
     parser = add_verb(
@@ -23,10 +28,16 @@ def add(subparsers: Subparsers) -> None:
         runs,
     )
     parser.add_argument(
-        "action", nargs="?", choices=("list", "show", "plot"), default="list", help="(default: %(default)s)"
+        "action",
+        nargs="?",
+        default="list",
+        metavar="list|show|plot|FOLDER",
+        help="a folder lists the runs in it (default: %(default)s)",
     )
-    parser.add_argument("names", nargs="*", default=[], metavar="RUN", help="with show: the run; with plot: the runs")
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where the runs lie (default: %(default)s)")
+    parser.add_argument(
+        "names", nargs="*", default=[], metavar="RUN", help="with list: a folder; show: the run; plot: the runs"
+    )
+    parser.add_argument("--folder", type=Path, default=None, help="where the runs lie (default: runs)")
     parser.add_argument("--metric", default="miou", help="with plot: what to draw (default: %(default)s)")
     parser.add_argument(
         "--output",
@@ -40,26 +51,31 @@ def runs(arguments: argparse.Namespace) -> int:
     """Print the list or one run, or draw several."""
     from segformer_spark.run.listing import details, find_runs, summarize, table
 
-    names = arguments.names
-    if arguments.action == "list":
-        if names:
-            raise UserError(f"runs list: {names[0]} has no effect here", "Give the folder with --folder.")
-        found = find_runs(arguments.folder)
+    action, names = arguments.action, arguments.names
+    if action in _RESERVED:
+        raise UserError(f"runs {action}: there is no such action; a folder of this name is given with --folder")
+    if action not in _ACTIONS:
+        action, names = "list", [arguments.action, *names]
+    if action == "list":
+        given = [*([] if arguments.folder is None else [arguments.folder]), *(Path(name) for name in names)]
+        if len(given) > 1:
+            raise UserError(f"runs: {given[0]} and {given[1]} are two folders; one is listed")
+        folder = given[0] if given else _DEFAULT_FOLDER
+        found = find_runs(folder)
         if not found:
-            print(
-                f"{arguments.folder}: no runs yet; start one with: segformer-spark train --config configs/spark_b2.yaml"
-            )
+            print(f"{folder}: no runs yet; start one with: segformer-spark train --config configs/spark_b2.yaml")
         else:
             print("\n".join(table([summarize(run) for run in found])))
         return 0
-    if arguments.action == "show":
+    folder = arguments.folder or _DEFAULT_FOLDER
+    if action == "show":
         if len(names) != 1:
             raise UserError("runs show: which run? For example: segformer-spark runs show spark_b2_512")
-        print("\n".join(details(_find(names[0], arguments.folder))))
+        print("\n".join(details(_find(names[0], folder))))
         return 0
     if not names:
         raise UserError("runs plot: which runs? For example: segformer-spark runs plot spark_b2_512 spark_b3_512")
-    _plot([_find(name, arguments.folder) for name in names], arguments)
+    _plot([_find(name, folder) for name in names], arguments)
     return 0
 
 

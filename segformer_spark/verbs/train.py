@@ -111,7 +111,6 @@ def _local_cache(resolved: ResolvedConfig, from_env: bool) -> Path | None:
 
 
 def _dry_run(resolved: ResolvedConfig, arguments: argparse.Namespace) -> int:
-    from segformer_spark.distributed.devices import choose_device, set_threads
     from segformer_spark.distributed.environment import detect_launch
     from segformer_spark.training.dry_run import describe
 
@@ -120,9 +119,6 @@ def _dry_run(resolved: ResolvedConfig, arguments: argparse.Namespace) -> int:
     world = arguments.world_size or detect_launch(os.environ).world_size
     if arguments.nodes is not None:
         world = arguments.nodes * arguments.tasks_per_node
-    hardware = resolved.config.hardware
-    set_threads(hardware.threads, 1)
-    device = None if arguments.no_measure else choose_device(hardware.device, 0)
-    for line in describe(resolved, world, device=device):
+    for line in describe(resolved, world, measure=not arguments.no_measure):
         print(line, flush=True)
     return 0

@@ -68,7 +68,7 @@ def test_plain_transformers_gives_the_same_weights_and_logits(exported: tuple[Se
 def test_file_names_are_the_published_ones(exported: tuple[SegFormer, Path]) -> None:
     _, folder = exported
     assert sorted(p.name for p in folder.iterdir()) == [
-        "config.json", "model.safetensors", "preprocessor_config.json", "segformer_spark.json",
+        "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "segformer_spark.json",
     ]  # fmt: skip
     assert "segformer.encoder.block.0.0.attention.self.query.weight" in load_file(folder / "model.safetensors")
 

@@ -292,6 +292,8 @@ SHOWN: dict[str, Shown] = {
 CONDITIONAL: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((name for name, one in SHOWN.items() if one.needs and name not in UNCONDITIONAL), ()),
     **dict.fromkeys(("data.folder.classes", "data.folder.masks", "data.folder.ignore_color"), ()),
+    **dict.fromkeys(("data.folder.lists", "data.folder.val_fraction"), ()),
+    "data.folder.mask_root": ("data.folder.lists=lists",),
     **dict.fromkeys(("training.loss.ce_weight", "training.loss.dice_weight"), ("training.loss.type=ce",)),
     "training.loss.dice_smooth": ("training.loss.type=ce",),
     "inference.window": ("data.image_size=32",),

@@ -13,7 +13,8 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from segformer_spark.errors import ConfigError
 from segformer_spark.metrics.confusion import EvaluationCounts
-from segformer_spark.metrics.report import check_metric, metric_names, report, scalar_metrics, selection_value
+from segformer_spark.metrics.names import check_metric, metric_names
+from segformer_spark.metrics.report import report, scalar_metrics, selection_value
 from segformer_spark.metrics.scores import class_scores, summarize
 
 NAMES = ["background", "body", "panels"]

@@ -91,7 +91,7 @@ def _read_list(root: Path, split: str) -> list[_Line]:
         found = sorted(path.stem for path in root.glob("*.txt")) if root.is_dir() else []
         raise DataError(
             f"{table}: there is no such split of CamVid; {root} has {', '.join(found) or 'no lists'}. "
-            "Set data.root or DATA_ROOT to the folder with train.txt and val.txt"
+            "Set data.root to the folder with train.txt and val.txt (or DATA_ROOT, which is read with --from-env)"
         )
     lines = []
     for number, line in enumerate(read_text(table).splitlines(), start=1):

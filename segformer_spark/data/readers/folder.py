@@ -101,7 +101,7 @@ def _refuse_missing(root: Path, split: str, table: FolderConfig) -> None:
             folders = {"data.folder.lists": Path(table.lists)}
             folders |= {} if table.mask_root is None else {"data.folder.mask_root": Path(table.mask_root)}
         elif table.val_fraction is None:
-            folders = {f"split {split}": root / kind / split for kind in ("images", "masks")}
+            folders = {f"split {split}, {kind}": root / kind / split for kind in ("images", "masks")}
     missing = {setting: folder for setting, folder in folders.items() if not folder.is_dir()}
     problems += [f"{setting}: {folder}: there is no such folder" for setting, folder in missing.items()]
     if any(setting.startswith("split") for setting in missing):

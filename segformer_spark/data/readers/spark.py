@@ -100,8 +100,9 @@ def read_rows(root: Path, split: str, *, check_files: bool = True) -> list[Spark
     """Parse `<root>/<split>.csv`."""
     if not root.is_dir():
         raise DataError(
-            f"data.root {root}: there is no such folder. Set data.root or DATA_ROOT to the folder with images/, mask/ "
-            f"and train.csv, or render a demo set: segformer-spark data make-demo --root {root}"
+            f"data.root {root}: there is no such folder. Set data.root (or, with --from-env, DATA_ROOT) to the folder "
+            "with images/, mask/ and train.csv, or render a demo set: segformer-spark data make-demo "
+            f"--root {root}"
         )
     table = root / f"{split}.csv"
     if not table.is_file():
