@@ -68,7 +68,8 @@ class LargeImage:
     def _shrunk(self, size: Size) -> Image:
         """Averaged over areas as cv2.INTER_AREA does it: columns by OpenCV itself, then rows in the same order."""
         height, width = self.size
-        total = np.zeros((size[0], size[1], 3), np.float32)
+        result = np.empty((*size, 3), np.uint8)
+        sums: dict[int, NDArray[np.float32]] = {}
         shares = area_shares(height, size[0])
         top = 0
         for band in self.bands():
@@ -77,9 +78,13 @@ class LargeImage:
                 narrow = cv2.resize(narrow, (size[1], len(band)), interpolation=cv2.INTER_AREA)
             for row, own in enumerate(narrow, start=top):
                 for target, share in shares[row]:
-                    total[target] += np.float32(share) * own
+                    total = sums.setdefault(target, np.zeros_like(own))
+                    total += np.float32(share) * own
+                later = {target for target, _ in shares[row + 1]} if row + 1 < height else set()
+                for target in sums.keys() - later:
+                    result[target] = np.clip(np.rint(sums.pop(target)), 0, 255)
             top += len(band)
-        return np.clip(np.rint(total), 0, 255).astype(np.uint8)
+        return result
 
 
 def area_shares(length: int, size: int) -> list[list[tuple[int, float]]]:

@@ -153,7 +153,10 @@ def decode_color_mask(
     """
     pixels = decode_rgb(file, decoding)
     table = [*colors, *([] if ignored is None else [ignored])]
-    distance = foreign_distance if file.header.format in _LOSSY else min(foreign_distance, LOSSLESS_DISTANCE)
+    # Between two colours there is no third class that a mixture could be taken for.
+    harmless = decoding.nearest_color and len(table) == 2
+    scattered = file.header.format in _LOSSY or harmless
+    distance = foreign_distance if scattered else min(foreign_distance, LOSSLESS_DISTANCE)
     pixel_indices, nearest, foreign = _nearest_colors(pixels, table, distance)
     if ignored is not None:
         nearest[nearest == len(colors)] = IGNORE_INDEX

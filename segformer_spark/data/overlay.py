@@ -6,6 +6,7 @@ import numpy as np
 
 from segformer_spark.data.dataset import ClassInfo, Image, Mask
 
+_ROWS = 128
 _GREY, _WHITE = (128, 128, 128), (255, 255, 255)
 
 
@@ -23,6 +24,10 @@ def color_mask(mask: Mask, classes: ClassInfo) -> Image:
 
 def overlay(image: Image, mask: Mask, classes: ClassInfo, alpha: float = 0.5) -> Image:
     """The image with its mask's foreground laid over it."""
-    foreground = (mask != classes.background)[..., None]
-    mixed = (1 - alpha) * image + alpha * color_mask(mask, classes)
-    return np.where(foreground, mixed, image).astype(np.uint8)
+    result = np.empty_like(image)
+    for top in range(0, len(image), _ROWS):  # its float64 would take eight times the image's memory
+        rows = slice(top, top + _ROWS)
+        foreground = (mask[rows] != classes.background)[..., None]
+        mixed = (1 - alpha) * image[rows] + alpha * color_mask(mask[rows], classes)
+        result[rows] = np.where(foreground, mixed, image[rows])
+    return result

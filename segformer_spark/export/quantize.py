@@ -28,7 +28,7 @@ _STAGE = re.compile(r"(?:encoder|network|model)[\w.]*?\.?stages\.(\d+)\.")
 _NAMED_GROUP = re.compile(r"^(?:network\.)?(?:model\.)?(?:network\.)?(\w+)")
 
 LEAST_AGREEMENT = 0.995
-"""Share of the pixels that must keep their class; below, the layers that cost most are left in fp32."""
+"""Share of the pixels that are to keep their class."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,14 @@ class Quantized:
     kept: dict[str, float]
 
 
-def quantize(source: bytes, facts: OnnxFacts, images: Sequence[torch.Tensor]) -> Quantized:
+def quantize(
+    source: bytes, facts: OnnxFacts, images: Sequence[torch.Tensor], least_agreement: float = LEAST_AGREEMENT
+) -> Quantized:
     """An fp32 file of this package -> int8.
 
     Args:
         images: normalised (1, 3, H, W) each, for ranges and agreement; the fewer, the less both say.
+        least_agreement: below, the layers that cost most are left in fp32.
     """
     facts = replace(facts, precision="int8")
     truth = _classes(OnnxModel(source, facts), images)
@@ -58,10 +61,10 @@ def quantize(source: bytes, facts: OnnxFacts, images: Sequence[torch.Tensor]) ->
         work = _Work(Path(folder), source, facts, images, truth)
         content, agreement = work.quantized([])
         kept: dict[str, float] = {}
-        if agreement < LEAST_AGREEMENT:
+        if agreement < least_agreement:
             found = {group: work.quantized([group])[1] for group in work.groups}
             for group in sorted(found, key=lambda name: -found[name]):
-                if found[group] <= agreement or agreement >= LEAST_AGREEMENT:
+                if found[group] <= agreement or agreement >= least_agreement:
                     break
                 candidate, score = work.quantized([*kept, group])
                 if score > agreement:

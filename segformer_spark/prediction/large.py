@@ -8,6 +8,7 @@ written and forgotten.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ LARGE_PIXELS = 25_000_000
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
 """Formats that can be read in bands."""
 
-_BAND_VALUES = 8_000_000
+_BAND_VALUES = 1_000_000
 
 
 def why_not_in_bands(header: ImageHeader, view: InferenceConfig, tta: str, *, upright: bool, keeps: bool) -> str | None:
@@ -198,16 +199,17 @@ def _enlarged(logits: Tensor, length: int, rows: slice, size: tuple[int, int], f
     Args:
         logits: (C, h, w), of which row 0 is row `first` of a map with `length` rows.
     """
-    low, high, share = _positions(length, size[0], rows, logits.device)
-    left, right, part = _positions(logits.shape[2], size[1], slice(0, size[1]), logits.device)
+    low, high, share = (part[rows] for part in _positions(length, size[0], logits.device))
+    left, right, part = _positions(logits.shape[2], size[1], logits.device)
     upper, lower = logits[:, low - first], logits[:, high - first]
     narrow = torch.lerp(upper, lower, share[:, None])
     return torch.lerp(narrow[:, :, left], narrow[:, :, right], part)
 
 
-def _positions(length: int, size: int, wanted: slice, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+@functools.lru_cache(maxsize=4)
+def _positions(length: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Per row of `size`: the row of `length` before it, the one after it, and the share of this."""
-    places = [source_position(length, size, row) for row in range(wanted.start, wanted.stop)]
+    places = [source_position(length, size, row) for row in range(size)]
     low = torch.tensor([place for place, _ in places], device=device)
     share = torch.tensor([fraction for _, fraction in places], device=device)
     return low, (low + 1).clamp_(max=length - 1), share

@@ -28,7 +28,7 @@ from segformer_spark.run.atomic import atomic_file
 Kind = Literal["ids", "color", "overlay", "probabilities"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-LARGEST_OVERLAY = 4096
+LARGEST_OVERLAY = 2048
 """Pixels of an overlay's longer side; larger images are shown smaller."""
 
 _KEYWORD = "segformer_spark"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segformer_spark.config.variants import VARIANTS
+from segformer_spark.verbs import bench_export
 from segformer_spark.verbs.arguments import (
     DEVICE_MODELS,
     IMAGE_SIZE_HELP,
@@ -59,6 +60,7 @@ def add(subparsers: Subparsers) -> None:
                 help="this package with CUDA graphs (default: %(default)s)",
             )
         _add_common(parser)
+    bench_export.add(actions)
     parser = add_verb(
         actions,
         "zero",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from segformer_spark.data.dataset import Color, Image
 from segformer_spark.data.decode import Decoding, ImageFile, decode_rgb, decode_samples, open_image
@@ -19,7 +21,10 @@ MOST_CLASSES = 255
 _LOSSY = ("JPEG", "WEBP")
 _LOSSY_DISTANCE, _LOSSLESS_DISTANCE = 60.0, 8.0
 _LEAST_SHARE = 0.0005
-_MOST_MIXED = 0.05
+_NEIGHBOURS, _ALIKE = np.ones((3, 3), np.uint8), {True: 40, False: 8}
+_MOST_MIXED, _AREA_SHARE, _FEW = 0.2, 0.05, 2
+_MOST_GREYS = 10
+"""Masks of class numbers that include 0 and 255 have no more of them."""
 
 
 @dataclass
@@ -29,7 +34,7 @@ class MaskFacts:
     Attributes:
         counts: {number or colour: pixels}.
         palette: {index: colour} of a palette mask.
-        size: (height, width) of the image as stored.
+        interior: {colour: pixels whose neighbours resemble them}.
     """
 
     image: Path
@@ -38,6 +43,7 @@ class MaskFacts:
     mask_header: ImageHeader
     counts: Counter[int | Color]
     palette: Mapping[int, Color] = field(default_factory=dict)
+    interior: Counter[int | Color] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,19 @@ class Survey:
     @property
     def total(self) -> Counter[int | Color]:
         """Pixels of each number or colour over all masks."""
-        total: Counter[int | Color] = Counter()
-        for one in self.masks:
-            total.update(one.counts)
-        return total
+        return _sum(one.counts for one in self.masks)
+
+    @property
+    def interior(self) -> Counter[int | Color]:
+        """Pixels of each colour whose neighbours resemble them, over all masks."""
+        return _sum(one.interior for one in self.masks)
+
+
+def _sum(counters: Iterable[Counter[int | Color]]) -> Counter[int | Color]:
+    total: Counter[int | Color] = Counter()
+    for one in counters:
+        total.update(one)
+    return total
 
 
 def survey_masks(pairs: Iterable[tuple[Path, Path]], decoding: Decoding) -> Survey:
@@ -79,7 +94,22 @@ def survey_masks(pairs: Iterable[tuple[Path, Path]], decoding: Decoding) -> Surv
             "Which of them are right? Keep masks of one kind in the folder.",
         )
     lossy = any(one.mask_header.format in _LOSSY for one in masks)
-    return Survey("index" if numbers else "color", masks, lossy)
+    survey = Survey("index" if numbers else "color", masks, lossy)
+    return Survey("color", [_as_colors(one) for one in masks], lossy) if numbers and _is_smoothed(survey) else survey
+
+
+def _is_smoothed(survey: Survey) -> bool:
+    """Whether grey masks are black and white with smoothed edges."""
+    total = survey.total
+    between = sum(total.values()) - total[0] - total[255]
+    is_black_and_white = total[0] > 0 and total[255] > 0 and len(total) > 2 + _FEW
+    return is_black_and_white and len(total) > _MOST_GREYS and between < _MOST_MIXED * sum(total.values())
+
+
+def _as_colors(one: MaskFacts) -> MaskFacts:
+    counts: Counter[int | Color] = Counter({(int(v), int(v), int(v)): n for v, n in one.counts.items()})  # type: ignore[arg-type]
+    ends = ((0, 0, 0), (255, 255, 255))
+    return replace(one, counts=counts, interior=Counter({end: counts[end] for end in ends}))
 
 
 def _facts(image: Path, mask: Path, decoding: Decoding) -> MaskFacts:
@@ -94,7 +124,9 @@ def _facts(image: Path, mask: Path, decoding: Decoding) -> MaskFacts:
         return MaskFacts(image, mask, picture.header, labels.header, pixels, palette)
     rgb = decode_rgb(labels, decoding)
     _refuse_hidden(labels, rgb)
-    return MaskFacts(image, mask, picture.header, labels.header, _colors(rgb))
+    spread = (cv2.dilate(rgb, _NEIGHBOURS).astype(np.int16) - cv2.erode(rgb, _NEIGHBOURS)).max(-1)
+    inside = _colors(rgb[spread <= _ALIKE[labels.header.format in _LOSSY]])
+    return MaskFacts(image, mask, picture.header, labels.header, _colors(rgb), interior=inside)
 
 
 def _refuse_unreadable(picture: ImageFile) -> None:
@@ -128,7 +160,7 @@ def _used_palette(palette: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], valu
     return {value: (int(row[0]), int(row[1]), int(row[2])) for value, row in rows.items()}
 
 
-def _colors(rgb: Image) -> Counter[int | Color]:
+def _colors(rgb: NDArray[np.uint8]) -> Counter[int | Color]:
     wide = rgb.astype(np.uint32)
     values, counts = np.unique(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2], return_counts=True)
     return Counter(
@@ -140,40 +172,62 @@ def main_colors(survey: Survey) -> tuple[dict[Color, list[Color]], float]:
     """{colour of a class: all colours that are taken for it}, the most frequent first, and the share of pixels that
     resemble none.
 
-    Formats that change colours scatter them: those near a more frequent one are the same.
+    Formats that change colours scatter them, and smoothed edges mix them: then a class is a colour that has areas, of
+    pixels with neighbours like themselves, and takes what is near it.
 
     Raises:
         DataError: too many colours, or too many pixels between them: this is no mask of a few colours.
     """
-    total = survey.total
-    pixels = sum(total.values())
+    total, mixed = survey.total, _mixed(survey)
     radius = _LOSSY_DISTANCE if survey.lossy else _LOSSLESS_DISTANCE
+    counted = survey.interior if mixed else total
+    least = _LEAST_SHARE * sum(counted.values()) if mixed else 0
+    centers = _centers(counted, radius, least)
+    colors = np.asarray(list(total), np.float64).reshape(-1, 3)
+    pixels = np.asarray(list(total.values()))
+    if not 0 < len(centers) <= MOST_CLASSES:
+        raise _no_mask(survey, len(centers), 0.0)
+    distances = np.linalg.norm(colors[:, None] - np.asarray(centers, np.float64)[None], axis=2)
+    nearest, far = distances.argmin(1), distances.min(1) > radius
+    between = float(pixels[far].sum() / pixels.sum())
+    if between > _MOST_MIXED:
+        raise _no_mask(survey, len(centers), 1 - between)
     found: dict[Color, list[Color]] = {}
-    weight: Counter[Color] = Counter()
-    colors = np.asarray([color for color, _ in total.most_common()], np.float64).reshape(-1, 3)
-    numbers = np.asarray([number for _, number in total.most_common()])
+    for index, center in enumerate(centers):
+        own = colors[nearest == index]
+        found[_snapped(center, survey.lossy)] = [(int(c[0]), int(c[1]), int(c[2])) for c in own]
+    return found, between
+
+
+def _centers(counted: Counter[int | Color], radius: float, least: float) -> list[NDArray[np.float64]]:
+    """The most frequent colours, each further than `radius` from those before it, with at least so many pixels."""
+    order = counted.most_common()
+    colors = np.asarray([color for color, _ in order], np.float64).reshape(-1, 3)
+    numbers = np.asarray([number for _, number in order])
+    centers: list[NDArray[np.float64]] = []
     left = np.ones(len(colors), bool)
-    while left.any() and len(found) <= MOST_CLASSES:
+    while left.any() and len(centers) <= MOST_CLASSES:
         first = int(np.flatnonzero(left)[0])
         near = left & (np.linalg.norm(colors - colors[first], axis=1) <= radius)
-        center = _snapped(colors[first], survey.lossy)
-        found[center] = [(int(c[0]), int(c[1]), int(c[2])) for c in colors[near]]
-        weight[center] += int(numbers[near].sum())
+        if numbers[near].sum() >= least:
+            centers.append(colors[first])
         left &= ~near
-    kept = {color: own for color, own in found.items() if weight[color] >= _LEAST_SHARE * pixels or not _mixed(survey)}
-    mixed = 1 - sum(weight[color] for color in kept) / pixels
-    if len(kept) > MOST_CLASSES or mixed > _MOST_MIXED:
-        raise DataError(
-            f"{survey.masks[0].mask} and the other masks have {len(total):,} colours, of which the most frequent "
-            f"{len(kept)} cover {1 - mixed:.1%} of the pixels",
-            "Are these the masks? They should show each class in one colour.",
-        )
-    return kept, mixed
+    return centers
+
+
+def _no_mask(survey: Survey, number: int, share: float) -> DataError:
+    return DataError(
+        f"{survey.masks[0].mask} and the other masks have {len(survey.total):,} colours, of which the most frequent "
+        f"{number} cover {share:.1%} of the pixels",
+        "Are these the masks? They should show each class in one colour.",
+    )
 
 
 def _mixed(survey: Survey) -> bool:
-    """Whether there may be colours that stand for nothing: mixtures at edges."""
-    return survey.lossy or len(survey.total) > 32
+    """Whether there are colours that stand for nothing: mixtures at edges, which have no areas."""
+    interior = survey.interior
+    without_areas = [color for color, number in survey.total.items() if interior[color] < _AREA_SHARE * number]
+    return survey.lossy or len(without_areas) > _FEW
 
 
 def _snapped(color: np.ndarray[tuple[int, ...], np.dtype[np.float64]], lossy: bool) -> Color:

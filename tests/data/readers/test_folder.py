@@ -178,3 +178,58 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
         (tmp_path / "set" / kind / "train").mkdir(parents=True)
         (tmp_path / "set" / kind / "train" / "linked").symlink_to(tmp_path / "real" / kind / "train")
     assert len(open_train(tmp_path / "set", "color")) == 3
+
+
+def test_class_numbers_need_no_colours(tmp_path: Path) -> None:
+    write(tmp_path, "index")
+    path = tmp_path / "experiment.yaml"
+    rows = "[{name: nothing, id: 4}, {name: green, id: 7}, {name: red, id: 0, color: [255, 0, 0]}]"
+    path.write_text(
+        f"data: {{dataset: folder, root: {tmp_path}, folder: {{masks: index, ignore_id: 99, background: nothing, "
+        f"classes: {rows}}}}}\n"
+    )
+    dataset = open_dataset(load_config(path).config.data, "train")
+    assert len(set(dataset.classes.colors)) == 3
+    assert dataset.classes.colors[2] == (255, 0, 0)
+    mask, expected = dataset.load(0).mask, classes_of(0, ignored=True)
+    np.testing.assert_array_equal(mask[mask < IGNORE_INDEX], expected[expected < 3])
+
+
+def flat(tmp_path: Path, number: int) -> DataConfig:
+    for index in range(number):
+        cv2.imwrite(str(tmp_path / f"{index:02d}.jpg"), np.zeros((8, 8, 3), np.uint8))
+        cv2.imwrite(str(tmp_path / f"{index:02d}_mask.png"), np.full((8, 8), index % 2, np.uint8))
+    table = FolderConfig.model_validate(
+        {"masks": "index", "val_fraction": 0.25, "classes": [{"name": "a"}, {"name": "b"}]}
+    )
+    return DataConfig(dataset="folder", root=str(tmp_path), folder=table)
+
+
+def test_a_flat_folder_is_cut_into_train_and_val(tmp_path: Path) -> None:
+    data = flat(tmp_path, 12)
+    names = {
+        split: [open_dataset(data, split).sample_id(i) for i in range(len(open_dataset(data, split)))]
+        for split in ("train", "val")
+    }
+    assert len(names["val"]) == 3
+    assert sorted(names["train"] + names["val"]) == [f"{index:02d}" for index in range(12)]
+    flat(tmp_path, 13)
+    again = open_dataset(data, "val")
+    kept = {again.sample_id(i) for i in range(len(again))}
+    assert len(kept & set(names["val"])) >= 2, "another image leaves the order of the others as it is"
+    with pytest.raises(DataError, match="there is no test"):
+        open_dataset(data, "test")
+
+
+def test_everything_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
+    data = DataConfig(dataset="folder", root=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError) as raised:
+        open_dataset(data, "train")
+    assert "data.folder.classes" in str(raised.value)
+    assert "data.root" in str(raised.value)
+    assert "data init" in str(raised.value)
+    table = FolderConfig.model_validate({"classes": [{"name": "a"}, {"name": "b"}], "lists": str(tmp_path / "lists")})
+    with pytest.raises(ConfigError) as raised:
+        open_dataset(DataConfig(dataset="folder", root=str(tmp_path), folder=table), "train")
+    assert "colour masks need the color of a, b" in str(raised.value)
+    assert "data.folder.lists" in str(raised.value)

@@ -1,0 +1,128 @@
+"""Bands give what whole images give; a large image takes little memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from segformer_spark.config.schema import InferenceConfig
+from segformer_spark.data.image_header import read_header
+from segformer_spark.evaluation.session import InferenceSettings
+from segformer_spark.prediction import results
+from segformer_spark.prediction.large import why_not_in_bands
+from segformer_spark.prediction.predict import PredictOptions, run_prediction
+from segformer_spark.prediction.results import Row
+from tests.data.image_files import encode, picture, save
+from tests.sessions import group_of_one
+from tests.tiny import export_tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def predict(model: Path, photos: Path, output: Path, large_pixels: int, **settings: Any) -> list[Row]:
+    with group_of_one() as group:
+        options = PredictOptions(
+            model,
+            [photos],
+            output,
+            inference=InferenceSettings(keep_images=True, **settings),
+            large_pixels=large_pixels,
+        )
+        return run_prediction(options, group)
+
+
+@pytest.mark.parametrize(
+    ("view", "tta"),
+    [
+        ({}, "none"),
+        ({}, "flips"),
+        ({"resize": "short_side"}, "hflip"),
+        ({"resize": "native", "window": 96}, "none"),
+        ({"resize": "native", "window": 64, "overlap": 0.6}, "hflip"),
+        ({"resize": "native", "window": 1024}, "none"),
+    ],
+)
+def test_bands_decide_as_the_whole(
+    model: Path, tmp_path: Path, view: dict[str, Any], tta: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "LARGEST_OVERLAY", 100)
+    for name, kind, size in (("a.png", "PNG", (301, 233)), ("b.jpg", "JPEG", (97, 420))):
+        save(tmp_path / "photos" / name, encode(picture(*size), kind, 8))
+    whole = predict(model, tmp_path / "photos", tmp_path / "whole", 10**9, view=view, tta=tta)
+    bands = predict(model, tmp_path / "photos", tmp_path / "bands", 100, view=view, tta=tta)
+    for one, other in zip(whole, bands, strict=True):
+        assert other.confidence == pytest.approx(one.confidence, abs=1e-6)
+        assert (other.height, other.width) == (one.height, one.width)
+    for path in sorted((tmp_path / "whole").glob("*/*.png")):
+        other_path = tmp_path / "bands" / path.relative_to(tmp_path / "whole")
+        with PIL.Image.open(path) as first, PIL.Image.open(other_path) as second:
+            assert first.size == second.size
+            assert first.getexif() == second.getexif()
+            differing = (np.asarray(first) != np.asarray(second)).mean()
+        # An overlay's pixels are averages, and its ids those of other pixels.
+        assert differing <= (0.05 if path.parent.name == "overlay" else 1e-4), path
+    assert not list((tmp_path / "bands").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("view", "tta", "options", "reason"),
+    [
+        ({}, "none", {}, None),
+        ({"crops": "two_pass"}, "none", {}, "crops"),
+        ({"resize": "native"}, "none", {}, "inference.window"),
+        ({"resize": "native", "window": 64}, "flips", {}, "--tta flips"),
+        ({}, "none", {"upright": True}, "EXIF"),
+        ({}, "none", {"keeps": True}, "probabilities"),
+    ],
+)
+def test_what_needs_the_whole_image_is_said(
+    tmp_path: Path, view: dict[str, Any], tta: str, options: dict[str, bool], reason: str | None
+) -> None:
+    path = save(tmp_path / "a.jpg", encode(picture(), "JPEG", 6))
+    given = {"upright": False, "keeps": False, **options}
+    found = why_not_in_bands(read_header(path), InferenceConfig(**view), tta, **given)
+    assert found is None if reason is None else reason in str(found)
+
+
+_MEASURE = """
+import resource, sys
+from pathlib import Path
+from segformer_spark.evaluation.session import InferenceSettings
+from segformer_spark.prediction.predict import PredictOptions, run_prediction
+from segformer_spark.distributed.process_group import SingleProcess
+import torch
+model, photos, output = (Path(text) for text in sys.argv[1:4])
+view = {"resize": "native", "window": 512, "overlap": 0.0}
+settings = InferenceSettings(view=view, max_pixels=10**9, keep_images=True)
+run_prediction(PredictOptions(model, [photos], output, inference=settings), SingleProcess.on(torch.device("cpu")))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def highest_memory(model: Path, photos: Path, output: Path) -> int:
+    """MiB of a process that predicts these images."""
+    command = [sys.executable, "-c", _MEASURE, str(model), str(photos), str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def test_6000_pixels_take_little_memory(model: Path, tmp_path: Path) -> None:
+    """Whole, it would have 103 MiB decoded and 412 normalised; its ids, which wait in a mapped file, have 34."""
+    small = np.asarray(PIL.Image.fromarray(picture(60, 60)).resize((6000, 6000), PIL.Image.Resampling.NEAREST))
+    for name, pixels in (("large", small), ("small", small[:600, :600])):
+        (tmp_path / name).mkdir()
+        PIL.Image.fromarray(pixels).save(tmp_path / name / "a.jpg", quality=70)
+    base = highest_memory(model, tmp_path / "small", tmp_path / "out_small")
+    large = highest_memory(model, tmp_path / "large", tmp_path / "out_large")
+    assert large - base < 350
+    with PIL.Image.open(tmp_path / "out_large" / "ids" / "a.png") as ids:
+        assert ids.size == (6000, 6000)
