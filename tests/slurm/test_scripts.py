@@ -245,8 +245,9 @@ def test_the_status_of_training_decides(project: Path) -> None:
 
 
 def test_evaluation_and_inference(project: Path) -> None:
-    for script, verb in (("segformer_eval.sh", "evaluate"), ("segformer_inference.sh", "submit")):
-        done, calls = submit(project, script, MODEL_PATH="runs/x/best", DATA_ROOT="/d")
+    scripts = {"segformer_eval.sh": "evaluate", "segformer_inference.sh": "submit", "segformer_predict.sh": "predict"}
+    for script, verb in scripts.items():
+        done, calls = submit(project, script, MODEL_PATH="runs/x/best", DATA_ROOT="/d", PREDICT_IMAGES="photos")
         assert done.returncode == 0, done.stderr
         assert f"segformer_spark {verb} --from-env" in calls[0]
         assert "done: " in done.stdout.splitlines()[-1]
