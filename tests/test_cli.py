@@ -13,13 +13,20 @@ from pathlib import Path
 import pytest
 
 from segformer_spark.cli import build_parser, main
+from segformer_spark.config.load import PROJECT_ROOT
 from segformer_spark.exit_codes import ExitCode
+from segformer_spark.verbs.arguments import with_every_set
 from segformer_spark.verbs.launch import deadline
 from tests.tiny import TINY_SETTINGS
 from tests.verbs import run_verb
 
 VERBS = [
+    "init",
     "demo",
+    "data init",
+    "predict",
+    "export",
+    "bench export",
     "data make-demo",
     "data check",
     "data stats",
@@ -123,7 +130,7 @@ def test_environment_overrides_only_when_asked(
     [
         (("evaluate",), "evaluate: which model?"),
         (("evaluate", "no/such/run"), "no such model or run directory"),
-        (("submit", "--images", "x"), "submit: give --model"),
+        (("submit", "--images", "x"), "submit: which model?"),
         (("submit", "--model", str(Path(__file__).parent)), "submit: give --images"),
         (("train", "--config", "no.yaml"), "no such configuration file"),
         (("train", "--resume", "auto", "--overwrite"), "give one of them"),
@@ -368,3 +375,52 @@ def test_an_end_of_the_job_in_the_past_is_no_limit(caplog: pytest.LogCaptureFixt
         logging.getLogger("segformer_spark").propagate = True
         assert deadline({"SLURM_JOB_END_TIME": "1700000000"}) is None
     assert "in the past: this run goes on without a limit of its own" in caplog.text
+
+
+def test_the_bare_command_prints_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    status, printed, _ = leave(capsys)
+    assert status == 0
+    assert "predict" in printed
+    assert "segformer-spark data init photos/ --name leaves" in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["train", "--set", "a=1", "b.c=2", "--dry-run"], ["train", "--set", "a=1", "--set", "b.c=2", "--dry-run"]),
+        (["evaluate", "--set", "a=1", "runs/x"], ["evaluate", "--set", "a=1", "runs/x"]),
+        (["evaluate", "--set=a=1", "b=2", "runs/x"], ["evaluate", "--set=a=1", "--set", "b=2", "runs/x"]),
+        (["evaluate", "--set", "a=1", "--tta", "b=2"], ["evaluate", "--set", "a=1", "--tta", "b=2"]),
+        (["evaluate", "runs/x=1"], ["evaluate", "runs/x=1"]),
+        (["train", "--set", "a=1", "b=[1, 2]", "c=3"], ["train", "--set", "a=1", "--set", "b=[1, 2]", "--set", "c=3"]),
+    ],
+)
+def test_set_takes_every_assignment_that_follows(given: list[str], expected: list[str]) -> None:
+    assert with_every_set(given) == expected
+
+
+def test_runs_of_a_folder(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (("runs", str(trained_run.parent)), ("runs", "list", str(trained_run.parent))):
+        status, out, _ = leave(capsys, *arguments)
+        assert (status, trained_run.name in out) == (0, True)
+    for arguments, message in ((("compare", "a", "b"), "there is no such action"), (("nowhere",), "no such folder")):
+        status, _, err = leave(capsys, "runs", *arguments)
+        assert (status, message in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("params", "--variants", "b0", "b5"),
+        ("train", "--config", str(PROJECT_ROOT / "configs" / "demo.yaml"), "--dry-run", "--no-measure"),
+    ],
+)
+def test_answers_that_need_no_torch_do_not_load_it(arguments: tuple[str, ...], spark_root: Path) -> None:
+    root = ("--set", f"data.root={spark_root}") if arguments[0] == "train" else ()
+    code = (
+        "import sys\nfrom segformer_spark.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        "except SystemExit as left:\n    print(left.code, {'torch', 'transformers', 'matplotlib'} & {*sys.modules})"
+    )
+    command = [sys.executable, "-c", code, *arguments, *root]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 set()", done.stdout + done.stderr

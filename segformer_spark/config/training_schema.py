@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from segformer_spark.config.section import Section, field
+from segformer_spark.errors import ConfigError
 
 
 class OptimizerConfig(Section):
@@ -85,6 +86,14 @@ class LossConfig(Section):
     auxiliary_weight: float = field(0.4, "Weight of the loss of auxiliary logits, which deeplabv3 has.", ge=0)
     boundary_radius: int = field(3, "Width in pixels of the band along class boundaries in boundary_ce.", ge=1, le=64)
     boundary_weight: float = field(4.0, "Weight that boundary_ce adds to pixels of the band.", ge=0)
+
+    def refuse_other_classes(self, num_classes: int) -> None:
+        """Raise ConfigError for weights of another number of classes."""
+        weights = self.class_weights
+        if isinstance(weights, list) and len(weights) != num_classes:
+            raise ConfigError(
+                f"training.loss.class_weights has {len(weights)} entries, there are {num_classes} classes"
+            )
 
     @model_validator(mode="after")
     def _weights_make_sense(self) -> LossConfig:

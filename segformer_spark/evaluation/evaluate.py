@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,14 @@ from segformer_spark.distributed.process_group import Group
 from segformer_spark.evaluation.count import count
 from segformer_spark.evaluation.pictures import draw_categories, draw_confusion, make_panel, stack_panels
 from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.evaluation.record import session_record
 from segformer_spark.evaluation.session import InferenceSettings, Session
-from segformer_spark.kernels.select import kernels_record
 from segformer_spark.metrics.confusion import EvaluationCounts
 from segformer_spark.metrics.report import NO_OBJECT, report
 from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger
-from segformer_spark.run.directory import training_record
-from segformer_spark.run.record import command_record, host_record, scrub, software_record
+from segformer_spark.run.record import host_record
 from segformer_spark.run.system import now
 
 
@@ -80,24 +78,15 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
         if options.num_examples:
             _draw_examples(session, quality, options)
         record = {
-            "model": str(session.folder),
-            "card": asdict(card),
-            "training": training_record(session.folder),
             "dataset": config.data.dataset,
             "split": options.split,
             "tta": settings.tta,
             "precision": settings.precision,
-            "kernels": kernels_record("auto", group.device),
             "resolution": "native",
             "inference": session.view.config.model_dump(),
-            "started": started,
-            "ended": now(),
-            "command": command_record(),
-            "world_size": group.world_size,
-            "hardware": hosts,
-            "software": software_record(),
+            **session_record(session, hosts, started),
         }
-        write_json(options.output / "results.json", {**metrics, "record": json.loads(json.dumps(scrub(record)))})
+        write_json(options.output / "results.json", {**metrics, "record": record})
 
     group.on_main(write)
     if group.is_main:

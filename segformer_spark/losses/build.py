@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segformer_spark.config.schema import LossConfig
-from segformer_spark.errors import ConfigError
 from segformer_spark.kernels.segmentation_loss import loss_sums
 from segformer_spark.kernels.select import Arithmetic, Setting, select_arithmetic
 from segformer_spark.losses.base import Reduce, SumLoss, no_reduce
@@ -114,10 +113,7 @@ def build_loss(config: LossConfig, num_classes: int, ignore_index: int, reduce: 
     weights = None
     if config.class_weights is not None:
         assert not isinstance(config.class_weights, str), "rules are resolved before (training/plan.py)"
-        if len(config.class_weights) != num_classes:
-            raise ConfigError(
-                f"training.loss.class_weights has {len(config.class_weights)} entries, there are {num_classes} classes"
-            )
+        config.refuse_other_classes(num_classes)
         weights = torch.tensor(config.class_weights)
     shared: dict[str, Any] = {"class_weights": weights, "ignore_index": ignore_index, "reduce": reduce}
     cross_entropy = CrossEntropyLoss(label_smoothing=config.label_smoothing, **shared)

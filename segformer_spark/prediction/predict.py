@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,15 @@ from segformer_spark.data.sampler import rank_indices
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import ConfigError, DataError, UserError
 from segformer_spark.evaluation.enlarged import Keep
+from segformer_spark.evaluation.record import session_record
 from segformer_spark.evaluation.session import InferenceSettings, Session
-from segformer_spark.kernels.select import kernels_record
 from segformer_spark.prediction.inputs import InputImage, find_images
 from segformer_spark.prediction.large import LARGE_PIXELS, predict_large, why_not_in_bands
 from segformer_spark.prediction.results import Kind, Results, Row
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger, progress, progress_bar
 from segformer_spark.run.digest import sha256_of
-from segformer_spark.run.directory import training_record
-from segformer_spark.run.record import command_record, host_record, scrub, software_record
+from segformer_spark.run.record import host_record
 from segformer_spark.run.system import now
 
 _SETTINGS, _MANIFEST, _TABLE, _CLASSES = "settings.json", "manifest.json", "predictions.csv", "classes.csv"
@@ -83,21 +82,8 @@ def run_prediction(options: PredictOptions, group: Group) -> list[Row]:
         rows = [_finished_row(results, image) for image in images]
         table = [row.cells(image.name, results.classes) for image, row in zip(images, rows, strict=True)]
         write_csv(options.output / _TABLE, list(table[0]), table)
-        manifest = {
-            **settings,
-            "num_images": len(images),
-            "model": str(session.folder),
-            "card": asdict(session.card),
-            "training": training_record(session.folder),
-            "command": command_record(),
-            "started": started,
-            "ended": now(),
-            "world_size": group.world_size,
-            "hardware": hosts,
-            "kernels": kernels_record("auto", group.device),
-            "software": software_record(),
-        }
-        write_json(options.output / _MANIFEST, json.loads(json.dumps(scrub(manifest))))
+        manifest = {**settings, "num_images": len(images), **session_record(session, hosts, started)}
+        write_json(options.output / _MANIFEST, manifest)
         return rows
 
     rows = group.on_main(finish)

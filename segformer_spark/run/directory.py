@@ -23,8 +23,8 @@ metrics.jsonl             one line per log interval and validation; history.csv:
 curves.png, tensorboard/  the same as figures
 log.txt                   what the job printed
 checkpoints/step-*/       complete states for --resume
-best/, final/             models: load with transformers, or give them to `evaluate`, `submit`
-evaluation/, submission/  what `evaluate` and `submit` wrote
+best/, final/             models with a card each (README.md); for `evaluate`, `predict`, `submit`, `export`
+evaluation/, predictions/, submission/, export/   what these verbs wrote
 data_files.json           size, time and sha256 of the files that were trained and validated on
 attempts/                 who wrote here and when: one job or process at a time
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,12 @@ from segformer_spark.data.readers.spark import read_boxes
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
+from segformer_spark.evaluation.record import session_record
 from segformer_spark.evaluation.session import InferenceSettings, Session
-from segformer_spark.kernels.select import kernels_record
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.digest import sha256_of
-from segformer_spark.run.directory import training_record
-from segformer_spark.run.record import command_record, host_record, scrub, software_record
+from segformer_spark.run.record import host_record
 from segformer_spark.run.system import now
 from segformer_spark.submission.spark_format import (
     check_prediction,
@@ -95,18 +94,9 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
             "num_images": len(images),
             "zip": _ZIP,
             "zip_sha256": sha256_of(target),
-            "model": str(session.folder),
-            "card": asdict(card),
-            "training": training_record(session.folder),
-            "command": command_record(),
-            "started": started,
-            "ended": now(),
-            "world_size": group.world_size,
-            "hardware": hosts,
-            "kernels": kernels_record("auto", group.device),
-            "software": software_record(),
+            **session_record(session, hosts, started),
         }
-        write_json(options.output / _MANIFEST, json.loads(json.dumps(scrub(manifest))))
+        write_json(options.output / _MANIFEST, manifest)
         return target
 
     target = group.on_main(finish)

@@ -43,6 +43,7 @@ def describe(resolved: ResolvedConfig, world_size: int, *, measure: bool) -> Ite
     yield f"steps in all: {total}, of which {schedule.warmup_steps} warm-up"
     yield f"peak learning rate: {schedule.peak:g} (lr_scaling {config.training.optimizer.lr_scaling})"
     loss = resolve_loss(config, train_set)
+    loss.refuse_other_classes(len(train_set.classes))
     weights = loss.class_weights
     if weights is not None:
         shown = ", ".join(f"{n} {w:.3g}" for n, w in zip(train_set.classes.names, weights, strict=True))

@@ -17,7 +17,7 @@ def add(subparsers: Subparsers) -> None:
         subparsers,
         "init",
         "Lay configurations and batch scripts into a project folder, from which jobs are submitted.",
-        "segformer-spark init $SCRATCH/project && cd $SCRATCH/project && sbatch slurm/segformer_train.sh",
+        "segformer-spark init $SCRATCH/project",
         init,
     )
     parser.add_argument("folder", type=Path, help="folder to make, or one without these folders")
