@@ -53,6 +53,8 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_dependencies_point_one_way(path: Path) -> None:
     own = package_of(path)
+    if path == PACKAGE / "__init__.py":
+        return  # names for type checkers; that it imports nothing is tested in test_api.py
     for module in imports(path):
         parts = module.split(".")
         if parts[0] != "segformer_spark" or len(parts) < 2 or parts[1].startswith("__"):
