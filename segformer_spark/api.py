@@ -105,7 +105,7 @@ class Prediction:
         results = Results(Path(folder), ("ids", "color", "overlay"), self._classes)
         height, width = self.ids.shape
         pixels = tuple(int(n) for n in np.bincount(self.ids.ravel(), minlength=len(self.names)))
-        row = Row("", height, width, self.confidence, pixels)
+        row = Row("", "", height, width, self.confidence, pixels)
         given: dict[str, Any] = {"image": self.image, "probabilities": None, "orientation": self.orientation}
         results.write(chosen, self.ids, row, **given)
         return results.path("ids", chosen)

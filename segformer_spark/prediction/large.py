@@ -75,12 +75,17 @@ class _Tally:
 
 
 def predict_large(
-    predictor: Predictor, image: LargeImage, digest: str, name: str, results: Results, advance: Callable[[int], None]
+    predictor: Predictor,
+    image: LargeImage,
+    digests: tuple[str, str],
+    name: str,
+    results: Results,
+    advance: Callable[[int], None],
 ) -> None:
     """Predict one image into its files.
 
     Args:
-        digest: sha256 of the image's file.
+        digests: sha256 of the image's file, and of the settings.
         name: of its results.
         advance: called with the number of rows done.
 
@@ -108,7 +113,7 @@ def predict_large(
             advance(len(ids))
         pixels = tuple(int(number) for number in tally.pixels)
         height, width = image.size
-        row = Row(digest, height, width, tally.confidence / (height * width), pixels)
+        row = Row(*digests, height, width, tally.confidence / (height * width), pixels)
         if "overlay" in results.kinds:
             shown = overlay(image.resized(overlay_size(image.size)), small.ids, results.classes)
             write_png(results.path("overlay", name), turn_upright(shown, orientation))

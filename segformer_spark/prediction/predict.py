@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -70,16 +71,17 @@ def run_prediction(options: PredictOptions, group: Group) -> list[Row]:
     results = Results(options.output, kinds, session.card.classes)
     settings = group.on_main(lambda: _settings(options, session))
     todo = group.on_main(lambda: _prepare(options, results, images, settings))
+    digest = _digest(settings)
     own = [images[todo[index]] for index in rank_indices(len(todo), group.rank, group.world_size)]
     if group.is_main:
         done = len(images) - len(todo)
         logger.info("%d images, %d predicted already, %d to do", len(images), done, len(todo))
     with group.sharing_errors():
-        _Work(session, options, results, keep, visible=group.is_main).run(own)
+        _Work(session, options, results, keep, digest, visible=group.is_main).run(own)
     hosts = group.gather(host_record(group.device))
 
     def finish() -> list[Row]:
-        rows = [_finished_row(results, image) for image in images]
+        rows = [_finished_row(results, image, digest) for image in images]
         table = [row.cells(image.name, results.classes) for image, row in zip(images, rows, strict=True)]
         write_csv(options.output / _TABLE, list(table[0]), table)
         manifest = {**settings, "num_images": len(images), **session_record(session, hosts, started)}
@@ -96,9 +98,10 @@ class _Work:
     """One rank's images."""
 
     def __init__(
-        self, session: Session, options: PredictOptions, results: Results, keep: Keep, *, visible: bool
+        self, session: Session, options: PredictOptions, results: Results, keep: Keep, digest: str, *, visible: bool
     ) -> None:
         self.session, self.options, self.results, self.keep, self.visible = session, options, results, keep, visible
+        self.digest = digest
         self.decoding = session.loading.decoding
         self._said: set[str] = set()
 
@@ -139,7 +142,7 @@ class _Work:
             ids = scored.ids.cpu().numpy()
             height, width = ids.shape
             pixels = tuple(int(n) for n in np.bincount(ids.ravel(), minlength=len(results.classes)))
-            row = Row(sha256_of(image.path), height, width, scored.confidence, pixels)
+            row = Row(sha256_of(image.path), self.digest, height, width, scored.confidence, pixels)
             kept = scored.probabilities
             tag = 1 if self.decoding.orientation == "upright" else header.orientation
             results.write(
@@ -154,7 +157,9 @@ class _Work:
     def _in_bands(self, image: InputImage, header: ImageHeader) -> None:
         with progress_bar(header.height, f"predicting {image.path.name}") as advance:
             large = LargeImage(image.path, header)
-            predict_large(self.session.predictor, large, sha256_of(image.path), image.name, self.results, advance)
+            predict_large(
+                self.session.predictor, large, (sha256_of(image.path), self.digest), image.name, self.results, advance
+            )
 
 
 def _refuse_unsuitable(session: Session) -> None:
@@ -197,7 +202,6 @@ def _prepare(
             f"{options.output}: holds predictions of another model or other settings ({differing})",
             "Give another --output, or --overwrite to replace them.",
         )
-    fresh = before != settings
     write_json(path, settings)
     classes = results.classes
     table = [
@@ -205,16 +209,24 @@ def _prepare(
         for index, (name, color) in enumerate(zip(classes.names, classes.colors, strict=True))
     ]
     write_csv(options.output / _CLASSES, list(table[0]), table)
-    return [index for index, image in enumerate(images) if fresh or not _is_done(results, image)]
+    return [index for index, image in enumerate(images) if not _is_done(results, image, _digest(settings))]
 
 
-def _is_done(results: Results, image: InputImage) -> bool:
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _is_done(results: Results, image: InputImage, digest: str) -> bool:
+    """Whether all files are there, of this image under these settings: --overwrite may have been cut off."""
     row = results.row(image.name)
-    return row is not None and row.image_sha256 == sha256_of(image.path)
+    return row is not None and row.settings_sha256 == digest and row.image_sha256 == sha256_of(image.path)
 
 
-def _finished_row(results: Results, image: InputImage) -> Row:
+def _finished_row(results: Results, image: InputImage, digest: str) -> Row:
     row = results.row(image.name)
-    if row is None:
-        raise DataError(f"{results.folder}: the results of {image.path} are not there any more")
+    if row is None or row.settings_sha256 != digest:
+        raise DataError(
+            f"{results.folder}: the results of {image.path} are not there any more, or are another call's",
+            "Give every call an --output of its own.",
+        )
     return row

@@ -41,12 +41,14 @@ class Row:
 
     Attributes:
         image_sha256: of the file.
+        settings_sha256: of the settings that decided the prediction.
         height, width: of the prediction.
         confidence: mean over the pixels of the probability of their class.
         pixels: per class.
     """
 
     image_sha256: str
+    settings_sha256: str
     height: int
     width: int
     confidence: float

@@ -158,6 +158,19 @@ def test_results_of_another_model_or_setting_are_not_mixed(
     assert digests(output) != digests(finished)
 
 
+def test_an_overwrite_that_was_cut_off_leaves_nothing_of_the_other_model(
+    finished: Path, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    """settings.json is the new call's already, and the first image is done."""
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    kinds = ("ids", "color", "overlay", "probabilities")
+    alone(model, photos, tmp_path / "new", {"tta": "hflip"}, kinds=kinds)
+    for name in ("settings.json", "probabilities/0.npz", "color/0.png", "overlay/0.png", "ids/0.png"):
+        shutil.copy(tmp_path / "new" / name, output / name)
+    alone(model, photos, output, {"tta": "hflip"}, kinds=kinds)
+    assert digests(output) == digests(tmp_path / "new")
+
+
 def test_a_folder_of_other_things_is_left_alone(model: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
