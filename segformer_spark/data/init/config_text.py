@@ -108,7 +108,7 @@ def _header(summary: FolderSummary) -> str:
         "# On a cluster:",
         f"#   CONFIG={summary.name}.yaml sbatch slurm/segformer_train.sh",
     ]
-    return "\n".join(lines)
+    return "\n".join(" ".join(line.splitlines()) for line in lines)
 
 
 def _data(summary: FolderSummary, size: tuple[int, int]) -> str:

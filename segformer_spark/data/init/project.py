@@ -135,6 +135,12 @@ def _refuse(options: InitOptions) -> None:
         )
     if not options.folder.is_dir():
         raise DataError(f"{options.folder}: there is no such folder of images")
+    expanded = [str(path) for path in (options.folder, options.output) if "$" in str(path) or str(path).startswith("~")]
+    if expanded:
+        raise UserError(
+            f"{expanded[0]}: '$' and a '~' at the start are read as variables and home folders in configurations",
+            "Rename the folder, or give its path another way, as from a folder above it.",
+        )
     root = options.folder.resolve()
     if options.output.resolve() == root or root in options.output.resolve().parents:
         raise UserError(

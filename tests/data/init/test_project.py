@@ -105,6 +105,26 @@ def test_names_of_classes_are_given_in_the_order_of_their_numbers() -> None:
         begin(folder, class_names=["a", "b"], overwrite=True)
 
 
+ODD_NAMES = ["a: b", "it's", "#x", "null", "42", 'ü"q"', "- z", "{m}", "true", "~", "1e5", "x\ty", "@q", "a\\b", " "]
+
+
+@pytest.mark.parametrize("folder", ["my photos (2)#1", "ünï", "null", "12", "a:b", "[q]", "{q}"])
+def test_any_name_comes_back_from_the_file(folder: str) -> None:
+    root = index_folder(Path(folder), random_ids(list(range(len(ODD_NAMES))), 4))
+    begin(root, class_names=ODD_NAMES, command="segformer-spark data init 'a\nb'")
+    config = load_config("leaves.yaml").config
+    assert [row.name for row in config.data.folder.classes or ()] == ODD_NAMES
+    assert config.data.root == folder
+    assert len(open_dataset(config.data, "train")) > 0
+
+
+@pytest.mark.parametrize("folder", ["a$b", "~x"])
+def test_names_that_configurations_expand_are_refused(folder: str) -> None:
+    index_folder(Path(folder), random_ids([0, 1]))
+    with pytest.raises(UserError, match="are read as variables"):
+        begin(Path(folder))
+
+
 def test_palettes_give_the_colours() -> None:
     palette = [0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 759
     folder = index_folder(Path("photos"), random_ids([0, 1, 2]), palette)
