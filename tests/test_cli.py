@@ -303,7 +303,7 @@ def test_tune_and_doctor_run_as_verbs(spark_root: Path, tmp_path: Path) -> None:
     assert " 0 failed" in done.stdout
     done = run_verb("doctor", *settings, "--set", "data.root=/no/such")
     assert done.returncode == 1
-    assert "-> set DATA_ROOT to the folder of the data set" in done.stdout
+    assert "-> set data.root (with --from-env: DATA_ROOT) to the folder of the data set" in done.stdout
 
 
 def test_dry_run_refuses_weights_for_another_class_count(spark_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

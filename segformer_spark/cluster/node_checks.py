@@ -178,7 +178,12 @@ def check_data(config: Config) -> Check:
     try:
         next(os.scandir(root), None)
     except OSError as error:
-        return Check("data", FAILED, f"{root}: {error.strerror}", "set DATA_ROOT to the folder of the data set")
+        return Check(
+            "data",
+            FAILED,
+            f"{root}: {error.strerror}",
+            "set data.root (with --from-env: DATA_ROOT) to the folder of the data set",
+        )
     if config.data.cache is not None and not Path(config.data.cache).is_dir():
         return Check(
             "data", FAILED, f"{config.data.cache}: there is no such cache", "build it: sbatch slurm/prepare_data.sh"

@@ -57,11 +57,11 @@ def add(subparsers: Subparsers) -> None:
         actions,
         "preview",
         "A contact sheet of what the model is fed in training, with the mask over it.",
-        "segformer-spark data preview --config configs/spark_b2.yaml --set data.root=DIR --out sheet.png",
+        "segformer-spark data preview --config configs/spark_b2.yaml --set data.root=DIR --output sheet.png",
         preview,
     )
     _add_source(parser)
-    parser.add_argument("--out", type=Path, required=True, help="PNG file")
+    parser.add_argument("--output", type=Path, required=True, help="PNG file")
     parser.add_argument("--num-images", type=positive, default=12, help="(default: %(default)s)")
     parser.add_argument("--epoch", type=not_negative, default=0, help="each has other crops (default: %(default)s)")
     parser = add_verb(
@@ -292,8 +292,8 @@ def preview(arguments: argparse.Namespace) -> int:
 
     config = _config(arguments)
     dataset = open_training_set(config.data, config.augmentation.crop)
-    write_sheet(dataset, config, arguments.out, num_images=arguments.num_images, epoch=arguments.epoch)
-    logger.info("contact sheet: %s", arguments.out)
+    write_sheet(dataset, config, arguments.output, num_images=arguments.num_images, epoch=arguments.epoch)
+    logger.info("contact sheet: %s", arguments.output)
     return 0
 
 

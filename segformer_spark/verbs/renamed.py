@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 RENAMED_OPTIONS: dict[str, dict[str, str]] = {
     "agreement": {"--people": "--ratings"},
+    "data": {"--out": "--output"},
     "bench": {"--pairs": "--rounds", "--without": "--exclude"},
 }
 """{verb: {former option: its name now}}."""

@@ -109,7 +109,10 @@ def test_data_and_weights(tmp_path: Path) -> None:
     assert check_data(good).state == OK  # type: ignore[arg-type]
     assert check_weights(good).state == OK  # type: ignore[arg-type]
     lost = check_data(config(data__root=tmp_path / "none"))  # type: ignore[arg-type]
-    assert (lost.state, lost.fix) == (FAILED, "set DATA_ROOT to the folder of the data set")
+    assert (lost.state, lost.fix) == (
+        FAILED,
+        "set data.root (with --from-env: DATA_ROOT) to the folder of the data set",
+    )
     assert check_data(config(data__root=tmp_path, data__cache=tmp_path / "none")).state == FAILED  # type: ignore[arg-type]
     weights = check_weights(config(model__weights_dir=tmp_path))  # type: ignore[arg-type]
     assert weights.state == FAILED

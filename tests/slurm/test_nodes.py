@@ -29,7 +29,7 @@ def test_preflight_names_the_bad_node(quick_project: Project) -> None:
     log = quick_project.log(job)
     assert log.count("[node2] failed   data") == 1
     assert "[node1]" not in log
-    assert "-> set DATA_ROOT to the folder of the data set" in log
+    assert "-> set data.root (with --from-env: DATA_ROOT) to the folder of the data set" in log
     assert log.splitlines()[-1].startswith("not started: a node is not fit")
     assert quick_project.facts() == []
 

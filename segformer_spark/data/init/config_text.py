@@ -102,7 +102,7 @@ def _header(summary: FolderSummary) -> str:
     lines = [f"# Made by: {summary.command}", *(f"# {line}" for line in summary.lines())]
     lines += [
         "#",
-        f"#   segformer-spark data preview --config {summary.name}.yaml --out sheet.png",
+        f"#   segformer-spark data preview --config {summary.name}.yaml --output sheet.png",
         f"#   segformer-spark train --config {summary.name}.yaml",
         f"#   segformer-spark predict runs/{summary.name} NEW_IMAGES/",
         "# On a cluster:",
