@@ -56,7 +56,7 @@ gpu-check: install-dev
 	$(BIN)/python -m segformer_spark.bench.gpu_check
 
 test-demo: install-dev
-	$(BIN)/python -m pytest -m demo -s tests/test_demo.py
+	$(BIN)/python -m pytest -m demo -s tests/test_demo.py tests/test_notebook.py
 
 lint: install-dev
 	$(BIN)/ruff check
