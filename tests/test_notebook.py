@@ -1,4 +1,4 @@
-"""The notebook runs on the demo's model (make test-demo), and before that on the suite's short run."""
+"""The notebook runs on the demo's model (make test-demo)."""
 
 from __future__ import annotations
 
@@ -30,18 +30,13 @@ def outputs(run: Path, images: Path, folder: Path, monkeypatch: pytest.MonkeyPat
     return "\n".join(str(output) for cell in notebook.cells for output in cell.get("outputs", ()))
 
 
-def test_it_runs(trained_run: Path, spark_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    printed = outputs(trained_run, spark_root / "stream-1-test", tmp_path, monkeypatch)
-    assert "<Model short: background, body, panels on cpu>" in printed or "<Model" in printed
-    assert "image/png" in printed
-    assert "overlay/test_00000_img.png" in printed
-    assert "torch.Size([1, 3, 32, 32])" in printed
-
-
 @pytest.mark.demo
-def test_it_runs_on_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_on_the_demos_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = PROJECT_ROOT / "runs" / "demo"
     if not (run / "best").is_dir():
         pytest.skip("the demo's own test has to run before")
     printed = outputs(run, PROJECT_ROOT / "data" / "demo" / "stream-1-test", tmp_path, monkeypatch)
+    assert "<Model demo: background, body, panels on" in printed
     assert "image/png" in printed
+    assert "overlay/test_00000_img.png" in printed
+    assert "torch.Size([1, 3, 32, 32])" in printed
