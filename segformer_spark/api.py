@@ -323,8 +323,14 @@ def train(
     from segformer_spark.verbs.launch import joined
 
     resolved = _resolved(config, overrides)
-    with joined(resolved.config.hardware) as group, catch_signals() as stop:
-        run_training(resolved, TrainOptions(resume, overwrite), group, stop)
+    before = dict(os.environ)
+    try:
+        with joined(resolved.config.hardware) as group, catch_signals() as stop:
+            run_training(resolved, TrainOptions(resume, overwrite), group, stop)
+    finally:
+        # DeepSpeed leaves RANK, WORLD_SIZE and others behind, which the next call would take for a launcher's.
+        os.environ.clear()
+        os.environ.update(before)
     return run_path(resolved.config)
 
 

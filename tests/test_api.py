@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +126,9 @@ def test_doctests() -> None:
 def test_train_and_evaluate_with_one_configuration_object(trained_run: Path, tmp_path: Path) -> None:
     changes = [f"output.save_path={tmp_path / 'run'}", "training.epochs=1", "output.tensorboard=false"]
     resolved = load_config(trained_run / "config.yaml", overrides=changes)
+    before = dict(os.environ)
     run = segformer_spark.train(resolved.config)
+    assert dict(os.environ) == before
     assert run == tmp_path / "run"
     found = segformer_spark.evaluate(run, device="cpu", worst=0)
     assert 0 <= found["miou"] <= 1

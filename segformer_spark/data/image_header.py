@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import PIL.Image
 import PIL.ImageCms
@@ -95,29 +95,45 @@ def read_header(path: Path) -> ImageHeader:
     """
     try:
         with path.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size == 0:
-                return parse_header(b"", path)
+            start = stream.read(len(_PNG))
+            if start != _PNG:
+                stream.seek(0)
+                return _parsed_header(stream if start else b"", path, os.fstat(stream.fileno()).st_size, start)
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return parse_header(content, path)
+                return _parsed_header(content, path, len(content), start)
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
 
 
-def parse_header(content: bytes | mmap.mmap, path: Path) -> ImageHeader:
+def parse_header(content: bytes, path: Path) -> ImageHeader:
     """The header of an image file's content; `path` is for the error message.
 
     Raises:
         DataError: it is empty or no image.
     """
-    if not content:
+    return _parsed_header(content, path, len(content), content[: len(_PNG)])
+
+
+def _parsed_header(content: bytes | mmap.mmap | BinaryIO, path: Path, length: int, start: bytes) -> ImageHeader:
+    """The header of a content, a mapped PNG or the open file of another format.
+
+    Args:
+        length: of the content.
+        start: its first bytes.
+    """
+    if not length:
         raise DataError(f"{path}: the file is empty")
     try:
-        return _png(content) if content[: len(_PNG)] == _PNG else _other(content)
+        if start == _PNG:
+            assert isinstance(content, bytes | mmap.mmap)
+            return _png(content)
+        assert not isinstance(content, mmap.mmap)
+        return _other(content)
     except _ERRORS as error:
-        name = next((name for start, name in _SIGNATURES.items() if content[: len(start)] == start), None)
+        name = next((name for sign, name in _SIGNATURES.items() if start.startswith(sign)), None)
         what = "this is not an image that can be decoded"
         what = what if name is None else f"the file is truncated or damaged, a {name} that cannot be decoded"
-        raise DataError(f"{path}: {what} ({len(content)} bytes): {_reason(error)}") from error
+        raise DataError(f"{path}: {what} ({length} bytes): {_reason(error)}") from error
 
 
 def refuse_too_large(header: ImageHeader, path: Path, max_pixels: int, option: str = "data.max_pixels") -> None:
@@ -130,13 +146,12 @@ def refuse_too_large(header: ImageHeader, path: Path, max_pixels: int, option: s
         )
 
 
-def open_with_pillow(content: bytes | mmap.mmap) -> PIL.Image.Image:
+def open_with_pillow(content: bytes | BinaryIO) -> PIL.Image.Image:
     """An image that Pillow has opened and not yet decoded, whatever its size: `refuse_too_large` has the limit."""
     with _pillow_limit:
         limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
         try:
-            stream: Any = io.BytesIO(content) if isinstance(content, bytes) else content
-            return PIL.Image.open(stream)
+            return PIL.Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
         finally:
             PIL.Image.MAX_IMAGE_PIXELS = limit
 
@@ -203,7 +218,7 @@ def _orientation_of(read: Callable[[], PIL.Image.Exif]) -> int:
     return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
-def _other(content: bytes | mmap.mmap) -> ImageHeader:
+def _other(content: bytes | BinaryIO) -> ImageHeader:
     with open_with_pillow(content) as picture:
         mode, name = picture.mode, str(picture.format)
         width, height = picture.size

@@ -355,6 +355,7 @@ ELSEWHERE = {
     "output.keep_checkpoints": ("checkpoint/test_store.py", "test_as_many_are_kept_as_asked_for"),
     "output.log_every_steps": (RESUME, "test_every_step_counts_once_in_the_training_loss"),
     "output.tensorboard": (TRAIN, "test_tensorboard_has_the_same_scalars"),
+    "output.trackers": ("training/test_trackers.py", "test_mlflow_has_one_run_with_all_steps"),
     "output.tensorboard_images": ("training/test_tensorboard.py", "test_the_same_images_at_every_validation"),
     "deepspeed.config": ("config/test_deepspeed.py", "test_contradictions_are_errors"),
     "hardware.device": ("distributed/test_devices.py", "test_devices"),

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.inference_view import InferenceView
-from segformer_spark.data.loader import EvalItem, _eval_item
+from segformer_spark.data.loader import EvalItem, eval_item
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.enlarged import enlarged_ids
 from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, main_box
@@ -104,7 +104,7 @@ def predict_scene(
 ) -> np.ndarray:
     view = InferenceView((64, 64), InferenceConfig(crops=crops))  # type: ignore[arg-type]
     predictor = Predictor(Red(), torch.device("cpu"), view, tta=tta, background=0)  # type: ignore[arg-type]
-    one = _eval_item(0, image, None, box, view)
+    one = eval_item(0, image, None, box, view)
     ((_, ids),) = predictor.predict([[one]])
     return ids.numpy()
 
@@ -164,7 +164,7 @@ def test_how_a_whole_image_is_shown(size: tuple[int, int], resize: str, expected
     assert view.whole(scene((1, 1, 2, 2))).shape[:2] == expected
     predictor = Predictor(Red(), torch.device("cpu"), view)  # type: ignore[arg-type]
     items = [
-        _eval_item(i, scene((8, 8, 99, 79), size), None, None, view) for i, size in enumerate([(240, 320), (200, 320)])
+        eval_item(i, scene((8, 8, 99, 79), size), None, None, view) for i, size in enumerate([(240, 320), (200, 320)])
     ]
     shapes = [ids.shape for _, ids in predictor.predict([items])]
     assert shapes == [(240, 320), (200, 320)], "several sizes in one batch"
@@ -220,7 +220,7 @@ def test_a_loss_that_needs_all_logits_sees_masks_of_the_inputs_size(full: bool, 
             return logits.mean()
 
     predictor = Predictor(model, torch.device("cpu"), view)
-    ((_, ids, _),) = predictor.predict_with_loss([[_eval_item(0, pixels, mask, None, view)]], Loss())
+    ((_, ids, _),) = predictor.predict_with_loss([[eval_item(0, pixels, mask, None, view)]], Loss())
     assert ids.shape == (48, 80)
     assert seen[0].shape == (1, *expected)
     assert set(seen[0].unique().tolist()) == {0, 2}
