@@ -1,6 +1,7 @@
 # make demo     install, render a small set, train, evaluate and write a submission: about 6 minutes on 2 CPU cores
 # make study-demo   the comparison study at toy size, one report: about 9 minutes on 2 CPU cores
 # make test     install and run the tests: about 9 minutes on 2 CPU cores
+# make test-sweep   more sizes and architectures: about 8 minutes on 2 CPU cores
 # make fuzz     the tests on random inputs, with many more of them
 # make gpu-check   on a machine with a GPU: its tests and benchmarks, under ten minutes
 # make lint     ruff, mypy, shellcheck
@@ -33,7 +34,7 @@ ifeq ($(shell test $$(printf %s '$(CACHE)' | wc -c) -lt 60 && echo short),short)
 export TMPDIR := $(CACHE)/tmp
 endif
 
-.PHONY: demo study-demo test fuzz gpu-check test-demo lint mobilenet-weights install install-dev env-archive clean
+.PHONY: demo study-demo test test-sweep fuzz gpu-check test-demo lint mobilenet-weights install install-dev env-archive clean
 
 # DEMO_ARGS='--set training.epochs=8': options of the verb.
 demo: install
@@ -57,6 +58,10 @@ gpu-check: install-dev
 
 test-demo: install-dev
 	$(BIN)/python -m pytest -m demo -s tests/test_demo.py tests/test_notebook.py
+
+# Larger sizes, more architectures and builds than `make test` has time for.
+test-sweep: install-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep --ignore tests/slurm
 
 lint: install-dev
 	$(BIN)/ruff check

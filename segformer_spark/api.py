@@ -103,11 +103,8 @@ class Prediction:
             raise UserError("this image came from no file: give save() a name")
         chosen = name if name is not None else Path(str(self.source)).stem
         results = Results(Path(folder), ("ids", "color", "overlay"), self._classes)
-        height, width = self.ids.shape
-        pixels = tuple(int(n) for n in np.bincount(self.ids.ravel(), minlength=len(self.names)))
-        row = Row("", "", height, width, self.confidence, pixels)
-        given: dict[str, Any] = {"image": self.image, "probabilities": None, "orientation": self.orientation}
-        results.write(chosen, self.ids, row, **given)
+        row = Row.of(self.ids, self.confidence, len(self.names))
+        results.write(chosen, self.ids, row, image=self.image, probabilities=None, orientation=self.orientation)
         return results.path("ids", chosen)
 
     @property
@@ -182,8 +179,7 @@ class Model:
         if isinstance(image, str | Path):
             decoding = self._session.loading.decoding
             file = open_image(Path(image), decoding)
-            tag = 1 if decoding.orientation == "upright" else file.header.orientation
-            return _Opened(decode_rgb(file, decoding), tag, Path(image))
+            return _Opened(decode_rgb(file, decoding), decoding.shown_orientation(file.header), Path(image))
         return _Opened(_pixels(image))
 
     def _predicted(self, opened: Sequence[_Opened], *, probabilities: bool) -> Iterator[Prediction]:

@@ -79,7 +79,7 @@ class OnnxModel(SegmentationModel):
         if any(options.values()):
             raise UserError("an ONNX file gives logits alone: features come from the run's own model")
         size = (images.shape[-2], images.shape[-1])
-        high, wide = self._padded(size)
+        high, wide = self.padded(size)
         if self.facts.fixed_size is not None and (high, wide) != tuple(self.facts.fixed_size):
             raise UserError(
                 f"this ONNX file is for images of {size_text(self.facts.fixed_size)} alone, not of {size_text(size)}"
@@ -90,7 +90,7 @@ class OnnxModel(SegmentationModel):
     def feed(self, images: Tensor) -> dict[str, Any]:
         """What onnxruntime is given for normalised images, padded to what the network takes."""
         height, width = images.shape[-2:]
-        high, wide = self._padded((height, width))
+        high, wide = self.padded((height, width))
         if (high, wide) != (height, width):
             images = functional.pad(images, (0, wide - width, 0, high - height))
         if self.facts.preprocessing:

@@ -61,6 +61,10 @@ class Decoding:
         """(height, width) of the decoded image."""
         return header.upright_size if self.orientation == "upright" else header.size
 
+    def shown_orientation(self, header: ImageHeader) -> int:
+        """The EXIF orientation by which viewers turn the decoded pixels; 1 for none."""
+        return 1 if self.orientation == "upright" else header.orientation
+
 
 AS_STORED = Decoding()
 

@@ -29,7 +29,9 @@ classes is nearest to a third."""
 LabelColors = Mapping[int, Color]
 """{label in mask files: its colour in the palettes of the data set}."""
 
-_LOSSY = ("JPEG", "WEBP")
+LOSSY_FORMATS = ("JPEG", "WEBP")
+"""Formats that change colours."""
+
 _MIN_FOREIGN_PIXELS = 16
 _NO_LABEL = 65535
 _SQUARES = np.arange(-255, 256, dtype=np.int32) ** 2
@@ -155,7 +157,7 @@ def decode_color_mask(
     table = [*colors, *([] if ignored is None else [ignored])]
     # Between two colours there is no third class that a mixture could be taken for.
     harmless = decoding.nearest_color and len(table) == 2
-    scattered = file.header.format in _LOSSY or harmless
+    scattered = file.header.format in LOSSY_FORMATS or harmless
     distance = foreign_distance if scattered else min(foreign_distance, LOSSLESS_DISTANCE)
     pixel_indices, nearest, foreign = _nearest_colors(pixels, table, distance)
     if ignored is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -25,17 +25,14 @@ def enlarged_ids(passes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     Args:
         passes: logits (C, h, w) in fp32; with several, their mean probability decides.
     """
-    classes, length, _ = passes[0].shape
+    classes = len(passes[0])
     dtype = torch.uint8 if classes <= 256 else torch.int32
     ids = torch.empty(size, dtype=dtype, device=passes[0].device)
-    # In a product with zeros an infinite score would spread over its row and column.
-    passes = [torch.nan_to_num(logits) for logits in passes]
+    passes = _finite(passes)
     arithmetic = select_arithmetic("auto", ids.device)
     if arithmetic != "cpu" and len(passes) == 1:
         return class_ids(passes[0][None], size, arithmetic)[0]
-    for rows in bands(size[0], max(_MIN_ROWS, _BAND_VALUES // (classes * size[1]))):
-        needed = source_rows(length, size[0], rows.start, rows.stop)
-        scores = [enlarge_rows(logits[:, needed], length, rows, size) for logits in passes]
+    for rows, scores in _enlarged_rows(passes, size):
         whole = scores[0] if len(scores) == 1 else torch.stack([one.softmax(0) for one in scores]).sum(0)
         ids[rows] = whole.argmax(0).to(dtype)
     return ids
@@ -62,21 +59,31 @@ def enlarged_scores(
     Args:
         passes: logits (C, h, w) in fp32; with several, their mean probability decides.
     """
-    classes, length, _ = passes[0].shape
-    passes = [torch.nan_to_num(logits) for logits in passes]
+    passes = _finite(passes)
     ids = torch.empty(size, dtype=torch.uint8, device=passes[0].device)
     confidence = torch.empty(size, device=ids.device)
     kept = None
     if keep is not None:
-        kept = torch.empty(classes, *size, dtype=getattr(torch, keep), device=ids.device)
-    for rows in bands(size[0], max(_MIN_ROWS, _BAND_VALUES // (classes * size[1]))):
-        needed = source_rows(length, size[0], rows.start, rows.stop)
-        scores = [enlarge_rows(logits[:, needed], length, rows, size) for logits in passes]
+        kept = torch.empty(len(passes[0]), *size, dtype=getattr(torch, keep), device=ids.device)
+    for rows, scores in _enlarged_rows(passes, size):
         ids[rows], probabilities = decided(scores)
         confidence[rows] = probabilities.amax(0)
         if kept is not None:
             kept[:, rows] = quantized(probabilities, keep)
     return ids, confidence, kept
+
+
+def _finite(passes: Sequence[Tensor]) -> list[Tensor]:
+    # In a product with zeros an infinite score would spread over its row and column.
+    return [torch.nan_to_num(logits) for logits in passes]
+
+
+def _enlarged_rows(passes: Sequence[Tensor], size: tuple[int, int]) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Bands of rows of `size`, and the logits (C, rows, W) of every pass there."""
+    classes, length, _ = passes[0].shape
+    for rows in bands(size[0], max(_MIN_ROWS, _BAND_VALUES // (classes * size[1]))):
+        needed = source_rows(length, size[0], rows.start, rows.stop)
+        yield rows, [enlarge_rows(logits[:, needed], length, rows, size) for logits in passes]
 
 
 def decided(scores: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,7 @@ class SegmentationModel(nn.Module):
                 f"{self.name}: an image of {width} x {height} pixels is too small, sides from {self.min_side} on are "
                 "possible (data.image_size, inference.resize, inference.window)"
             )
-        high, wide = self._padded((height, width))
+        high, wide = self.padded((height, width))
         if (high, wide) != (height, width):
             images = functional.pad(images, (0, wide - width, 0, high - height))
         maps = self._encode(images)
@@ -134,7 +134,7 @@ class SegmentationModel(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         maps = self.penultimate(self.encode(images))
         logits = self._cut(self.classify(maps), size)
-        shares = (own / padded for own, padded in zip(size, self._padded(size), strict=True))
+        shares = (own / padded for own, padded in zip(size, self.padded(size), strict=True))
         rows, columns = (math.ceil(side * share) for side, share in zip(maps.shape[-2:], shares, strict=True))
         return logits, maps[..., :rows, :columns]
 
@@ -156,14 +156,14 @@ class SegmentationModel(nn.Module):
         """
         return None
 
-    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
+    def padded(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size that the network is shown for images of `size`."""
         step = self.size_multiple
         return (-(-size[0] // step) * step, -(-size[1] // step) * step)
 
     def _cut(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits without what padding added."""
-        return logits if self._padded(size) == size else logits[..., : size[0], : size[1]]
+        return logits if self.padded(size) == size else logits[..., : size[0], : size[1]]
 
     def train(self, mode: bool = True) -> SegmentationModel:
         """As nn.Module; a frozen encoder stays in evaluation mode."""

@@ -119,7 +119,7 @@ class HieraModel(SmpModel):
         """One position per patch of the padded image."""
         if image_size is None:
             return self._built
-        height, width = self._padded(image_size)
+        height, width = self.padded(image_size)
         rows, columns = self._hiera.patch_stride
         return height // rows, width // columns
 

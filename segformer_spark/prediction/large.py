@@ -154,7 +154,7 @@ class _SmallIds:
 
 def _decided_rows(predictor: Predictor, image: LargeImage) -> Iterator[tuple[slice, Mask, Tensor]]:
     """Class ids (h, W) of bands of rows, from top to bottom, and how probable each is."""
-    config, view = predictor.view.config, predictor.view
+    view, config = predictor.view, predictor.view.config
     with torch.inference_mode():
         if config.resize == "native":
             assert config.window is not None
@@ -232,9 +232,9 @@ def _window_passes(predictor: Predictor, image: LargeImage, window: int) -> Iter
     for index, band in enumerate(_window_bands(image, tops, window)):
         top = tops[index] // stride
         high = min(math.ceil(len(band) / stride), rows - top)
+        normalized = predictor.normalized(image_to_tensor(band)[None])
         for number, axes in enumerate(flips):
-            images = predictor.normalized(image_to_tensor(band)[None])
-            images = images.flip(axes) if axes else images
+            images = normalized.flip(axes)
             own_times = torch.zeros(high, columns, device=images.device)
             own: Tensor | None = None
             for left in lefts:
@@ -246,8 +246,7 @@ def _window_passes(predictor: Predictor, image: LargeImage, window: int) -> Iter
                 own[:, :, column : column + wide] += logits[0, :, :high, :wide]
                 own_times[:, column : column + wide] += 1
             assert own is not None
-            if axes:
-                own, own_times = own.flip(axes), own_times.flip(axes)
+            own, own_times = own.flip(axes), own_times.flip(axes)
             if len(sums) <= number:
                 sums.append((own.new_zeros(len(own), 0, columns), own.new_zeros(0, columns)))
             total, times = sums[number]

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segformer_spark.config.image_size import setting_of
 from segformer_spark.data.image_header import ImageHeader, read_header, refuse_too_large
 from segformer_spark.data.large_image import LargeImage, can_read_in_bands
@@ -69,9 +67,9 @@ def run_prediction(options: PredictOptions, group: Group) -> list[Row]:
     kinds: tuple[Kind, ...] = tuple(dict.fromkeys(("ids", *options.kinds)))
     keep: Keep = options.keep if "probabilities" in kinds else None
     results = Results(options.output, kinds, session.card.classes)
-    settings = group.on_main(lambda: _settings(options, session))
-    todo = group.on_main(lambda: _prepare(options, results, images, settings))
-    digest = _digest(settings)
+    settings = group.on_main(lambda: _settings(options, session, keep))
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    todo = group.on_main(lambda: _prepare(options, results, images, settings, digest))
     own = [images[todo[index]] for index in rank_indices(len(todo), group.rank, group.world_size)]
     if group.is_main:
         done = len(images) - len(todo)
@@ -106,12 +104,14 @@ class _Work:
         self._said: set[str] = set()
 
     def run(self, images: Sequence[InputImage]) -> None:
-        headers = [self._header(image) for image in images]
-        in_bands = [self._goes_in_bands(image, header) for image, header in zip(images, headers, strict=True)]
-        self._whole([one for one, large in zip(zip(images, headers, strict=True), in_bands, strict=True) if not large])
-        for image, header, large in zip(images, headers, in_bands, strict=True):
-            if large:
-                self._in_bands(image, header)
+        whole: list[tuple[InputImage, ImageHeader]] = []
+        in_bands: list[tuple[InputImage, ImageHeader]] = []
+        for image in images:
+            header = self._header(image)
+            (in_bands if self._goes_in_bands(image, header) else whole).append((image, header))
+        self._whole(whole)
+        for image, header in in_bands:
+            self._in_bands(image, header)
 
     def _header(self, image: InputImage) -> ImageHeader:
         header = read_header(image.path)
@@ -140,18 +140,16 @@ class _Work:
         for item, scored in progress(found, total=len(images), label="predicting", visible=self.visible):
             image, header = images[item.index]
             ids = scored.ids.cpu().numpy()
-            height, width = ids.shape
-            pixels = tuple(int(n) for n in np.bincount(ids.ravel(), minlength=len(results.classes)))
-            row = Row(sha256_of(image.path), self.digest, height, width, scored.confidence, pixels)
+            digests = sha256_of(image.path), self.digest
+            row = Row.of(ids, scored.confidence, len(results.classes), digests)
             kept = scored.probabilities
-            tag = 1 if self.decoding.orientation == "upright" else header.orientation
             results.write(
                 image.name,
                 ids,
                 row,
                 image=item.image,
                 probabilities=None if kept is None else kept.cpu().numpy(),
-                orientation=tag,
+                orientation=self.decoding.shown_orientation(header),
             )
 
     def _in_bands(self, image: InputImage, header: ImageHeader) -> None:
@@ -172,7 +170,7 @@ def _refuse_unsuitable(session: Session) -> None:
         )
 
 
-def _settings(options: PredictOptions, session: Session) -> dict[str, Any]:
+def _settings(options: PredictOptions, session: Session, keep: Keep) -> dict[str, Any]:
     """What decides the predictions: they may only be mixed when it is equal."""
     return {
         "model_sha256": sha256_of(session.weights_file),
@@ -182,19 +180,18 @@ def _settings(options: PredictOptions, session: Session) -> dict[str, Any]:
         "exif_orientation": session.loading.decoding.orientation,
         "tta": options.inference.tta,
         "precision": options.inference.precision,
-        "probabilities": options.keep if "probabilities" in options.kinds else None,
+        "probabilities": keep,
     }
 
 
 def _prepare(
-    options: PredictOptions, results: Results, images: Sequence[InputImage], settings: dict[str, Any]
+    options: PredictOptions, results: Results, images: Sequence[InputImage], settings: dict[str, Any], digest: str
 ) -> list[int]:
     """Indices of the images without results, or with those of other contents."""
     path = options.output / _SETTINGS
     options.output.mkdir(parents=True, exist_ok=True)
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    foreign = before is None and any(options.output.iterdir())
-    if foreign:
+    if before is None and any(options.output.iterdir()):
         raise UserError(f"{options.output}: the folder is not empty and holds no predictions", "Give another --output.")
     if before is not None and before != settings and not options.overwrite:
         differing = ", ".join(key for key in settings if before.get(key) != settings[key])
@@ -209,11 +206,7 @@ def _prepare(
         for index, (name, color) in enumerate(zip(classes.names, classes.colors, strict=True))
     ]
     write_csv(options.output / _CLASSES, list(table[0]), table)
-    return [index for index, image in enumerate(images) if not _is_done(results, image, _digest(settings))]
-
-
-def _digest(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return [index for index, image in enumerate(images) if not _is_done(results, image, digest)]
 
 
 def _is_done(results: Results, image: InputImage, digest: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,7 +26,6 @@ from segformer_spark.data.png import read_text_chunk, write_png
 from segformer_spark.run.atomic import atomic_file
 
 Kind = Literal["ids", "color", "overlay", "probabilities"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 LARGEST_OVERLAY = 2048
 """Pixels of an overlay's longer side; larger images are shown smaller."""
@@ -53,6 +52,13 @@ class Row:
     width: int
     confidence: float
     pixels: tuple[int, ...]
+
+    @classmethod
+    def of(cls, ids: Mask, confidence: float, num_classes: int, digests: tuple[str, str] = ("", "")) -> Row:
+        """Of a prediction in memory; `digests` of the file and of the settings."""
+        height, width = ids.shape
+        pixels = np.bincount(ids.ravel(), minlength=num_classes)
+        return cls(*digests, height, width, confidence, tuple(int(number) for number in pixels))
 
     def cells(self, name: str, classes: ClassInfo) -> dict[str, Any]:
         """A row of predictions.csv."""

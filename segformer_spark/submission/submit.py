@@ -126,7 +126,7 @@ def _boxes(options: SubmitOptions, view: InferenceView, images: list[Path]) -> d
 def _settings(options: SubmitOptions, session: Session, images: list[Path]) -> dict[str, Any]:
     """What decides the predictions: they may only be mixed when it is equal."""
     return {
-        "model_sha256": sha256_of(session.folder / "model.safetensors"),
+        "model_sha256": sha256_of(session.weights_file),
         "image_size": setting_of(session.view.size),
         "inference": session.view.config.model_dump(),
         "boxes_sha256": sha256_of(options.boxes) if options.boxes is not None else None,

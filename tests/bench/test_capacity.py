@@ -19,6 +19,7 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "_FILES", (96, 2))
 
 
+@pytest.mark.sweep
 def test_the_largest_batch_is_the_last_that_fitted(tmp_path: Path) -> None:
     found = largest_batch("b0", tmp_path, largest=2, image_size=64)
     assert found is not None

@@ -101,6 +101,7 @@ def test_other_ways_are_this_packages_and_transformers() -> None:
     assert len(more_ways(spec, compiled=False)) == 2
 
 
+@pytest.mark.sweep
 def test_the_estimate_is_that_of_the_roofline() -> None:
     found = estimate(StepSpec("b0", 16, 512, 3, "bf16", "gpu"), DEVICE_MODELS["a100-40"])
     assert found.ratio is not None

@@ -145,7 +145,7 @@ def test_an_implementation_that_cannot_run_says_why() -> None:
         list(run_benchmark(loss_benchmark((32, 32), 1, 3), 1, ["me"], None))
 
 
-@pytest.mark.parametrize("rounds", ["--rounds", "--pairs"])
+@pytest.mark.parametrize("rounds", ["--rounds", pytest.param("--pairs", marks=pytest.mark.sweep)])
 def test_the_verb_prints_a_table_and_writes_everything(tmp_path: Path, rounds: str) -> None:
     output, small = tmp_path / "metric.json", ("--image-size", "32", "--batch", "1")
     without = () if rounds == "--rounds" else ("--without", "mean IoU in NumPy")

@@ -182,6 +182,7 @@ def milliseconds(trace: Trace) -> float:
     return sum(part.ms for part in parts(trace, A100, tf32=False))
 
 
+@pytest.mark.sweep
 def test_a_step_of_this_package_is_the_shortest() -> None:
     """SegFormer-B0, 16 x 512 px, bf16: what is reached, and what a change must not lose."""
     traces = trace_steps(StepSpec("b0", 16, 512, 3, "bf16", "gpu"))

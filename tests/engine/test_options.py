@@ -136,7 +136,9 @@ def gradients(group: Group, compiled: bool) -> dict[str, NDArray[np.float32]]:
     return {n: p.grad.numpy().copy() for n, p in model.encoder.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("kernels", "setting"), [("cpu", "true"), ("gpu", "auto")])
+@pytest.mark.parametrize(
+    ("kernels", "setting"), [("cpu", "true"), pytest.param("gpu", "auto", marks=pytest.mark.sweep)]
+)
 def test_a_compiled_encoder_trains_with_exact_accumulation(kernels: Setting, setting: str) -> None:
     """With and without gradients in turn. The graphs are run as traced: no C++ compiler, a second instead of ten."""
     usual = f"hardware.kernels={kernels}"

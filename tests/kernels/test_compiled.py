@@ -167,7 +167,9 @@ def compiled(
     return {"registers": registers, "spilled": stack, "shared": built.metadata.shared}
 
 
-@pytest.mark.parametrize("capability", [70, 80, 90])
+@pytest.mark.parametrize(
+    "capability", [pytest.param(70, marks=pytest.mark.sweep), 80, pytest.param(90, marks=pytest.mark.sweep)]
+)
 def test_no_register_is_spilled(capability: int, record_property: Any) -> None:
     found = {name: compiled(*own, capability, POINTERS) for name, own in KERNELS.items()}
     if capability >= 80:

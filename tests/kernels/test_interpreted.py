@@ -6,24 +6,32 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from segformer_spark.kernels.check import TOLERANCE, wrong
 from segformer_spark.kernels.registry import NO_TRITON, OPERATIONS
+from tests.once import made_once
 from tests.ranks import ROOT
 
 pytestmark = pytest.mark.skipif(NO_TRITON, reason="torch's builds without CUDA bring no Triton")
 
 
 @pytest.fixture(scope="module")
-def interpreted() -> Any:
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the interpreter found; minutes, so that one worker waits for the other."""
+    found = made_once(tmp_path_factory, "interpreted_kernels", _interpret) / "found.json"
+    return json.loads(found.read_text())
+
+
+def _interpret(folder: Path) -> None:
     command = [sys.executable, "-m", "tests.kernels.interpreted"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    (folder / "found.json").write_text(done.stdout)
 
 
 def test_every_kernel_computes_its_plain_formula(interpreted: Any) -> None:

@@ -72,7 +72,7 @@ def test_a_host_sync_would_be_seen() -> None:
     assert trace.host_syncs["bincount"] > 0
 
 
-@pytest.mark.parametrize("kernels", ["plain", "gpu"])
+@pytest.mark.parametrize("kernels", [pytest.param("plain", marks=pytest.mark.sweep), "gpu"])
 def test_one_graph_forward_and_backward(kernels: Setting) -> None:
     assert run_on_ranks(2, graphs, kernels)[0] == [1, 1]
 

@@ -22,6 +22,7 @@ IGNORE = 255
 IMAGES, SIDE, CLASSES = 8, 512, 3
 
 
+@pytest.mark.sweep
 def test_the_overlap_of_17_million_pixels_in_one_band() -> None:
     side = 4200
     generator = torch.Generator().manual_seed(0)
@@ -37,6 +38,7 @@ def test_the_overlap_of_17_million_pixels_in_one_band() -> None:
     assert truth.tolist() == counts.tolist()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", ["ce_dice"])
 def test_64_million_values_in_a_band_as_on_a_gpu(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     side = 4616  # 21.3 million pixels of three classes
@@ -86,7 +88,7 @@ def test_ranks_agree_with_fp64_at_512_pixels(kind: Any) -> None:
         assert float((found - gradient).norm() / gradient.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("pixels", [1_000_000, 10_000_000])
+@pytest.mark.parametrize("pixels", [1_000_000, pytest.param(10_000_000, marks=pytest.mark.sweep)])
 def test_no_weight_of_lovasz_cancels(pixels: int) -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.rand(pixels, generator=generator) < 0.3

@@ -49,6 +49,11 @@ def small(name: str, size: int = 64, **changes: Any) -> SegmentationModel:
 
 
 every_model = pytest.mark.parametrize("name", MODELS)
+_LARGE = ("deeplabv3", "fcn", "hiera")
+every_model_large_ones_in_the_sweep = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.sweep] if name in _LARGE else []) for name in MODELS]
+)
+"""deeplabv3 and fcn come with ResNet-50 at least."""
 
 
 @every_model
@@ -169,7 +174,7 @@ def test_hiera_follows_the_size_of_images_and_comes_back() -> None:
         torch.testing.assert_close(other, theirs(images), rtol=1e-4, atol=1e-5)
 
 
-@every_model
+@every_model_large_ones_in_the_sweep
 def test_bf16_gives_finite_logits_close_to_fp32(name: str) -> None:
     model = small(name).eval()
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
@@ -181,7 +186,7 @@ def test_bf16_gives_finite_logits_close_to_fp32(name: str) -> None:
     assert float((short - exact).norm() / exact.norm()) < 0.05
 
 
-@every_model
+@every_model_large_ones_in_the_sweep
 def test_bf16_trains(name: str) -> None:
     model = small(name).train()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
@@ -268,7 +273,7 @@ def one_step(group: Group, name: str) -> dict[str, float]:
     return {"loss": result.loss, "norm": result.grad_norm, "moved": moved / len(before)}
 
 
-@every_model
+@every_model_large_ones_in_the_sweep
 def test_a_step_under_zero_1_is_that_of_the_whole_batch(name: str) -> None:
     """Batch norm in encoder and head counts all ranks' images: one and two ranks take the same step."""
     one, two = run_on_ranks(1, one_step, name)[0], run_on_ranks(2, one_step, name)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from segformer_spark.data.dataset import Color
@@ -101,9 +101,11 @@ def _renamed(table: ClassTable, names: Sequence[str]) -> ClassTable:
         raise UserError(f"--classes: {len(names)} names for {len(table.rows)} classes in the masks: {found}")
     if len(set(names)) != len(names):
         raise UserError(f"--classes: a name occurs twice: {', '.join(names)}")
-    rows = [ClassRow(name, row.color, row.label, row.values) for name, row in zip(names, table.rows, strict=True)]
-    background = None if table.background is None else rows[[r.name for r in table.rows].index(table.background)].name
-    return ClassTable(table.masks, rows, background, table.ignore_id, table.nearest_color, table.notes)
+    rows = [replace(row, name=name) for name, row in zip(names, table.rows, strict=True)]
+    background = next(
+        (new.name for new, row in zip(rows, table.rows, strict=True) if row.name == table.background), None
+    )
+    return replace(table, rows=rows, background=background)
 
 
 def _of_numbers(survey: Survey, object_name: str) -> ClassTable:

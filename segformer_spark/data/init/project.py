@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from segformer_spark.config.data_schema import MAX_PIXELS
 from segformer_spark.config.schema import RUN_NAME_PATTERN
 from segformer_spark.data.class_weights import class_weights
 from segformer_spark.data.decode import Decoding
@@ -64,7 +65,7 @@ class InitOptions:
     exif_orientation: Literal["stored", "upright"] | None = None
     skip_unpaired: bool = False
     overwrite: bool = False
-    max_pixels: int = Decoding().max_pixels
+    max_pixels: int = MAX_PIXELS
     command: str = ""
     has_weights: bool = False
 
@@ -77,6 +78,11 @@ class InitOptions:
         """Folder of the lists, and of masks made from polygons."""
         return self.output / f"{self.name}.data"
 
+    @property
+    def masks(self) -> Path:
+        """Folder of masks made from polygons."""
+        return self.files / "masks"
+
 
 def init_project(options: InitOptions) -> FolderSummary:
     """Write the configuration and what it names.
@@ -86,13 +92,8 @@ def init_project(options: InitOptions) -> FolderSummary:
     """
     _refuse(options)
     decoding = Decoding(max_pixels=options.max_pixels, pixels_option="--max-pixels")
-    annotations = _annotations(options, decoding)
-    if annotations is None:
-        pairing = _paired(options)
-        mask_root = None
-    else:
-        mask_root = options.files / "masks"
-        pairing = _drawn(annotations, options, mask_root)
+    pairing, annotations = _pairing(options, decoding)
+    mask_root = None if annotations is None else options.masks
     if len(pairing.pairs) < 2:
         raise DataError(f"{options.folder}: {len(pairing.pairs)} images with a mask; a split needs two at least")
     survey = survey_masks(progress(pairing.pairs, total=len(pairing.pairs), label="reading masks"), decoding)
@@ -152,26 +153,25 @@ def _refuse(options: InitOptions) -> None:
         raise UserError(f"{options.config}: this file exists", "Give another --name, or --overwrite.")
 
 
-def _annotations(options: InitOptions, decoding: Decoding) -> Annotations | None:
-    """Polygons where they are given, or where there is no mask."""
-    if options.annotations is None and find_pairs(options.folder).pairs:
-        return None
-    found = read_annotations(options.folder, options.annotations, decoding)
-    if options.annotations is not None and (found is None or not found.images):
-        raise DataError(f"{options.annotations}: there are no annotations of images of {options.folder} in it")
-    return found
-
-
-def _paired(options: InitOptions) -> Pairing:
+def _pairing(options: InitOptions, decoding: Decoding) -> tuple[Pairing, Annotations | None]:
+    """Images and masks; where polygons are given, or there is no mask, masks that are drawn, and those polygons."""
+    if options.annotations is not None:
+        annotations = read_annotations(options.folder, options.annotations, decoding)
+        if annotations is None or not annotations.images:
+            raise DataError(f"{options.annotations}: there are no annotations of images of {options.folder} in it")
+        return _drawn(annotations, options), annotations
     pairing = find_pairs(options.folder)
-    if not pairing.pairs:
+    if pairing.pairs:
+        _leave_out(pairing, options)
+        return pairing, None
+    annotations = read_annotations(options.folder, None, decoding)
+    if annotations is None:
         raise DataError(
             f"{options.folder}: {len(pairing.without_mask)} images and no mask that belongs to one of them",
             "Where are the masks? Put them into masks/ beside images/, or beside the images as NAME_mask.png, or give "
             "polygons with --annotations.",
         )
-    _leave_out(pairing, options)
-    return pairing
+    return _drawn(annotations, options), annotations
 
 
 def _leave_out(pairing: Pairing, options: InitOptions) -> None:
@@ -183,12 +183,12 @@ def _leave_out(pairing: Pairing, options: InitOptions) -> None:
             logger.warning("%d files %s are left out: %s", len(paths), kind, listed(paths, options.folder))
 
 
-def _drawn(annotations: Annotations, options: InitOptions, mask_root: Path) -> Pairing:
-    """Masks of polygons, which are written to `mask_root`."""
+def _drawn(annotations: Annotations, options: InitOptions) -> Pairing:
+    """Masks of polygons, which are written to `options.masks`."""
     pairs, names = [], []
     for one in annotations.images:
         name = str(one.image.relative_to(options.folder).with_suffix(""))
-        pairs.append((one.image, mask_root / f"{name}.png"))
+        pairs.append((one.image, options.masks / f"{name}.png"))
         names.append(name)
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
@@ -197,7 +197,7 @@ def _drawn(annotations: Annotations, options: InitOptions, mask_root: Path) -> P
     _leave_out(pairing, options)
     for one, (_, mask) in progress(zip(annotations.images, pairs, strict=True), total=len(pairs), label="drawing"):
         write_png(mask, draw(one, annotations.categories))
-    logger.info("%s: %d masks drawn into %s", annotations.format, len(pairs), mask_root)
+    logger.info("%s: %d masks drawn into %s", annotations.format, len(pairs), options.masks)
     return pairing
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from segformer_spark.data.dataset import Color, Image
 from segformer_spark.data.decode import Decoding, ImageFile, decode_rgb, decode_samples, open_image
 from segformer_spark.data.image_header import ImageHeader
+from segformer_spark.data.masks import LOSSY_FORMATS
 from segformer_spark.errors import DataError
 
 MOST_CLASSES = 255
-_LOSSY = ("JPEG", "WEBP")
 _LOSSY_DISTANCE, _LOSSLESS_DISTANCE = 60.0, 8.0
 _LEAST_SHARE = 0.0005
 _NEIGHBOURS, _ALIKE = np.ones((3, 3), np.uint8), {True: 40, False: 8}
@@ -60,12 +61,12 @@ class Survey:
     masks: Sequence[MaskFacts]
     lossy: bool
 
-    @property
+    @cached_property
     def total(self) -> Counter[int | Color]:
         """Pixels of each number or colour over all masks."""
         return _sum(one.counts for one in self.masks)
 
-    @property
+    @cached_property
     def interior(self) -> Counter[int | Color]:
         """Pixels of each colour whose neighbours resemble them, over all masks."""
         return _sum(one.interior for one in self.masks)
@@ -85,24 +86,28 @@ def survey_masks(pairs: Iterable[tuple[Path, Path]], decoding: Decoding) -> Surv
         DataError: a file cannot be read, the sizes of a pair differ, or some masks hold numbers and others colours.
     """
     masks = [_facts(image, mask, decoding) for image, mask in pairs]
-    numbers = [one for one in masks if one.mask_header.bands == 1 and one.mask_header.format != "JPEG"]
+    numbers = [one for one in masks if _holds_numbers(one.mask_header)]
     if numbers and len(numbers) < len(masks):
-        other = next(one for one in masks if one not in numbers)
+        other = next(one for one in masks if not _holds_numbers(one.mask_header))
         raise DataError(
             f"{len(numbers)} masks hold one number per pixel ({numbers[0].mask}), {len(masks) - len(numbers)} hold "
             f"colours ({other.mask})",
             "Which of them are right? Keep masks of one kind in the folder.",
         )
-    lossy = any(one.mask_header.format in _LOSSY for one in masks)
+    lossy = any(one.mask_header.format in LOSSY_FORMATS for one in masks)
     survey = Survey("index" if numbers else "color", masks, lossy)
     return Survey("color", [_as_colors(one) for one in masks], lossy) if numbers and _is_smoothed(survey) else survey
+
+
+def _holds_numbers(mask: ImageHeader) -> bool:
+    return mask.bands == 1 and mask.format != "JPEG"
 
 
 def _is_smoothed(survey: Survey) -> bool:
     """Whether grey masks are black and white with smoothed edges."""
     total = survey.total
     between = sum(total.values()) - total[0] - total[255]
-    is_black_and_white = total[0] > 0 and total[255] > 0 and len(total) > 2 + _FEW
+    is_black_and_white = total[0] > 0 and total[255] > 0
     return is_black_and_white and len(total) > _MOST_GREYS and between < _MOST_MIXED * sum(total.values())
 
 
@@ -116,7 +121,7 @@ def _facts(image: Path, mask: Path, decoding: Decoding) -> MaskFacts:
     picture, labels = open_image(image, decoding), open_image(mask, decoding)
     _refuse_unreadable(picture)
     _refuse_sizes(image, mask, picture.header, labels.header)
-    if labels.header.bands == 1 and labels.header.format != "JPEG":
+    if _holds_numbers(labels.header):
         samples = decode_samples(labels, decoding)
         values, counts = np.unique(samples.values, return_counts=True)
         palette = {} if samples.palette is None else _used_palette(samples.palette, values)
@@ -125,7 +130,7 @@ def _facts(image: Path, mask: Path, decoding: Decoding) -> MaskFacts:
     rgb = decode_rgb(labels, decoding)
     _refuse_hidden(labels, rgb)
     spread = (cv2.dilate(rgb, _NEIGHBOURS).astype(np.int16) - cv2.erode(rgb, _NEIGHBOURS)).max(-1)
-    inside = _colors(rgb[spread <= _ALIKE[labels.header.format in _LOSSY]])
+    inside = _colors(rgb[spread <= _ALIKE[labels.header.format in LOSSY_FORMATS]])
     return MaskFacts(image, mask, picture.header, labels.header, _colors(rgb), interior=inside)
 
 

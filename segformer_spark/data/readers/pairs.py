@@ -79,7 +79,7 @@ class PairDataset:
             refuse_other_orientation(image_file.header, mask_file.header, image_path, mask_path)
         image, mask = decode_rgb(image_file, self.decoding, self.needed_size), self.decode_mask(mask_file)
         check_sizes(image, mask, image_path, mask_path, reduced=self.needed_size is not None)
-        return Sample(image, mask, 1 if self.decoding.orientation == "upright" else image_file.header.orientation)
+        return Sample(image, mask, self.decoding.shown_orientation(image_file.header))
 
     def decode_mask(self, file: ImageFile) -> Mask:
         """Class ids of one mask."""
