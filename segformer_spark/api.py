@@ -258,7 +258,7 @@ def load(
     device: Device = "auto",
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32",
     batch_size: int = 8,
-    tta: Literal["none", "hflip", "flips"] = "none",
+    tta: str | None = None,
     crops: Literal["none", "two_pass"] | None = None,
     exif_orientation: Literal["stored", "upright"] | None = None,
 ) -> Model:
@@ -270,7 +270,8 @@ def load(
         device: auto takes the GPU when there is one.
         precision: arithmetic; tf32 on GPUs that have it.
         batch_size: images at a time.
-        tta: test-time augmentation by flips.
+        tta: test-time augmentation: none, hflip, flips, turns, scales, or several joined by +; None: that of the
+            decision that `evaluate --save-decision` wrote, else none.
         crops: around what a first pass finds; None as the model was trained.
         exif_orientation: of files; None as the model was trained.
 
@@ -278,7 +279,12 @@ def load(
         UserError: there is no such model.
     """
     settings = InferenceSettings(
-        precision=precision, batch_size=batch_size, tta=tta, crops=crops, exif_orientation=exif_orientation
+        precision=precision,
+        batch_size=batch_size,
+        tta=tta,
+        crops=crops,
+        exif_orientation=exif_orientation,
+        use_saved=True,
     )
     session = Session.open(Path(path), settings, SingleProcess.on(choose_device(device, 0)))
     return Model(session, batch_size)
@@ -338,7 +344,7 @@ def evaluate(
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
     device: Device = "auto",
-    tta: Literal["none", "hflip", "flips"] = "none",
+    tta: str = "none",
     worst: int = 12,
 ) -> dict[str, Any]:
     """Evaluate a model at native resolution, as `segformer-spark evaluate` does, in this process.

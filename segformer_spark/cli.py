@@ -23,6 +23,7 @@ from segformer_spark.verbs import (
     data,
     demo,
     doctor,
+    evaluate,
     export,
     inference,
     init,
@@ -34,6 +35,7 @@ from segformer_spark.verbs import (
     sweep,
     train,
     tune,
+    verify,
     weights,
 )
 from segformer_spark.verbs.arguments import Verb, with_every_set
@@ -98,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     first = (init, demo, data, weights, params, train, sweep, tune, bench, doctor, job)
-    for module in (*first, inference, predict, export, study, agreement, anomaly, runs):
+    for module in (*first, evaluate, verify, inference, predict, export, study, agreement, anomaly, runs):
         module.add(subparsers)
     return parser
 

@@ -12,7 +12,7 @@ import torch
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.distributed.environment import Launch
 from segformer_spark.distributed.process_group import process_group
-from segformer_spark.evaluation.session import InferenceSettings, Session
+from segformer_spark.evaluation.session import InferenceSettings, OpenedModel, Session
 from segformer_spark.models.interface import SegmentationModel
 from tests.ranks import Group
 from tests.tiny import untrained_card
@@ -29,7 +29,8 @@ def session_of(
 ) -> Session:
     """A session of a live model; `inference` as its export would say."""
     card = untrained_card(dataset.classes, image_size=image_size, inference=inference)
-    return Session(Path(), None, model.eval(), card, settings or InferenceSettings(), group, dataset)
+    opened = OpenedModel(Path(), None, model.eval(), card)
+    return Session([opened], settings or InferenceSettings(), group, dataset)
 
 
 @contextmanager

@@ -241,6 +241,11 @@ class InferenceConfig(Section):
     )
     window: int | None = field(None, "Side of a sliding window over the image; null for one pass.", ge=32, le=8192)
     overlap: float = field(1 / 3, "Share of the window that neighbours have in common.", ge=0, lt=1)
+    window_weights: Literal["mean", "gaussian"] = field(
+        "mean",
+        "How the logits of overlapping windows are joined: their mean, or a mean in which the middle of a window "
+        "counts more than its border.",
+    )
     crops: Literal["none", "box", "two_pass"] = field(
         "none",
         "box: predict what lies around the data set's box, the rest is background; two_pass: around what a first pass "

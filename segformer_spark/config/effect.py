@@ -36,7 +36,9 @@ _CONDITIONS: Sequence[_Condition] = (
         lambda c: c.inference.resize != "image_size" or (c.inference.window or 0) < max(c.data.input_size),
         "a window smaller than data.image_size, or inference.resize short_side or native",
     ),
-    _Condition(("inference.overlap",), lambda c: c.inference.window is not None, "inference.window"),
+    _Condition(
+        ("inference.overlap", "inference.window_weights"), lambda c: c.inference.window is not None, "inference.window"
+    ),
     _Condition(("inference.crop_margin",), lambda c: c.inference.crops != "none", "inference.crops box or two_pass"),
     _Condition(
         _within(

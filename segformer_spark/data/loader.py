@@ -46,6 +46,7 @@ class EvalItem:
         mask: uint8 native mask, None for unlabelled images.
         window: the part of the native image that `pixels` shows; None for all of it.
         image: the native image, where a second pass will cut from it.
+        members: the same image as further models of an ensemble see it.
     """
 
     index: int
@@ -54,6 +55,7 @@ class EvalItem:
     mask: Mask | None
     window: Window | None = None
     image: Image | None = None
+    members: tuple[EvalItem, ...] = ()
 
 
 class _View(Dataset[Any], Generic[T]):
@@ -80,25 +82,32 @@ class _TrainView(_View[tuple[torch.Tensor, torch.Tensor, str]]):
 
 
 class _EvalView(_View[EvalItem]):
-    def __init__(self, dataset: SegmentationDataset, view: InferenceView) -> None:
-        self.dataset, self.view = dataset, view
+    def __init__(self, dataset: SegmentationDataset, config: EvalLoading) -> None:
+        self.dataset, self.config = dataset, config
 
     def load(self, index: int) -> EvalItem:
         sample = self.dataset.load(index)
         check_labels(sample.mask, len(self.dataset.classes), self.dataset.sample_id(index))
-        return eval_item(index, sample.image, sample.mask, self.dataset.box(index), self.view)
+        return _items(index, sample.image, sample.mask, self.dataset.box(index), self.config)
 
 
 class _FileView(_View[EvalItem]):
     def __init__(self, files: Sequence[Path], config: EvalLoading, boxes: Mapping[str, Box]) -> None:
-        self.files, self.view, self.decoding, self.boxes = files, config.view, config.decoding, boxes
-        self.keep_image = config.keep_image
+        self.files, self.config, self.boxes = files, config, boxes
 
     def load(self, index: int) -> EvalItem:
         file = self.files[index]
-        image = read_image(file, decoding=self.decoding)
-        item = eval_item(index, image, None, self.boxes.get(file.name), self.view)
-        return replace(item, image=image) if self.keep_image else item
+        image = read_image(file, decoding=self.config.decoding)
+        item = _items(index, image, None, self.boxes.get(file.name), self.config)
+        return replace(item, image=image) if self.config.keep_image else item
+
+
+def _items(index: int, image: Image, mask: Mask | None, box: Box | None, config: EvalLoading) -> EvalItem:
+    """What every model of an ensemble is shown."""
+    item = eval_item(index, image, mask, box, config.view)
+    if not config.members:
+        return item
+    return replace(item, members=tuple(eval_item(index, image, None, box, view) for view in config.members))
 
 
 def eval_item(index: int, image: Image, mask: Mask | None, box: Box | None, view: InferenceView) -> EvalItem:
@@ -171,7 +180,7 @@ class TrainLoader:
 
 def eval_loader(dataset: SegmentationDataset, indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:
     """Batches of labelled items for the given indices."""
-    return _iterate(_EvalView(dataset, config.view), indices, config)
+    return _iterate(_EvalView(dataset, config), indices, config)
 
 
 def file_loader(
@@ -184,7 +193,8 @@ def file_loader(
 @dataclass(frozen=True)
 class EvalLoading:
     """How evaluation and inference load: what the model is shown, images at a time, loader processes, and how files
-    without a data set are decoded. `keep_image`: items of files carry their native image.
+    without a data set are decoded. `keep_image`: items of files carry their native image. `members`: what further
+    models of an ensemble are shown.
     """
 
     view: InferenceView
@@ -192,6 +202,7 @@ class EvalLoading:
     num_workers: int
     decoding: Decoding = AS_STORED
     keep_image: bool = False
+    members: tuple[InferenceView, ...] = ()
 
 
 def _iterate(view: _View[EvalItem], indices: Sequence[int], config: EvalLoading) -> Iterator[list[EvalItem]]:

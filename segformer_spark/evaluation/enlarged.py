@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from segformer_spark.evaluation.decision import ARGMAX, Decision, image_thresholds
 from segformer_spark.kernels.class_ids import class_ids
 from segformer_spark.kernels.select import select_arithmetic
 from segformer_spark.ops.interpolation import bands, enlarge_rows, enlarged_bands, source_rows
@@ -19,22 +20,26 @@ _BAND_VALUES, _MIN_ROWS = 4_000_000, 16
 """Enlarged logits that exist at a time: at 150 classes a whole image of 1024 pixels would take 630 MB."""
 
 
-def enlarged_ids(passes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+def enlarged_ids(passes: Sequence[Tensor], size: tuple[int, int], decision: Decision = ARGMAX) -> Tensor:
     """Class ids at `size` from logits that are enlarged first, a band of rows at a time; uint8, or int32 if need be.
 
     Args:
-        passes: logits (C, h, w) in fp32; with several, their mean probability decides.
+        passes: logits (C, h, w) in fp32, of any h and w; with several, their mean probability decides.
+        decision: by argmax, or as it says, but for its postprocessing.
     """
     classes = len(passes[0])
     dtype = torch.uint8 if classes <= 256 else torch.int32
     ids = torch.empty(size, dtype=dtype, device=passes[0].device)
-    passes = _finite(passes)
+    passes, thresholds = _prepared(passes, decision)
+    if len(passes) == 1 and thresholds is not None:
+        # Interpolation is linear, its weights add up to 1: what is subtracted before may as well be after.
+        passes, thresholds = [passes[0] - thresholds.log()[:, None, None]], None
     arithmetic = select_arithmetic("auto", ids.device)
     if arithmetic != "cpu" and len(passes) == 1:
         return class_ids(passes[0][None], size, arithmetic)[0]
     for rows, scores in _enlarged_rows(passes, size):
         whole = scores[0] if len(scores) == 1 else torch.stack([one.softmax(0) for one in scores]).sum(0)
-        ids[rows] = whole.argmax(0).to(dtype)
+        ids[rows] = _over(whole, thresholds).argmax(0).to(dtype)
     return ids
 
 
@@ -52,46 +57,65 @@ def enlarged_probabilities(passes: Sequence[Tensor], size: tuple[int, int]) -> T
 
 
 def enlarged_scores(
-    passes: Sequence[Tensor], size: tuple[int, int], keep: Keep
+    passes: Sequence[Tensor], size: tuple[int, int], keep: Keep, decision: Decision = ARGMAX
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Class ids (H, W), how probable each is (H, W), and all probabilities (C, H, W) if they are kept.
 
     Args:
-        passes: logits (C, h, w) in fp32; with several, their mean probability decides.
+        passes, decision: those of `enlarged_ids`; the temperature makes the probabilities.
     """
-    passes = _finite(passes)
+    passes, thresholds = _prepared(passes, decision)
     ids = torch.empty(size, dtype=torch.uint8, device=passes[0].device)
     confidence = torch.empty(size, device=ids.device)
     kept = None
     if keep is not None:
         kept = torch.empty(len(passes[0]), *size, dtype=getattr(torch, keep), device=ids.device)
     for rows, scores in _enlarged_rows(passes, size):
-        ids[rows], probabilities = decided(scores)
-        confidence[rows] = probabilities.amax(0)
+        ids[rows], confidence[rows], probabilities = decided(scores, thresholds)
         if kept is not None:
             kept[:, rows] = quantized(probabilities, keep)
     return ids, confidence, kept
 
 
-def _finite(passes: Sequence[Tensor]) -> list[Tensor]:
+def _prepared(passes: Sequence[Tensor], decision: Decision) -> tuple[list[Tensor], Tensor | None]:
+    """Finite logits over the temperature, and the threshold (C,) of each class; None where all are equal."""
     # In a product with zeros an infinite score would spread over its row and column.
-    return [torch.nan_to_num(logits) for logits in passes]
+    finite = [torch.nan_to_num(logits) for logits in passes]
+    if decision.temperature != 1:
+        finite = [logits / decision.temperature for logits in finite]
+    return finite, None if decision.is_argmax else image_thresholds(decision, finite)
+
+
+def _over(scores: Tensor, thresholds: Tensor | None) -> Tensor:
+    return scores if thresholds is None else scores / thresholds[:, None, None]
 
 
 def _enlarged_rows(passes: Sequence[Tensor], size: tuple[int, int]) -> Iterator[tuple[slice, list[Tensor]]]:
     """Bands of rows of `size`, and the logits (C, rows, W) of every pass there."""
-    classes, length, _ = passes[0].shape
+    classes = len(passes[0])
     for rows in bands(size[0], max(_MIN_ROWS, _BAND_VALUES // (classes * size[1]))):
-        needed = source_rows(length, size[0], rows.start, rows.stop)
-        yield rows, [enlarge_rows(logits[:, needed], length, rows, size) for logits in passes]
+        yield rows, [_rows(logits, rows, size) for logits in passes]
 
 
-def decided(scores: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits (C, ...) of every pass -> class ids (...), uint8, and mean probabilities (C, ...)."""
+def _rows(logits: Tensor, rows: slice, size: tuple[int, int]) -> Tensor:
+    length = logits.shape[1]
+    return enlarge_rows(logits[:, source_rows(length, size[0], rows.start, rows.stop)], length, rows, size)
+
+
+def decided(scores: Sequence[Tensor], thresholds: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (C, H, W) of every pass -> class ids (H, W), uint8, how probable each is, and mean probabilities.
+
+    Args:
+        thresholds: (C,), of which the class exceeds its own by the largest factor; None: all are equal.
+    """
     if len(scores) == 1:
-        return scores[0].argmax(0).to(torch.uint8), scores[0].softmax(0)
-    total = torch.stack([one.softmax(0) for one in scores]).sum(0)
-    return total.argmax(0).to(torch.uint8), total / len(scores)
+        probabilities = scores[0].softmax(0)
+        ranked = scores[0] if thresholds is None else scores[0] - thresholds.log()[:, None, None]
+    else:
+        total = torch.stack([one.softmax(0) for one in scores]).sum(0)
+        probabilities, ranked = total / len(scores), _over(total, thresholds)
+    ids = ranked.argmax(0)
+    return ids.to(torch.uint8), probabilities.gather(0, ids[None])[0], probabilities
 
 
 def quantized(probabilities: Tensor, keep: Keep) -> Tensor:

@@ -1,9 +1,9 @@
-"""`evaluate`: a model on a labelled split at native resolution -> results.json, tables, figures, worst images."""
+"""`evaluate`: a model on a labelled split at native resolution -> counts, metrics, tables, figures, worst images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from segformer_spark.data.loader import EvalLoading, eval_loader
 from segformer_spark.data.orientation import turn_upright
 from segformer_spark.data.png import write_png
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.evaluation.count import count
-from segformer_spark.evaluation.pictures import draw_categories, draw_confusion, make_panel, stack_panels
+from segformer_spark.errors import UserError
+from segformer_spark.evaluation.collect import collect
+from segformer_spark.evaluation.pictures import make_panel, stack_panels
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.evaluation.record import session_record
+from segformer_spark.evaluation.result_folder import describe_images, foreground_iou, seal, write_results
 from segformer_spark.evaluation.session import InferenceSettings, Session
-from segformer_spark.metrics.confusion import EvaluationCounts
-from segformer_spark.metrics.report import NO_OBJECT, report
-from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
-from segformer_spark.run.atomic import write_csv, write_json
+from segformer_spark.evaluation.text_table import text_table
+from segformer_spark.metrics.surface import Spacing
 from segformer_spark.run.console import logger
 from segformer_spark.run.record import host_record
 from segformer_spark.run.system import now
@@ -41,6 +41,10 @@ class EvaluateOptions:
         num_worst: how many of the worst images to draw.
         num_examples: how many of the first, worst, median and best images to draw in one picture each.
         inference: how the model is asked.
+        others: further models, which are an ensemble with the first.
+        group_by: what images are drawn together in a bootstrap, a rule of `data.grouping`; None as the data set is.
+        spacing: height and width of a pixel, the unit of distances.
+        shard: (i, n): only every n-th image from the i-th on; None for all.
     """
 
     model: Path
@@ -49,132 +53,70 @@ class EvaluateOptions:
     num_worst: int = 12
     num_examples: int = 0
     inference: InferenceSettings = field(default_factory=InferenceSettings)
+    others: tuple[Path, ...] = ()
+    group_by: str | None = None
+    spacing: Spacing = (1.0, 1.0)
+    shard: tuple[int, int] | None = None
 
 
 def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Group) -> dict[str, Any]:
-    """Evaluate and write the results; returns the figures. Collective.
+    """Evaluate and write the results; returns the figures. Collective. Continues what was cut off.
 
     Raises:
         UserError: model, data set and configuration do not go together.
     """
     config = resolved.config
     settings = replace(options.inference, view=resolved.overridden_inference(), num_workers=config.data.num_workers)
-    session = Session.open(options.model, settings, group, config.data, options.split)
-    card, dataset = session.card, session.labelled()
+    models = [options.model, *options.others]
+    session = Session.open(models, settings, group, config.data, options.split)
+    dataset = session.labelled()
+    description = group.on_main(lambda: describe_images(dataset, session.card.class_names, options.group_by))
+    indices = _shard(len(dataset), options.shard)
+    description = description.take(indices)
+    asked = {
+        "dataset": config.data.dataset,
+        "split": options.split,
+        "tta": session.tta,
+        "decision": session.decision_record(),
+        "precision": settings.precision,
+        "resolution": "native",
+        "inference": session.view.config.model_dump(),
+        "spacing": list(options.spacing),
+        "shard": None if options.shard is None else list(options.shard),
+    }
+    identity = {**asked, "model_sha256": group.on_main(session.weights_digest), "images": asdict(description)}
     started = now()
-    counts, _ = count(session.predictor, dataset, session.loading, group, f"evaluating {options.split}")
-    membership = [dataset.category(index) for index in range(len(dataset))]
-    metrics = report(
-        counts, membership, class_names=card.class_names, background=card.background, categories=dataset.categories
-    )
+    label = f"evaluating {options.split}"
+    counts, seconds = collect(session, indices, options.output, identity, label, options.spacing)
     hosts = group.gather(host_record(group.device))
 
-    def write() -> None:
-        write_tables(options.output, metrics, counts, dataset)
-        draw_confusion(np.asarray(metrics["confusion"]), card.class_names, options.output / "figures" / "confusion.png")
-        draw_categories(metrics, options.output / "figures" / "scores.png")
-        quality = foreground_iou(counts, dataset.classes.background)
-        _draw_worst(session, quality, options)
+    def write() -> dict[str, Any]:
+        record = {**asked, "seconds_per_image": seconds, **session_record(session, hosts, started)}
+        metrics = write_results(options.output, counts, description, record)
+        quality = foreground_iou(counts, description)
+        _draw_worst(session, indices, quality, options)
         if options.num_examples:
-            _draw_examples(session, quality, options)
-        record = {
-            "dataset": config.data.dataset,
-            "split": options.split,
-            "tta": settings.tta,
-            "precision": settings.precision,
-            "resolution": "native",
-            "inference": session.view.config.model_dump(),
-            **session_record(session, hosts, started),
-        }
-        write_json(options.output / "results.json", {**metrics, "record": record})
-
-    group.on_main(write)
-    if group.is_main:
-        for line in table(metrics):
+            _draw_examples(session, indices, quality, options)
+        digest = seal(options.output)
+        for line in text_table(metrics):
             logger.info("%s", line)
-        logger.info("results: %s", options.output)
-    return metrics
+        logger.info("results: %s, sha256 of its SHA256SUMS: %s", options.output, digest)
+        return metrics
+
+    found: dict[str, Any] = group.on_main(write)
+    return found
 
 
-def write_tables(folder: Path, metrics: dict[str, Any], counts: EvaluationCounts, dataset: SegmentationDataset) -> None:
-    """per_image.csv and confusion.csv."""
-    names = dataset.classes.names
-    per_image = counts.per_image.cpu().numpy()
-    iou = _per_image_iou(counts)
-    is_spark = {"body", "panels"} <= set(names)
-    counted = (
-        counts_for_panels(per_image[:, names.index("body")], per_image[:, names.index("panels")]) if is_spark else None
-    )
-    rows = []
-    for index in range(len(dataset)):
-        row: dict[str, Any] = {"image": dataset.sample_id(index)}
-        if dataset.categories:
-            row["category"] = dataset.categories[dataset.category(index)]
-        row |= {f"iou_{name}": _decimal(iou[index, c]) for c, name in enumerate(names)}
-        row |= {f"true_pixels_{name}": int(per_image[index, c, 1]) for c, name in enumerate(names)}
-        if counted is not None:
-            row["counts_for_panels"] = int(counted[index])
-        rows.append(row)
-    write_csv(folder / "per_image.csv", list(rows[0]), rows)
-    matrix = [
-        {"truth": name, **dict(zip(names, values, strict=True))}
-        for name, values in zip(names, metrics["confusion"], strict=True)
-    ]
-    write_csv(folder / "confusion.csv", ["truth", *names], matrix)
+def _shard(number: int, shard: tuple[int, int] | None) -> list[int]:
+    if shard is None:
+        return list(range(number))
+    first, step = shard
+    if first >= number:
+        raise UserError(f"--shard {first}/{step}: the split has {number} images, none is left for this shard")
+    return list(range(first, number, step))
 
 
-def table(metrics: dict[str, Any]) -> list[str]:
-    """The metrics as aligned text lines: classes, then categories, then totals."""
-    lines = [f"{'class':<18}{'IoU':>9}{'Dice':>9}{'precision':>11}{'recall':>9}"]
-    for name, s in metrics["per_class"].items():
-        lines.append(
-            f"{name:<18}{_number(s['iou']):>9}{_number(s['dice']):>9}{_number(s['precision']):>11}{_number(s['recall']):>9}"
-        )
-    if metrics["categories"]:
-        lines.append(f"{'category':<18}{'images':>9}{'mIoU':>9}{'SPARK':>11}")
-        for name, g in metrics["categories"].items():
-            lines.append(f"{name:<18}{g['num_images']:>9}{_number(g['miou']):>9}{_number(g.get('spark_score')):>11}")
-    for name, one in metrics.get("object_sizes", {}).items():
-        values = "  ".join(f"{key} {_number(value)}" for key, value in one.items() if key != "num_images")
-        what = "without an object" if name == NO_OBJECT else f"objects of {name} of the image"
-        lines.append(f"{what}: {one['num_images']} images  {values}")
-    keys = (
-        "miou",
-        "miou_void_as_error",
-        "miou_without_background",
-        "pixel_accuracy",
-        "spark_score_body",
-        "spark_score_panels",
-        "spark_score",
-    )
-    lines.append("  ".join(f"{key} {_number(metrics[key])}" for key in keys if key in metrics))
-    return lines
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _decimal(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.6f}"
-
-
-def _per_image_iou(counts: EvaluationCounts) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """IoU (N, C); nan for a class that neither truth nor prediction has."""
-    return image_iou(counts.per_image.cpu().numpy(), empty=np.nan)
-
-
-def foreground_iou(counts: EvaluationCounts, background: int | None) -> NDArray[np.float64]:
-    """Mean IoU (N,) of each image over the foreground classes that it or its prediction has; 1 where there are none."""
-    iou = _per_image_iou(counts)
-    foreground = [c for c in range(iou.shape[1]) if c != background]
-    present = ~np.isnan(iou[:, foreground])
-    quality = np.where(present, iou[:, foreground], 0).sum(1) / np.maximum(present.sum(1), 1)
-    quality[~present.any(1)] = 1.0
-    return np.asarray(quality)
-
-
-def _draw_examples(session: Session, quality: NDArray[np.float64], options: EvaluateOptions) -> None:
+def _draw_examples(session: Session, images: list[int], quality: NDArray[np.float64], options: EvaluateOptions) -> None:
     """examples/first.png, worst.png, median.png and best.png: Input | Truth | Prediction, one image below the other."""
     dataset, number = session.labelled(), min(options.num_examples, len(quality))
     order = [int(index) for index in np.argsort(quality, kind="stable")]
@@ -186,21 +128,28 @@ def _draw_examples(session: Session, quality: NDArray[np.float64], options: Eval
         "best": order[::-1][:number],
     }
     for name, indices in chosen.items():
-        titles = {index: f"{dataset.sample_id(index)}  mean IoU {quality[index]:.3f}" for index in indices}
+        titles = _titles(dataset, images, quality, indices)
         panels = [panel for _, panel in predicted_panels(session.predictor, dataset, session.loading, titles)]
         write_png(options.output / "examples" / f"{name}.png", stack_panels(panels))
 
 
-def _draw_worst(session: Session, quality: NDArray[np.float64], options: EvaluateOptions) -> None:
+def _draw_worst(session: Session, images: list[int], quality: NDArray[np.float64], options: EvaluateOptions) -> None:
     """The images with the lowest mean IoU over the foreground classes, worst first."""
     dataset = session.labelled()
     worst = [int(index) for index in np.argsort(quality, kind="stable")[: options.num_worst]]
     folder = options.output / "worst"
     for old in folder.glob("*.png"):
         old.unlink()
-    titles = {index: f"{dataset.sample_id(index)}  mean IoU {quality[index]:.3f}" for index in worst}
+    titles = _titles(dataset, images, quality, worst)
     for rank, (name, panel) in enumerate(predicted_panels(session.predictor, dataset, session.loading, titles)):
         write_png(folder / f"{rank + 1:02d}_{name}.png", panel)
+
+
+def _titles(
+    dataset: SegmentationDataset, images: list[int], quality: NDArray[np.float64], chosen: list[int]
+) -> dict[int, str]:
+    """{index in the data set: title} of the images at these positions."""
+    return {images[at]: f"{dataset.sample_id(images[at])}  mean IoU {quality[at]:.3f}" for at in chosen}
 
 
 def predicted_panels(

@@ -85,6 +85,24 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Any:
     return figure
 
 
+def draw_reliability(calibration: Mapping[str, Any], path: Path) -> None:
+    """Accuracy of the pixels over how probable their class was, and the pixels in each bin."""
+    bins = [row for row in calibration["bins"] if row["pixels"]]
+    figure = new_figure(5.2, 4.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1, label="calibrated")
+    upper.plot([row["confidence"] for row in bins], [row["accuracy"] for row in bins], marker="o", label="model")
+    upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1.02))
+    upper.set_title(f"expected calibration error {calibration['ece']:.3f}", fontsize="medium")
+    upper.legend(fontsize="small")
+    upper.grid(alpha=0.3)
+    total = sum(row["pixels"] for row in bins)
+    middles = [(row["from"] + row["to"]) / 2 for row in bins]
+    lower.bar(middles, [100 * row["pixels"] / total for row in bins], width=bins[0]["to"] - bins[0]["from"])
+    lower.set(xlabel="probability of the predicted class", ylabel="% of pixels")
+    save_figure(figure, path)
+
+
 def draw_categories(metrics: dict[str, Any], path: Path) -> None:
     """IoU per class and, where defined, the SPARK score: overall and for every category, if there are any."""
     categories = {**metrics["categories"], "all": metrics}

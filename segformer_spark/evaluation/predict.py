@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,25 +19,27 @@ from segformer_spark.data.resize import resize_mask
 from segformer_spark.data.transforms import image_to_tensor, normalize_images
 from segformer_spark.data.window import Window, cut_mask
 from segformer_spark.errors import ConfigError, UserError
-from segformer_spark.evaluation.enlarged import Keep, enlarged_ids, enlarged_probabilities, enlarged_scores, quantized
+from segformer_spark.evaluation.augmented import Pass, passes_of
+from segformer_spark.evaluation.decision import ARGMAX, Decision
+from segformer_spark.evaluation.enlarged import (
+    Keep,
+    enlarged_ids,
+    enlarged_probabilities,
+    enlarged_scores,
+    quantized,
+)
+from segformer_spark.evaluation.main_box import main_box
+from segformer_spark.evaluation.postprocessing import postprocess
 from segformer_spark.evaluation.sliding import sliding_logits
 from segformer_spark.kernels.select import select_arithmetic
 from segformer_spark.models.interface import SegmentationModel
 
-TTA_FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "none": ((),),
-    "hflip": ((), (-1,)),
-    "flips": ((), (-1,), (-2,), (-2, -1)),
-}
-"""Test-time augmentation: axes of (B, C, H, W) flipped in each pass."""
-
-_SPECK = 0.1
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 T = TypeVar("T")
 
-_Passes = list[tuple[tuple[int, ...], Tensor]]
-"""Per pass the flipped axes and the logits (B, C, h, w)."""
+_Passes = list[tuple[Pass, Tensor]]
+"""Every pass and its logits (B, C, h, w)."""
 
 _Found = tuple[Tensor, ...]
 """Class ids (H, W) or probabilities (C, H, W) of an image, and what else was made of its logits."""
@@ -63,7 +64,7 @@ class Scored:
 
     Attributes:
         ids: class ids, uint8 (H, W).
-        confidence: mean over the pixels of the probability of their class.
+        confidence: mean over the pixels of the probability of their class, before postprocessing.
         probabilities: (C, H, W), as they were to be kept, or None.
     """
 
@@ -79,8 +80,10 @@ class Predictor:
     Attributes:
         view: what the model is shown; with its crops, `background` is the class outside of them.
         precision: fp32, tf32, bf16 or fp16 (autocast).
-        tta: a key of TTA_FLIPS.
+        tta: test-time augmentation, as `augmented.passes_of` reads it.
         flipped: the class id that each id becomes in an image that is flipped left to right; empty: all stay.
+        decision: how class ids follow from logits.
+        members: further models of an ensemble, each with its own view; the mean probability of all passes counts.
     """
 
     model: SegmentationModel
@@ -90,6 +93,8 @@ class Predictor:
     tta: str = "none"
     background: int | None = None
     flipped: tuple[int, ...] = ()
+    decision: Decision = ARGMAX
+    members: tuple[Predictor, ...] = ()
 
     def __post_init__(self) -> None:
         refuse_fp16_on_cpu(self.precision, self.device.type)
@@ -98,7 +103,8 @@ class Predictor:
     def predict(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
         """Yield each item with its class ids, uint8 (H, W) at native size on the device.
 
-        Logits are upsampled to the native size before argmax. With TTA the softmax is averaged over the passes.
+        Logits are upsampled to the native size before the decision. With TTA and with several models the probability
+        is the mean over all passes.
         """
         for item, found in self._by_batch(items, lambda *of: (self._class_ids(*of),)):
             yield item, found[0]
@@ -132,11 +138,51 @@ class Predictor:
         for item, found in self._by_batch(items, lambda *of: (self._class_probabilities(*of),)):
             yield item, found[0]
 
+    def decided_in_turn(
+        self, items: Iterable[list[EvalItem]], decisions: Sequence[Decision]
+    ) -> Iterator[tuple[EvalItem, list[Tensor], list[float]]]:
+        """Yield each item with its class ids by each decision and the seconds that each took; the model is asked once.
+
+        With two_pass crops the first decision finds the crop.
+        """
+        deciders = [replace(self, decision=decision) for decision in decisions]
+        seconds: dict[int, list[float]] = {}
+
+        def each(passes: _Passes, row: int, item: EvalItem) -> _Found:
+            ids, spent = [], []
+            for one in deciders:
+                began = time.perf_counter()
+                ids.append(one._class_ids(passes, row, item))
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                spent.append(time.perf_counter() - began)
+            seconds[item.index] = spent
+            return tuple(ids)
+
+        for item, found in self._by_batch(items, each):
+            yield item, list(found), seconds.pop(item.index)
+
+    def shown_logits(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor, Mask]]:
+        """Yield each labelled item with its mean logits (C, h, w) and the mask of what they show; crops are cut."""
+
+        def mean(passes: _Passes, row: int, item: EvalItem) -> _Found:
+            assert item.mask is not None
+            mask = item.mask if item.window is None else cut_mask(item.mask, item.window)
+            return self._class_ids(passes, row, item), self._upright(passes, row)[0], torch.from_numpy(mask)
+
+        for item, (_, logits, mask) in self._by_batch(items, mean):
+            yield item, logits, mask.numpy()
+
     def scored(self, items: Iterable[list[EvalItem]], keep: Keep = None) -> Iterator[tuple[EvalItem, Scored]]:
         """Yield each item with its class ids, how probable they are, and its probabilities if they are to be kept."""
-        for item, found in self._by_batch(items, lambda passes, row, item: self._scored(passes, row, item, keep)):
+        for item, found in self._by_batch(items, lambda passes, row, item: self._scored(passes, row, item, keep=keep)):
             ids, confidence, *kept = found
             yield item, Scored(ids, float(confidence.mean(dtype=torch.float64)), kept[0] if kept else None)
+
+    def with_confidence(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor, Tensor]]:
+        """Yield each item with its class ids, uint8 (H, W), and how probable each is, fp32 (H, W)."""
+        for item, (ids, confidence) in self._by_batch(items, lambda *of: self._scored(*of, keep=None)):
+            yield item, ids, confidence
 
     def features(
         self, items: Iterable[list[EvalItem]], names: Sequence[str]
@@ -160,7 +206,7 @@ class Predictor:
 
     def logits(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor]]:
         """Yield each item with the logits (C, h, w) of its whole image in fp32, as the model gives them."""
-        return self._by_item(items, lambda images: self._logits(images, ())[0].float())
+        return self._by_item(items, lambda images: self._logits(images, Pass())[0].float())
 
     def maps(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor, Tensor]]:
         """Yield each item with the logits (C, h, w) of its whole image and what the classifier saw, (D, h', w').
@@ -211,7 +257,7 @@ class Predictor:
 
     def _in_passes(self, batch: list[EvalItem], finish: _Finish) -> list[_Found]:
         """What `finish` makes of every item's logits; with two_pass crops those of the second pass."""
-        sizes = {item.pixels.shape for item in batch}
+        sizes = {tuple(one.pixels.shape for one in (item, *item.members)) for item in batch}
         # Images of several sizes do not stack.
         parts = [batch] if len(sizes) == 1 else [[item] for item in batch]
         results = [result for part in parts for result in self._predict_equal(part, finish)]
@@ -230,26 +276,35 @@ class Predictor:
         assert item.image is not None
         assert box is not None
         pixels, window = self.view.around(item.image, box)
-        return replace(item, pixels=image_to_tensor(pixels), window=window)
+        shown = replace(item, pixels=image_to_tensor(pixels), window=window)
+        return replace(shown, members=(replace(shown, members=()),) * len(self.members))
 
     def _predict_equal(self, batch: list[EvalItem], finish: _Finish) -> list[_Found]:
         """What `finish` makes of items with pixels of one size."""
-        images = self.normalized(torch.stack([item.pixels for item in batch]))
-        passes = [(axes, self._logits(images, axes)) for axes in TTA_FLIPS[self.tta]]
+        passes = self._passes(torch.stack([item.pixels for item in batch]))
+        for number, member in enumerate(self.members):
+            passes += member._passes(torch.stack([item.members[number].pixels for item in batch]))
         return [finish(passes, row, item) for row, item in enumerate(batch)]
+
+    def _passes(self, pixels: Tensor) -> _Passes:
+        images = self.normalized(pixels)
+        return [(one, self._logits(images, one)) for one in passes_of(self.tta)]
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> what the model takes, on its device."""
         return normalize_images(pixels.to(self.device), select_arithmetic("auto", self.device))
 
-    def _logits(self, images: Tensor, axes: tuple[int, ...]) -> Tensor:
+    def _logits(self, images: Tensor, shown: Pass) -> Tensor:
         config = self.view.config
-        images = images.flip(axes) if axes else images
+        images = shown.show(images)
         with autocast(self.device, self.precision):
             if config.window is None:
                 logits: Tensor = self.model(images)
             else:
-                logits = sliding_logits(self.model, images, config.window, config.overlap, self.model.output_stride)
+                stride = self.model.output_stride
+                logits = sliding_logits(
+                    self.model, images, config.window, config.overlap, stride, weights=config.window_weights
+                )
         self._refuse_nan(logits)
         return logits
 
@@ -262,17 +317,16 @@ class Predictor:
             )
 
     def _upright(self, passes: _Passes, row: int) -> list[Tensor]:
-        """One image's logits of every pass in fp32, with flips undone and sided classes exchanged."""
-        return [self.exchanged(logits[row].float().flip(axes), axes) for axes, logits in passes]
+        """One image's logits of every pass in fp32, turned upright, with sided classes exchanged."""
+        return [self.exchanged(shown.undo(logits[row].float()), shown) for shown, logits in passes]
 
-    def exchanged(self, logits: Tensor, axes: tuple[int, ...]) -> Tensor:
-        """Logits (C, ...) of a pass flipped along `axes`, with sided classes exchanged."""
-        return logits[list(self.flipped)] if self.flipped and -1 in axes else logits
+    def exchanged(self, logits: Tensor, shown: Pass) -> Tensor:
+        """Upright logits (C, ...) of a pass, with sided classes exchanged where it mirrors."""
+        return logits[list(self.flipped)] if self.flipped and shown.mirrors else logits
 
     def whole_passes(self, pixels: Tensor) -> list[Tensor]:
-        """uint8 (3, H, W) -> logits (C, h, w) of every pass, flips undone."""
-        images = self.normalized(pixels[None])
-        return self._upright([(axes, self._logits(images, axes)) for axes in TTA_FLIPS[self.tta]], 0)
+        """uint8 (3, H, W) -> upright logits (C, h, w) of every pass."""
+        return self._upright(self._passes(pixels[None]), 0)
 
     def window_logits(self, images: Tensor) -> Tensor:
         """Normalised windows (B, 3, H, W) -> logits (B, C, h, w) in fp32."""
@@ -282,16 +336,22 @@ class Predictor:
         return logits.float()
 
     def _class_ids(self, passes: _Passes, row: int, item: EvalItem) -> Tensor:
-        ids = enlarged_ids(self._upright(passes, row), _shown_size(item))
-        if item.window is None:
-            return ids
-        assert self.background is not None
-        whole = torch.full(item.size, self.background, dtype=ids.dtype, device=ids.device)
-        return _paste(ids, whole, item.window)
+        ids = enlarged_ids(self._upright(passes, row), _shown_size(item), self.decision)
+        if item.window is not None:
+            assert self.background is not None
+            whole = torch.full(item.size, self.background, dtype=ids.dtype, device=ids.device)
+            ids = _paste(ids, whole, item.window)
+        return self._postprocessed(ids)
 
-    def _scored(self, passes: _Passes, row: int, item: EvalItem, keep: Keep) -> _Found:
+    def _postprocessed(self, ids: Tensor) -> Tensor:
+        options = self.decision.postprocessing
+        if not options.is_active:
+            return ids
+        return torch.from_numpy(postprocess(ids.cpu().numpy(), options, self.background)).to(ids.device)
+
+    def _scored(self, passes: _Passes, row: int, item: EvalItem, *, keep: Keep) -> _Found:
         """Class ids, how probable each is, and probabilities if they are kept."""
-        ids, confidence, kept = enlarged_scores(self._upright(passes, row), _shown_size(item), keep)
+        ids, confidence, kept = enlarged_scores(self._upright(passes, row), _shown_size(item), keep, self.decision)
         if item.window is not None:
             assert self.background is not None
             # Outside of the crop is background, and certain.
@@ -301,6 +361,7 @@ class Predictor:
                 whole = kept.new_zeros(len(kept), *item.size)
                 whole[self.background] = quantized(torch.ones((), device=ids.device), keep)
                 kept = _paste(kept, whole, item.window)
+        ids = self._postprocessed(ids)
         return (ids, confidence) if kept is None else (ids, confidence, kept)
 
     def _class_probabilities(self, passes: _Passes, row: int, item: EvalItem) -> Tensor:
@@ -330,19 +391,3 @@ def _paste(crop: Tensor, whole: Tensor, window: Window) -> Tensor:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Forward passes in bf16 or fp16 arithmetic; nothing for fp32 and tf32 (`devices.set_float32_products`)."""
     return nullcontext() if precision in ("fp32", "tf32") else torch.autocast(device.type, dtype=_AUTOCAST[precision])
-
-
-def main_box(ids: Mask, background: int | None) -> Box | None:
-    """The box of what was found: the largest connected part that is not background, and all parts of a tenth of it.
-
-    None when nothing was found. Specks far from the object must not make the box as large as the image.
-    """
-    assert background is not None
-    number, _, parts, _ = cv2.connectedComponentsWithStats((ids != background).astype(np.uint8), connectivity=8)
-    if number < 2:
-        return None
-    parts = parts[1:]
-    kept = parts[parts[:, cv2.CC_STAT_AREA] >= _SPECK * parts[:, cv2.CC_STAT_AREA].max()]
-    left, top = kept[:, cv2.CC_STAT_LEFT], kept[:, cv2.CC_STAT_TOP]
-    right, bottom = left + kept[:, cv2.CC_STAT_WIDTH] - 1, top + kept[:, cv2.CC_STAT_HEIGHT] - 1
-    return int(left.min()), int(top.min()), int(right.max()), int(bottom.max())

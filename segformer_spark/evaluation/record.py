@@ -9,6 +9,7 @@ from typing import Any
 
 from segformer_spark.evaluation.session import Session
 from segformer_spark.kernels.select import kernels_record
+from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.directory import training_record
 from segformer_spark.run.record import command_record, scrub, software_record
 from segformer_spark.run.system import now
@@ -23,6 +24,7 @@ def session_record(session: Session, hosts: Sequence[Mapping[str, Any]], started
     """
     record = {
         "model": str(session.folder),
+        "models": [{"folder": str(one.folder), "sha256": sha256_of(one.weights_file)} for one in session.models],
         "card": asdict(session.card),
         "training": training_record(session.folder),
         "command": command_record(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,14 @@ from segformer_spark.data.registry import open_dataset
 from segformer_spark.distributed.devices import set_float32_products
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
-from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor
+from segformer_spark.evaluation.augmented import passes_of
+from segformer_spark.evaluation.decision import ARGMAX, Decision
+from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.evaluation.saved_decision import DECISION_FILE, SavedDecision, read_decision
 from segformer_spark.kernels.check import check_kernels
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.run.console import logger
+from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.directory import locate_model
 
 
@@ -35,30 +40,52 @@ class InferenceSettings:
     Attributes:
         precision: fp32, tf32, bf16 or fp16 (autocast).
         batch_size: images per rank at a time.
-        tta: test-time augmentation, a key of TTA_FLIPS.
+        tta: test-time augmentation, as `augmented.passes_of` reads it; None: that of a saved decision, else none.
         crops: none, box or two_pass; None as the model was exported.
         view: fields of `inference` that replace those that the model was exported with.
         num_workers: loader processes per rank.
         exif_orientation: of files without a data set, stored or upright; None as the model was trained.
         max_pixels: of files without a data set; larger ones are refused.
         keep_images: items of files carry their native image.
+        decision: how class ids follow from logits.
+        use_saved: take decision, augmentation and view from the model's decision.json, where there is one.
     """
 
     precision: str = "fp32"
     batch_size: int = 8
-    tta: str = "none"
+    tta: str | None = None
     crops: str | None = None
     view: Mapping[str, Any] = field(default_factory=dict)
     num_workers: int = 0
     exif_orientation: Literal["stored", "upright"] | None = None
     max_pixels: int = MAX_PIXELS
     keep_images: bool = False
+    decision: Decision = ARGMAX
+    use_saved: bool = False
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """An exported model's folder or ONNX file, the run directory it lies in (None elsewhere), the model, its card."""
+
+    folder: Path
+    run: Path | None
+    model: SegmentationModel
+    card: ModelCard
+
+    @property
+    def weights_file(self) -> Path:
+        """The file whose digest stands for the model."""
+        return self.folder if self.folder.is_file() else self.folder / "model.safetensors"
 
 
 class Session:
-    """A model in evaluation mode on this rank's device.
+    """A model in evaluation mode on this rank's device, or several whose mean probability counts.
 
     Attributes:
+        models: what was opened; with several, the attributes below are those of the first.
+        settings: how they are asked.
+        tta: test-time augmentation.
         folder: the exported model's folder, or ONNX file.
         run: the run directory that it lies in; None elsewhere.
         card: what its export says about it.
@@ -68,41 +95,52 @@ class Session:
 
     def __init__(
         self,
-        folder: Path,
-        run: Path | None,
-        model: SegmentationModel,
-        card: ModelCard,
+        models: Sequence[OpenedModel],
         settings: InferenceSettings,
         group: Group,
         dataset: SegmentationDataset | None,
     ) -> None:
-        self.folder, self.run, self.card, self.group, self.dataset = folder, run, card, group, dataset
+        first = models[0]
+        settings = replace(settings, tta=settings.tta or "none")
+        self.models, self.group, self.dataset, self.settings = list(models), group, dataset, settings
+        self.tta = settings.tta or "none"
+        self.folder, self.run, self.card = first.folder, first.run, first.card
         crops = {"crops": settings.crops} if settings.crops else {}
-        self.view: InferenceView = card.view(**{**settings.view, **crops})
+        views = [one.card.view(**{**settings.view, **crops}) for one in models]
+        self.view: InferenceView = views[0]
+        card = first.card
+        _refuse_different(models, views)
         if dataset is not None:
             check_view(self.view.config, dataset)
         orientation = settings.exif_orientation or card.exif_orientation
         decoding = Decoding(orientation, settings.max_pixels, pixels_option="--max-pixels")
         self.loading = EvalLoading(
-            *(self.view, settings.batch_size, settings.num_workers, decoding), keep_image=settings.keep_images
+            *(self.view, settings.batch_size, settings.num_workers, decoding),
+            keep_image=settings.keep_images,
+            members=tuple(views[1:]),
         )
         flipped: tuple[int, ...] = ()
-        if any(-1 in axes for axes in TTA_FLIPS[settings.tta]):
-            refuse_unpaired_sides(card.class_names, card.flip_pairs, f"--tta {settings.tta}", "leave --tta out")
+        if any(one.mirrors for one in passes_of(self.tta)):
+            refuse_unpaired_sides(card.class_names, card.flip_pairs, f"--tta {self.tta}", "leave --tta out")
             flipped = tuple(flipped_ids(card.class_names, card.flip_pairs or ()))
-            for first, second in sided_names(card.class_names) if not card.flip_pairs else ():
-                logger.warning("--tta %s: %s and %s are not exchanged (data.flip_pairs)", settings.tta, first, second)
+            for left, right in sided_names(card.class_names) if not card.flip_pairs else ():
+                logger.warning("--tta %s: %s and %s are not exchanged (data.flip_pairs)", self.tta, left, right)
         set_float32_products(settings.precision, group.device)
         check_kernels(group.device, group.gather)
-        self.predictor = Predictor(
-            *(model.to(group.device), group.device, self.view, settings.precision, settings.tta, card.background),
-            flipped=flipped,
-        )
+        predictors = [
+            Predictor(
+                *(one.model.to(group.device), group.device, view, settings.precision, self.tta, card.background),
+                flipped=flipped,
+                decision=settings.decision,
+            )
+            for one, view in zip(models, views, strict=True)
+        ]
+        self.predictor = replace(predictors[0], members=tuple(predictors[1:]))
 
     @classmethod
     def open(
         cls,
-        path: Path,
+        path: Path | Sequence[Path],
         settings: InferenceSettings,
         group: Group,
         data: DataConfig | None = None,
@@ -112,29 +150,51 @@ class Session:
 
         Args:
             path: a run directory (its best/, else final/), a folder or ONNX file exported by this
-                package, or a published SegFormer.
+                package, or a published SegFormer; several are an ensemble.
             split: of `data`; None takes its validation split.
 
         Raises:
             UserError: there is no such model or data, or they do not go together.
         """
-        folder, run, model, card = _opened(path)
+        models = [_opened(one) for one in ([path] if isinstance(path, Path) else path)]
         dataset = None
         if data is not None and data.flip_pairs is not None:
-            card = replace(card, flip_pairs=tuple(data.flip_pairs))
+            pairs = tuple(data.flip_pairs)
+            models = [replace(one, card=replace(one.card, flip_pairs=pairs)) for one in models]
         if data is not None:
             dataset = group.on_main(lambda: open_dataset(data, split or data.val_split))
-            if tuple(dataset.classes.names) != card.class_names:
+            if tuple(dataset.classes.names) != models[0].card.class_names:
                 raise UserError(
-                    f"{folder} knows the classes {', '.join(card.class_names)}, the data set {data.dataset} has "
-                    f"{', '.join(dataset.classes.names)}"
+                    f"{models[0].folder} knows the classes {', '.join(models[0].card.class_names)}, the data set "
+                    f"{data.dataset} has {', '.join(dataset.classes.names)}"
                 )
-        return cls(folder, run, model, card, settings, group, dataset)
+        if settings.use_saved:
+            saved = group.on_main(lambda: _saved(models))
+            settings = settings if saved is None else _with_saved(settings, *saved, models[0].card.class_names)
+        return cls(models, settings, group, dataset)
 
     @property
     def weights_file(self) -> Path:
-        """The file whose digest stands for the model."""
-        return self.folder if self.folder.is_file() else self.folder / "model.safetensors"
+        """The file whose digest stands for the (first) model."""
+        return self.models[0].weights_file
+
+    def weights_digest(self) -> str:
+        """sha256 of the model's weights; of several models, of their digests one after another."""
+        digests = [sha256_of(one.weights_file) for one in self.models]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def asked(self, settings: InferenceSettings) -> Session:
+        """The same models and data set, asked in another way.
+
+        Raises:
+            UserError: the models cannot be asked like this.
+        """
+        return Session(self.models, settings, self.group, self.dataset)
+
+    def decision_record(self) -> dict[str, Any] | None:
+        """The decision for JSON; None for argmax, as records of earlier versions have it."""
+        decision = self.settings.decision
+        return None if decision == ARGMAX else asdict(decision)
 
     @property
     def model(self) -> SegmentationModel:
@@ -174,7 +234,52 @@ class Session:
         return self.predictor.features(items, names)
 
 
-def _opened(path: Path) -> tuple[Path, Path | None, SegmentationModel, ModelCard]:
-    """The model's folder or file, the run that it lies in, the model and its card."""
+def _opened(path: Path) -> OpenedModel:
     found, run = locate_model(path)
-    return found, run, *(load_onnx(found) if found.is_file() else load_model(found))
+    return OpenedModel(found, run, *(load_onnx(found) if found.is_file() else load_model(found)))
+
+
+def _saved(models: Sequence[OpenedModel]) -> tuple[Path, SavedDecision] | None:
+    """The decision that was saved for this very model; None for several models, without one, or for other weights."""
+    first = models[0]
+    found = [folder / DECISION_FILE for folder in (first.run, first.folder) if folder is not None and folder.is_dir()]
+    path = next((path for path in found if path.is_file()), None)
+    if path is None:
+        return None
+    if len(models) > 1:
+        logger.info("%s is of one model: not used for several", path)
+        return None
+    saved = read_decision(path)
+    if saved.model_sha256 != sha256_of(first.weights_file):
+        logger.warning("%s was made for another model than %s: not used", path, first.folder)
+        return None
+    logger.info("decision: %s (%s)", saved.summary, path)
+    return path, saved
+
+
+def _with_saved(
+    settings: InferenceSettings, path: Path, saved: SavedDecision, class_names: Sequence[str]
+) -> InferenceSettings:
+    """What was saved, where nothing else was asked for."""
+    return replace(
+        settings,
+        decision=saved.decision(class_names, path),
+        tta=settings.tta or saved.tta,
+        view={**saved.inference, **settings.view},
+    )
+
+
+def _refuse_different(models: Sequence[OpenedModel], views: Sequence[InferenceView]) -> None:
+    """Raise UserError for models whose probabilities have no mean."""
+    first = models[0]
+    for one, view in zip(models[1:], views[1:], strict=True):
+        if one.card.class_names != first.card.class_names:
+            raise UserError(
+                f"{one.folder} knows the classes {', '.join(one.card.class_names)}, {first.folder} knows "
+                f"{', '.join(first.card.class_names)}: an ensemble needs the same classes in one order"
+            )
+        crop = {view.config.crops, views[0].config.crops} != {"none"}
+        if crop and (view.size, view.config) != (views[0].size, views[0].config):
+            raise UserError(
+                f"{one.folder} and {first.folder} are shown different crops; an ensemble needs equal ones, or none"
+            )

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
+import torch
 from torch import Tensor
+
+Weights = Literal["mean", "gaussian"]
+
+_SIGMA, _LEAST_WEIGHT = 1 / 8, 1e-3
+"""Of a window's side, and of the weight in its middle, as nnU-Net has them (Isensee et al. 2021)."""
 
 
 def window_starts(length: int, window: int, overlap: float, output_stride: int) -> list[int]:
@@ -20,14 +27,34 @@ def window_starts(length: int, window: int, overlap: float, output_stride: int) 
     return [*range(0, last, stride), last]
 
 
+def window_weights(kind: Weights, logits: Tensor) -> Tensor:
+    """How much each position (h, w) of a window's logits (..., h, w) counts: all alike, or the middle more."""
+    if kind == "mean":
+        return torch.ones(logits.shape[-2:], device=logits.device)
+    rows, columns = (_bell(length, logits.device) for length in logits.shape[-2:])
+    return (rows[:, None] * columns).clamp(min=_LEAST_WEIGHT)
+
+
+def _bell(length: int, device: torch.device) -> Tensor:
+    place = torch.arange(length, device=device) - (length - 1) / 2
+    return torch.exp(-0.5 * (place / (length * _SIGMA)) ** 2)
+
+
 def sliding_logits(
-    model: Callable[[Tensor], Tensor], images: Tensor, window: int, overlap: float, output_stride: int
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    window: int,
+    overlap: float,
+    output_stride: int,
+    *,
+    weights: Weights = "mean",
 ) -> Tensor:
-    """Mean of the logits of all windows over each position.
+    """Weighted mean of the logits of all windows over each position; a window's logits live until it is added.
 
     Args:
         images: normalised (B, 3, H, W); sides shorter than the window are shown as they are.
         output_stride: the model's, s below.
+        weights: of the positions in a window (`window_weights`).
 
     Returns:
         Logits (B, C, ceil(H / s), ceil(W / s)).
@@ -43,7 +70,9 @@ def sliding_logits(
                 total = logits.new_zeros(*logits.shape[:2], rows, columns)
             row, column = top // output_stride, left // output_stride
             high, wide = min(logits.shape[-2], rows - row), min(logits.shape[-1], columns - column)
-            total[..., row : row + high, column : column + wide] += logits[..., :high, :wide]
-            times[..., row : row + high, column : column + wide] += 1
+            weight = window_weights(weights, logits)[:high, :wide]
+            part = logits[..., :high, :wide]
+            total[..., row : row + high, column : column + wide] += part if weights == "mean" else part * weight
+            times[..., row : row + high, column : column + wide] += weight
     assert total is not None
     return total / times

@@ -25,10 +25,10 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int, ignore
     Raises:
         ValueError: an id that is neither a class nor `ignore_index`.
     """
-    return _joint_counts(prediction, truth, num_classes, ignore_index)[:-1]
+    return joint_counts(prediction, truth, num_classes, ignore_index)[:-1]
 
 
-def _joint_counts(prediction: Tensor, truth: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+def joint_counts(prediction: Tensor, truth: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Counts (C + 1, C) int64 in one pass; the last row is what was predicted where the truth is `ignore_index`."""
     bytes_here = prediction.dtype == truth.dtype == torch.uint8 and prediction.device.type == "cpu"
     if bytes_here and num_classes < ignore_index and truth.numel() <= _EXACT_IN_FP32:
@@ -99,7 +99,7 @@ class EvaluationCounts:
 
     def add(self, index: int, category: int, prediction: Tensor, truth: Tensor, ignore_index: int) -> None:
         """Count image `index` from class ids (H, W)."""
-        counts = _joint_counts(prediction, truth, self.confusion.shape[-1], ignore_index)
+        counts = joint_counts(prediction, truth, self.confusion.shape[-1], ignore_index)
         matrix = counts[:-1]
         self.confusion[category] += matrix
         self.per_image[index] += torch.stack([matrix.sum(0), matrix.sum(1), matrix.diagonal()], dim=1)

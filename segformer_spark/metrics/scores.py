@@ -27,10 +27,10 @@ def class_scores(confusion: NDArray[np.int64], ignored: NDArray[np.int64] | None
     if ignored is not None:
         predicted += ignored
     return {
-        "iou": _quotient(overlap, predicted + truth - overlap),
-        "dice": _quotient(2 * overlap, predicted + truth),
-        "precision": _quotient(overlap, predicted),
-        "recall": _quotient(overlap, truth),
+        "iou": quotient(overlap, predicted + truth - overlap),
+        "dice": quotient(2 * overlap, predicted + truth),
+        "precision": quotient(overlap, predicted),
+        "recall": quotient(overlap, truth),
     }
 
 
@@ -74,7 +74,8 @@ def summarize(
     }
 
 
-def _quotient(numerator: Floats, denominator: Floats) -> Floats:
+def quotient(numerator: Floats, denominator: Floats) -> Floats:
+    """numerator / denominator, nan where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 
 

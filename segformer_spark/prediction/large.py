@@ -27,9 +27,11 @@ from segformer_spark.data.orientation import turn_upright
 from segformer_spark.data.overlay import overlay
 from segformer_spark.data.png import PngWriter, write_png
 from segformer_spark.data.transforms import image_to_tensor
+from segformer_spark.evaluation.augmented import passes_of
+from segformer_spark.evaluation.decision import ARGMAX, Decision, image_thresholds
 from segformer_spark.evaluation.enlarged import decided
-from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor
-from segformer_spark.evaluation.sliding import window_starts
+from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.evaluation.sliding import window_starts, window_weights
 from segformer_spark.ops.interpolation import source_position, source_rows
 from segformer_spark.prediction.results import Results, Row, overlay_size
 from segformer_spark.run.atomic import atomic_file
@@ -43,7 +45,16 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
 _BAND_VALUES = 1_000_000
 
 
-def why_not_in_bands(header: ImageHeader, view: InferenceConfig, tta: str, *, upright: bool, keeps: bool) -> str | None:
+def why_not_in_bands(
+    header: ImageHeader,
+    view: InferenceConfig,
+    tta: str,
+    *,
+    upright: bool,
+    keeps: bool,
+    decision: Decision = ARGMAX,
+    num_models: int = 1,
+) -> str | None:
     """Why an image cannot be predicted in bands; None where it can."""
     if header.format not in FORMATS:
         return f"{header.format} files are read as a whole"
@@ -53,8 +64,16 @@ def why_not_in_bands(header: ImageHeader, view: InferenceConfig, tta: str, *, up
         return f"crops: {view.crops} needs the whole image"
     if view.resize == "native" and view.window is None:
         return "the model is shown whole images at native size (--set inference.window=1024 shows windows)"
-    if view.window is not None and any(-2 in axes for axes in TTA_FLIPS[tta]):
-        return "windows from below, as in --tta flips, need the whole image"
+    if any(one.scale != 1 for one in passes_of(tta)):
+        return f"--tta {tta} needs the whole image at every scale"
+    if view.window is not None and any(-2 in one.axes or one.turns for one in passes_of(tta)):
+        return f"windows from below or from the side, as in --tta {tta}, need the whole image"
+    if num_models > 1:
+        return "several models are asked"
+    if view.window is not None and decision.rule == "expected_iou":
+        return "the saved decision asks for the expected IoU of the whole image"
+    if decision.postprocessing.is_active:
+        return "the saved decision corrects the parts of the whole image"
     return "its probabilities are kept" if keeps else None
 
 
@@ -155,19 +174,20 @@ class _SmallIds:
 def _decided_rows(predictor: Predictor, image: LargeImage) -> Iterator[tuple[slice, Mask, Tensor]]:
     """Class ids (h, W) of bands of rows, from top to bottom, and how probable each is."""
     view, config = predictor.view, predictor.view.config
+    decision = predictor.decision
     with torch.inference_mode():
         if config.resize == "native":
             assert config.window is not None
-            yield from _rows_of(_window_passes(predictor, image, config.window), image.size)
+            yield from _rows_of(_window_passes(predictor, image, config.window), image.size, decision)
         else:
             shown = image.resized(view.whole_size(image.size))
             passes = predictor.whole_passes(image_to_tensor(shown))
             length = passes[0].shape[1]
-            yield from _rows_of(iter([(length, slice(0, length), passes)]), image.size)
+            yield from _rows_of(iter([(length, slice(0, length), passes)]), image.size, decision)
 
 
 def _rows_of(
-    parts: Iterator[tuple[int, slice, list[Tensor]]], size: tuple[int, int]
+    parts: Iterator[tuple[int, slice, list[Tensor]]], size: tuple[int, int], decision: Decision
 ) -> Iterator[tuple[slice, Mask, Tensor]]:
     """Bands of the image, as soon as the rows of logits that they are made of are final.
 
@@ -178,7 +198,11 @@ def _rows_of(
     done = 0
     kept: list[Tensor] = []
     first = 0
+    thresholds = None
     for length, rows, passes in parts:
+        passes = [one / decision.temperature for one in passes] if decision.temperature != 1 else passes
+        if thresholds is None and not decision.is_argmax:
+            thresholds = image_thresholds(decision, passes)
         kept = [torch.cat([old, new], 1) for old, new in zip(kept, passes, strict=True)] if kept else passes
         final = rows.stop
         band = max(16, _BAND_VALUES // (len(passes[0]) * size[1]))
@@ -188,8 +212,8 @@ def _rows_of(
             if needed.stop > final:
                 break
             scores = [_enlarged(one, length, slice(done, stop), size, first) for one in kept]
-            ids, probabilities = decided(scores)
-            yield slice(done, stop), ids.cpu().numpy(), probabilities.amax(0)
+            ids, confidence, _ = decided(scores, thresholds)
+            yield slice(done, stop), ids.cpu().numpy(), confidence
             done = stop
         keep_from = source_rows(length, size[0], min(done, size[0] - 1), size[0]).start
         kept, first = [one[:, keep_from - first :] for one in kept], keep_from
@@ -226,15 +250,15 @@ def _window_passes(predictor: Predictor, image: LargeImage, window: int) -> Iter
     height, width = image.size
     rows, columns = math.ceil(height / stride), math.ceil(width / stride)
     tops, lefts = (window_starts(length, window, overlap, stride) for length in (height, width))
-    flips = TTA_FLIPS[predictor.tta]
+    flips, weights = passes_of(predictor.tta), predictor.view.config.window_weights
     sums: list[tuple[Tensor, Tensor]] = []
     base = 0
     for index, band in enumerate(_window_bands(image, tops, window)):
         top = tops[index] // stride
         high = min(math.ceil(len(band) / stride), rows - top)
         normalized = predictor.normalized(image_to_tensor(band)[None])
-        for number, axes in enumerate(flips):
-            images = normalized.flip(axes)
+        for number, shown in enumerate(flips):
+            images = shown.show(normalized)
             own_times = torch.zeros(high, columns, device=images.device)
             own: Tensor | None = None
             for left in lefts:
@@ -243,10 +267,11 @@ def _window_passes(predictor: Predictor, image: LargeImage, window: int) -> Iter
                     own = logits.new_zeros(logits.shape[1], high, columns)
                 column = left // stride
                 wide = min(logits.shape[-1], columns - column)
-                own[:, :, column : column + wide] += logits[0, :, :high, :wide]
-                own_times[:, column : column + wide] += 1
+                weight = window_weights(weights, logits)[:high, :wide]
+                own[:, :, column : column + wide] += logits[0, :, :high, :wide] * weight
+                own_times[:, column : column + wide] += weight
             assert own is not None
-            own, own_times = own.flip(axes), own_times.flip(axes)
+            own, own_times = own.flip(shown.axes), own_times.flip(shown.axes)
             if len(sums) <= number:
                 sums.append((own.new_zeros(len(own), 0, columns), own.new_zeros(0, columns)))
             total, times = sums[number]
@@ -254,7 +279,7 @@ def _window_passes(predictor: Predictor, image: LargeImage, window: int) -> Iter
         final = rows if index + 1 == len(tops) else tops[index + 1] // stride
         done = final - base
         means = [total[:, :done] / times[:done] for total, times in sums]
-        yield rows, slice(base, final), [predictor.exchanged(m, axes) for m, axes in zip(means, flips, strict=True)]
+        yield rows, slice(base, final), [predictor.exchanged(m, one) for m, one in zip(means, flips, strict=True)]
         sums = [(total[:, done:], times[done:]) for total, times in sums]
         base = final
 

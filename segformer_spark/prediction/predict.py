@@ -121,9 +121,16 @@ class _Work:
     def _goes_in_bands(self, image: InputImage, header: ImageHeader) -> bool:
         if header.height * header.width <= self.options.large_pixels:
             return False
-        view, tta = self.session.view.config, self.options.inference.tta
+        view, tta = self.session.view.config, self.session.tta
         upright = self.decoding.orientation == "upright"
-        why = why_not_in_bands(header, view, tta, upright=upright, keeps=self.keep is not None)
+        predictor = self.session.predictor
+        why = why_not_in_bands(
+            *(header, view, tta),
+            upright=upright,
+            keeps=self.keep is not None,
+            decision=predictor.decision,
+            num_models=1 + len(predictor.members),
+        )
         if why is None and not can_read_in_bands():
             why = "pyvips is not installed (pip install 'segformer-spark[large]')"
         if why is None:
@@ -173,12 +180,13 @@ def _refuse_unsuitable(session: Session) -> None:
 def _settings(options: PredictOptions, session: Session, keep: Keep) -> dict[str, Any]:
     """What decides the predictions: they may only be mixed when it is equal."""
     return {
-        "model_sha256": sha256_of(session.weights_file),
+        "model_sha256": session.weights_digest(),
         "class_names": list(session.card.class_names),
         "image_size": setting_of(session.view.size),
         "inference": session.view.config.model_dump(),
         "exif_orientation": session.loading.decoding.orientation,
-        "tta": options.inference.tta,
+        "tta": session.tta,
+        "decision": session.decision_record(),
         "precision": options.inference.precision,
         "probabilities": keep,
     }
@@ -190,7 +198,7 @@ def _prepare(
     """Indices of the images without results, or with those of other contents."""
     path = options.output / _SETTINGS
     options.output.mkdir(parents=True, exist_ok=True)
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    before = {"decision": None} | json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if before is None and any(options.output.iterdir()):
         raise UserError(f"{options.output}: the folder is not empty and holds no predictions", "Give another --output.")
     if before is not None and before != settings and not options.overwrite:

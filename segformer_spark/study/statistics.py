@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from segformer_spark.metrics.resampling import holm
+
 MIN_IMAGES = 6
 """Below, no outcome of the signed-rank test is significant at 5 %."""
 
@@ -91,17 +93,6 @@ def _paired(first: str, second: str, one: Mapping[str, float], other: Mapping[st
         low, high = (float(bound) for bound in found.confidence_interval)
     mean, better = (float(difference.mean()), float((difference > 0).mean())) if len(images) else (0.0, 0.0)
     return Paired(first, second, len(images), mean, low, high, p, None, better)
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment; undefined values stay undefined and do not count."""
-    known = sorted((p, position) for position, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for rank, (p, position) in enumerate(known):
-        highest = max(highest, min(1.0, p * (len(known) - rank)))
-        adjusted[position] = highest
-    return adjusted
 
 
 def pareto_front(points: Sequence[tuple[float, float]], *, higher_cost_is_better: bool = False) -> list[int]:

@@ -126,12 +126,13 @@ def _boxes(options: SubmitOptions, view: InferenceView, images: list[Path]) -> d
 def _settings(options: SubmitOptions, session: Session, images: list[Path]) -> dict[str, Any]:
     """What decides the predictions: they may only be mixed when it is equal."""
     return {
-        "model_sha256": sha256_of(session.weights_file),
+        "model_sha256": session.weights_digest(),
         "image_size": setting_of(session.view.size),
         "inference": session.view.config.model_dump(),
         "boxes_sha256": sha256_of(options.boxes) if options.boxes is not None else None,
         "exif_orientation": session.loading.decoding.orientation,
-        "tta": options.inference.tta,
+        "tta": session.tta,
+        "decision": session.decision_record(),
         "precision": options.inference.precision,
         "images_sha256": _images_digest(images),
     }
@@ -150,7 +151,11 @@ def _prepare(options: SubmitOptions, images: list[Path], settings: dict[str, Any
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / _SETTINGS
     present = sorted(options.output.glob("*.npz"))
-    before = {"exif_orientation": "upright"} | json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    before = (
+        {"exif_orientation": "upright", "decision": None} | json.loads(path.read_text(encoding="utf-8"))
+        if path.is_file()
+        else None
+    )
     if present and before != settings and not options.overwrite:
         raise UserError(
             f"{options.output}: holds {len(present)} predictions of another model, other images or other settings; "

@@ -12,7 +12,6 @@ Verb = Callable[[argparse.Namespace], int]
 Subparsers = Any  # argparse has no public name for it
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-TTA = ("none", "hflip", "flips")
 DEVICE_MODELS = ("a100-40", "a100-80", "h100", "v100")
 ORIENTATIONS = ("stored", "upright")
 CROPS = ("none", "box", "two_pass")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from segformer_spark.errors import UserError
 from segformer_spark.verbs.arguments import (
     CROPS,
-    TTA,
     Subparsers,
     add_from_env,
     add_reading,
@@ -18,7 +17,7 @@ from segformer_spark.verbs.arguments import (
     not_negative,
     reading,
 )
-from segformer_spark.verbs.inference import FROM_ENVIRONMENT, add_prediction, choice, inference_settings
+from segformer_spark.verbs.inference import DECISIONS, FROM_ENVIRONMENT, add_prediction, choice, inference_settings
 from segformer_spark.verbs.launch import joined, launch_variables, name_unused_variables
 from segformer_spark.verbs.overrides import refuse_unused
 
@@ -68,7 +67,7 @@ def add(subparsers: Subparsers) -> None:
         "--overwrite", action="store_true", help="replace predictions of another model or other settings"
     )
     add_reading(parser)
-    add_from_env(parser, "MODEL_PATH, PREDICT_IMAGES, OUTPUT, TTA and CROPS")
+    add_from_env(parser, "MODEL_PATH, PREDICT_IMAGES, OUTPUT, TTA, CROPS and DECISION")
     add_prediction(parser)
     add_set(parser)
 
@@ -94,7 +93,8 @@ def predict(arguments: argparse.Namespace) -> int:
         settings = InferenceSettings(
             precision=precision,
             batch_size=batch_size,
-            tta=choice(arguments, variables, "tta", TTA) or "none",
+            tta=arguments.tta or variables.get("TTA"),
+            use_saved=choice(arguments, variables, "decision", DECISIONS) != "argmax",
             crops=choice(arguments, variables, "crops", CROPS),
             view=_view(arguments),
             num_workers=arguments.num_workers,

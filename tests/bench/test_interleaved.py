@@ -124,6 +124,7 @@ def test_ranks_work_together(tmp_path: Path) -> None:
     assert benchmark.images == 2
 
 
+@pytest.mark.sweep
 def test_a_failure_of_one_rank_is_heard_while_the_other_waits_for_it() -> None:
     """Real worker processes, as `bench` starts them."""
     spec = TINY.model_copy(update={"ranks": 2})
@@ -166,6 +167,7 @@ def test_the_verb_prints_a_table_and_writes_everything(tmp_path: Path, rounds: s
     assert (notice in done.stderr) == (rounds == "--pairs")
 
 
+@pytest.mark.sweep
 def test_a_worker_that_is_killed_is_an_error_for_the_user() -> None:
     spec = loss_benchmark((32, 32), 1, 3).workloads[OURS]
     with pytest.raises(UserError, match="ended with -9"), interleaved._team("ours", spec) as team:

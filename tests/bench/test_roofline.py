@@ -230,6 +230,7 @@ def planned_step(group: Group) -> dict[str, Any]:
     }
 
 
+@pytest.mark.sweep
 def test_a_compiled_step_is_as_inductor_plans_it() -> None:
     """Fewer dispatched operations than the eager step, the same products, and norms among what is fused."""
     found = run_on_ranks(1, planned_step)[0]

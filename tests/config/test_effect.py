@@ -31,7 +31,7 @@ from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.data.transforms import TrainTransform
 from segformer_spark.engine.optimizer import build_optimizer
 from segformer_spark.errors import ConfigError
-from segformer_spark.evaluation.sliding import window_starts
+from segformer_spark.evaluation.sliding import window_starts, window_weights
 from segformer_spark.losses.build import build_loss
 from segformer_spark.models.registry import build_network
 from segformer_spark.models.segformer import SegFormer, build_segformer
@@ -130,7 +130,10 @@ def shown(config: Config) -> Any:
     size = view.whole(image).shape[:2]
     window = config.inference.window
     overlap = config.inference.overlap
-    return size, None if window is None else [window_starts(side, min(window, side), overlap, 4) for side in size]
+    if window is None:
+        return size, None
+    weights = digest(window_weights(config.inference.window_weights, torch.zeros(9, 9)).numpy())
+    return size, [window_starts(side, min(window, side), overlap, 4) for side in size], weights
 
 
 def plans(config: Config) -> Any:
@@ -282,6 +285,7 @@ SHOWN: dict[str, Shown] = {
     "inference.resize": Shown(shown, "native"),
     "inference.window": Shown(shown, "40"),
     "inference.overlap": Shown(shown, "0.7", ("inference.window=40",)),
+    "inference.window_weights": Shown(shown, "gaussian", ("inference.window=40",)),
     "inference.crops": Shown(shown, "two_pass"),
     "inference.crop_margin": Shown(shown, "1", ("inference.crops=box",)),
     "training.validation.batch_size": Shown(validated, "3"),

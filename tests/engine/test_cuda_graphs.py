@@ -90,6 +90,7 @@ def test_replayed_stages_train_bit_by_bit_alike(kernels: str, world: int, precis
     assert "others, the first of them (4, 64, 64, 3) in float32, run eagerly" in own[1]
 
 
+@pytest.mark.sweep
 def test_with_zero_on_three_ranks_only_the_order_of_sums_differs() -> None:
     """All gradients of a stage come at once, so that DeepSpeed's buckets hold them in another order."""
     usual = ("hardware.kernels=plain", "deepspeed.zero_stage=2")

@@ -39,7 +39,10 @@ def losses(group: Group, stage: int, micro: int, overrides: tuple[str, ...], ste
     }
 
 
-@pytest.mark.parametrize(("world", "stage"), [(1, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("world", "stage"),
+    [pytest.param(1, 1, marks=pytest.mark.sweep), (2, 2), pytest.param(3, 1, marks=pytest.mark.sweep)],
+)
 def test_accumulation_is_exact_up_to_the_rounding_of_fp16(world: int, stage: int) -> None:
     """Six images as one micro-batch of one rank, and as three steps' worth of them on several."""
     settings = FP16

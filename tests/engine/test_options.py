@@ -117,6 +117,7 @@ def test_the_compiled_encoder_has_no_graph_break() -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.sweep
 def test_the_gradients_of_a_compiled_encoder_agree() -> None:
     expected, found = (run_on_ranks(1, gradients, compiled, timeout=400)[0] for compiled in (False, True))
     assert found.keys() == expected.keys()

@@ -10,8 +10,10 @@ from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, eval_item
 from segformer_spark.errors import ConfigError, UserError
+from segformer_spark.evaluation.augmented import TTA
 from segformer_spark.evaluation.enlarged import enlarged_ids
-from segformer_spark.evaluation.predict import TTA_FLIPS, Predictor, main_box
+from segformer_spark.evaluation.main_box import main_box
+from segformer_spark.evaluation.predict import Predictor
 from tests.tiny import tiny_segformer
 
 
@@ -59,7 +61,7 @@ def test_logits_are_upsampled_before_argmax() -> None:
     np.testing.assert_array_equal(predict(model, [one])[0], expected.numpy())
 
 
-@pytest.mark.parametrize("tta", list(TTA_FLIPS))
+@pytest.mark.parametrize("tta", TTA)
 def test_flips_are_undone(tta: str) -> None:
     class Bright(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -167,9 +167,8 @@ def compiled(
     return {"registers": registers, "spilled": stack, "shared": built.metadata.shared}
 
 
-@pytest.mark.parametrize(
-    "capability", [pytest.param(70, marks=pytest.mark.sweep), 80, pytest.param(90, marks=pytest.mark.sweep)]
-)
+@pytest.mark.sweep
+@pytest.mark.parametrize("capability", [70, 80, 90])
 def test_no_register_is_spilled(capability: int, record_property: Any) -> None:
     found = {name: compiled(*own, capability, POINTERS) for name, own in KERNELS.items()}
     if capability >= 80:

@@ -26,7 +26,7 @@ from segformer_spark.run.directory import RunDirectory, open_for_training
 from segformer_spark.run.lease import Owner, lease_run, refuse_if_leased
 from segformer_spark.run.outcome import Outcome
 from segformer_spark.training.stop import catch_signals
-from segformer_spark.verbs import bench, inference, launch, train
+from segformer_spark.verbs import bench, evaluate, inference, launch, train
 
 CHECKPOINT_EVERY = 2
 
@@ -118,7 +118,7 @@ def fake_scaling(arguments: argparse.Namespace) -> int:
 if __name__ == "__main__":
     train.train = fake_train
     bench.scaling = fake_scaling
-    inference.evaluate = fake_inference("evaluate")  # type: ignore[assignment]
+    evaluate.evaluate = fake_inference("evaluate")  # type: ignore[assignment]
     inference.submit = fake_inference("submit")  # type: ignore[assignment]
     from segformer_spark.cli import main
 

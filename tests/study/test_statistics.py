@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from segformer_spark.study.statistics import holm, over_seeds, paired_differences, pareto_front
+from segformer_spark.metrics.resampling import holm
+from segformer_spark.study.statistics import over_seeds, paired_differences, pareto_front
 
 
 def test_interval_is_students() -> None:

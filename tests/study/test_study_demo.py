@@ -15,6 +15,7 @@ from segformer_spark.study import demo, execute
 from tests.verbs import leave, start_forked
 
 
+@pytest.mark.sweep
 def test_the_whole_study_ends_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles = []
 

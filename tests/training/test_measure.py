@@ -125,6 +125,7 @@ def estimated_mib(group: Group) -> float:
     return estimate_memory(model, config, BatchPlan(4, 1, 1), cost).total / 2**20
 
 
+@pytest.mark.sweep
 def test_the_estimate_is_near_the_highest_memory_of_a_training() -> None:
     """Of a process of its own, as `bench train` measures it; 15 % are promised for 512 pixels (docs/performance.md)."""
     from segformer_spark.bench.interleaved import Benchmark, compare

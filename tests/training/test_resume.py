@@ -132,7 +132,7 @@ def test_stopped_on_request_and_resumed_is_bit_equal(
     ]
 
 
-@pytest.mark.parametrize("stop_at", [3, 7])
+@pytest.mark.parametrize("stop_at", [3, pytest.param(7, marks=pytest.mark.sweep)])
 def test_momentum_and_a_lowered_rate_go_on_bit_for_bit(spark_root: Path, tmp_path: Path, stop_at: int) -> None:
     """At step 3 the validation that lowers the rate comes after the checkpoint, and is done again."""
     settings = (

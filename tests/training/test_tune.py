@@ -77,6 +77,7 @@ def trials(group: Group, limit: float) -> list[BatchTrial]:
     return find_batch_size(config, ["a", "b"], group, limit_gib=limit, largest=4)
 
 
+@pytest.mark.sweep
 def test_batch_sizes_double_until_memory_or_the_limit_ends() -> None:
     found = run_on_ranks(1, trials, 100.0)[0]
     assert [trial.micro_batch for trial in found] == [1, 2, 4]

@@ -1,0 +1,118 @@
+"""`verify`: whether an evaluation is what was written: digests of all files, and every metric computed anew."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segformer_spark.errors import DataError, UserError
+from segformer_spark.evaluation.result_folder import (
+    COUNTS,
+    IMAGES,
+    OUTSIDE,
+    REPORT,
+    REPORT_DIGEST,
+    RESULTS,
+    read_counted,
+    tables,
+)
+from segformer_spark.metrics.detailed import detailed_report
+from segformer_spark.run.checksums import CHECKSUMS, check_checksums, root_digest
+
+
+@dataclass
+class Verification:
+    """What was found.
+
+    Attributes:
+        faults: what is wrong, by file.
+        recomputed: files and figures that follow from the counts and were computed anew.
+        hashed: files of which only the digest was compared.
+        digest: of SHA256SUMS; None without.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    recomputed: list[str] = field(default_factory=list)
+    hashed: list[str] = field(default_factory=list)
+    digest: str | None = None
+
+
+def verify_evaluation(folder: Path) -> Verification:
+    """Check a folder that `evaluate` wrote. Needs no model, data set or GPU, and changes nothing.
+
+    Raises:
+        UserError: this is no evaluation.
+    """
+    if not (folder / CHECKSUMS).exists() and not (folder / RESULTS).exists():
+        raise UserError(f"{folder}: this is no evaluation: neither {CHECKSUMS} nor {RESULTS} lies there")
+    found = Verification(check_checksums(folder, OUTSIDE))
+    if (folder / CHECKSUMS).is_file():
+        found.digest = root_digest(folder)
+    _check_report(folder, found)
+    try:
+        _recompute(folder, found)
+    except DataError as error:
+        found.faults.append(str(error))
+    return found
+
+
+def _recompute(folder: Path, found: Verification) -> None:
+    counts, of = read_counted(folder)
+    metrics: dict[str, Any] = json.loads(json.dumps(detailed_report(counts, of)))
+    stored = _json(folder / RESULTS)
+    stored.pop("record", None)
+    for key in sorted(metrics.keys() | stored.keys()):
+        if key not in stored or key not in metrics or stored[key] != metrics[key]:
+            found.faults.append(f"{RESULTS}: {key} does not follow from {COUNTS}{_difference(metrics, stored, key)}")
+    found.recomputed.append(f"{RESULTS}: {', '.join(sorted(metrics))}")
+    for name, (columns, rows) in tables(counts, of, metrics).items():
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        try:
+            same = (folder / name).read_text(encoding="utf-8") == text.getvalue()
+        except (OSError, UnicodeDecodeError):
+            same = False
+        if not same:
+            found.faults.append(f"{name}: does not follow from {COUNTS}")
+        found.recomputed.append(name)
+    known = {COUNTS, IMAGES, RESULTS, *tables(counts, of, metrics), CHECKSUMS, *OUTSIDE}
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    found.hashed = [COUNTS, IMAGES, f"{RESULTS}: record", *(name for name in names if name not in known)]
+
+
+def _difference(metrics: dict[str, Any], stored: dict[str, Any], key: str) -> str:
+    one, other = metrics.get(key), stored.get(key)
+    return f": {other} in the file, {one} computed" if isinstance(one, float | int | None) else ""
+
+
+def _check_report(folder: Path, found: Verification) -> None:
+    report, own = folder / REPORT, folder / REPORT_DIGEST
+    if not report.exists() and not own.exists():
+        return
+    try:
+        line = own.read_text(encoding="ascii")
+        digest = hashlib.sha256(report.read_bytes()).hexdigest()
+    except (OSError, UnicodeDecodeError) as error:
+        found.faults.append(f"{REPORT}: cannot be checked: {error}")
+        return
+    if line != f"{digest}  {REPORT}\n":
+        found.faults.append(f"{REPORT}: changed")
+    elif found.digest is not None and found.digest not in report.read_text(encoding="utf-8"):
+        found.faults.append(f"{REPORT}: shows another digest than that of {CHECKSUMS}")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.name}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path.name}: is not a JSON object")
+    return value

@@ -1,0 +1,193 @@
+"""What an evaluation keeps of every image: counts, from which all of its metrics follow.
+
+Written as counts.npz: numbers only, read without pickle.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segformer_spark.errors import DataError
+from segformer_spark.metrics.boundary import boundary_counts, boundary_width
+from segformer_spark.metrics.calibration import BINS, calibration_counts
+from segformer_spark.metrics.confusion import EvaluationCounts, joint_counts
+from segformer_spark.metrics.surface import Spacing, match_edges
+
+WIDTHS = (2, 5)
+"""Widths of boundary regions in pixels, beside the paper's share of the diagonal."""
+
+TOLERANCES = (1.0, 2.0, 5.0)
+"""Of edges, in the unit of the pixel spacing."""
+
+PREDICTED_EDGE, TRUE_EDGE = 0, 1
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class ImageCounts:
+    """Counts of N images and C classes.
+
+    Attributes:
+        index: (N,) positions in the data set, ascending.
+        size: (N, 2) height and width.
+        cells: (M, 4) rows (position in `index`, truth, prediction, pixels) without empty ones; truth C is no label.
+        boundary: (N, C, W, 3) predicted, true and overlapping pixels of boundary regions, of WIDTHS and the paper's.
+        edges: (N, C, 1 + T, 2) pixels of the predicted and the true edge, then those within each of TOLERANCES.
+        hd95: float64 (N, C), nan where an edge is empty.
+        calibration: (N, BINS, 3) of `metrics.calibration`; zeros where no confidence is known.
+    """
+
+    index: Ints
+    size: Ints
+    cells: Ints
+    boundary: Ints
+    edges: Ints
+    hd95: NDArray[np.float64]
+    calibration: Ints
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.boundary.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, rows: Ints) -> ImageCounts:
+        """The images at these positions, in this order."""
+        place = np.full(len(self), -1)
+        place[rows] = np.arange(len(rows))
+        cells = self.cells[place[self.cells[:, 0]] >= 0].copy()
+        cells[:, 0] = place[cells[:, 0]]
+        cells = cells[np.lexsort(cells[:, 2::-1].T)]
+        others = (getattr(self, one.name)[rows] for one in fields(self)[3:])
+        return ImageCounts(self.index[rows], self.size[rows], cells, *others)
+
+    def evaluation_counts(self, category_of_image: Sequence[int], num_categories: int) -> EvaluationCounts:
+        """The sums that metrics are computed from."""
+        classes = self.num_classes
+        dense = np.zeros((len(self), classes + 1, classes), np.int64)
+        np.add.at(dense, (self.cells[:, 0], self.cells[:, 1], self.cells[:, 2]), self.cells[:, 3])
+        known = dense[:, :classes]
+        per_image = np.stack([known.sum(1), known.sum(2), np.diagonal(known, axis1=1, axis2=2)], -1)
+        number = max(num_categories, 1)
+        confusion, ignored = np.zeros((number, classes, classes), np.int64), np.zeros((number, classes), np.int64)
+        np.add.at(confusion, np.asarray(category_of_image), known)
+        np.add.at(ignored, np.asarray(category_of_image), dense[:, classes])
+        seen = np.ones(len(self), np.int64)
+        return EvaluationCounts(*(torch.from_numpy(one) for one in (confusion, per_image, seen, ignored)))
+
+    def to_bytes(self) -> bytes:
+        """The contents of counts.npz, the same for the same counts."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **{one.name: getattr(self, one.name) for one in fields(self)})
+        return buffer.getvalue()
+
+
+def read_image_counts(path: Path) -> ImageCounts:
+    """counts.npz.
+
+    Raises:
+        DataError: the file is missing, damaged, or holds something else.
+    """
+    names = [one.name for one in fields(ImageCounts)]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if sorted(archive.files) != sorted(names):
+                raise DataError(f"{path}: holds {', '.join(archive.files)}; expected {', '.join(names)}")
+            found = ImageCounts(**{name: archive[name] for name in names})
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    _refuse_unlikely(found, path)
+    return found
+
+
+def _refuse_unlikely(counts: ImageCounts, path: Path) -> None:
+    number = len(counts.index)
+    dimensions = {"index": 1, "size": 2, "cells": 2, "boundary": 4, "edges": 4, "hd95": 2, "calibration": 3}
+    for name, expected in dimensions.items():
+        value = getattr(counts, name)
+        kind = "f" if name == "hd95" else "i"
+        if value.ndim != expected or value.dtype.kind != kind or (name != "cells" and len(value) != number):
+            raise DataError(f"{path}: {name} has shape {value.shape} and type {value.dtype}")
+        if kind == "i" and value.size and int(value.min()) < 0:
+            raise DataError(f"{path}: {name} has counts below 0")
+    classes = counts.boundary.shape[1]
+    cells = counts.cells
+    if cells.shape[1] != 4 or (len(cells) and (cells[:, :3].max(0) >= (number, classes + 1, classes)).any()):
+        raise DataError(f"{path}: cells name images or classes that there are not")
+
+
+def count_image(
+    index: int,
+    prediction: Tensor,
+    truth: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    confidence: Tensor | None = None,
+    spacing: Spacing = (1.0, 1.0),
+) -> ImageCounts:
+    """Counts of one image from class ids (H, W), and how probable each is (H, W)."""
+    joint = joint_counts(prediction, truth, num_classes, ignore_index).cpu().numpy()
+    rows, columns = np.nonzero(joint)
+    cells = np.stack([np.zeros_like(rows), rows, columns, joint[rows, columns]], -1)
+    size = (int(truth.shape[0]), int(truth.shape[1]))
+    known = truth != ignore_index
+    bins = torch.zeros(BINS, 3, dtype=torch.int64)
+    if confidence is not None:
+        bins = calibration_counts(confidence[known], (prediction == truth)[known]).cpu()
+    ids, labels = prediction.cpu().numpy(), truth.cpu().numpy()
+    void = (labels == ignore_index).astype(np.uint8)
+    widths = (*WIDTHS, boundary_width(size))
+    boundary = np.zeros((num_classes, len(widths), 3), np.int64)
+    edges = np.zeros((num_classes, 1 + len(TOLERANCES), 2), np.int64)
+    hd95 = np.full(num_classes, np.nan)
+    occurring = np.flatnonzero(joint[:num_classes].sum(0) + joint[:num_classes].sum(1))
+    for c in occurring:
+        first = ((ids == c) & (void == 0)).astype(np.uint8)
+        second = (labels == c).astype(np.uint8)
+        boundary[c] = [boundary_counts(first, second, width) for width in widths]
+        match = match_edges(first, second, TOLERANCES, spacing, void)
+        edges[c] = [(match.predicted, match.true), *match.matched]
+        hd95[c] = match.hd95
+    return ImageCounts(
+        np.array([index]),
+        np.array([size]),
+        cells,
+        boundary[None],
+        edges[None],
+        hd95[None],
+        bins.numpy()[None],
+    )
+
+
+def join_counts(parts: Sequence[ImageCounts]) -> ImageCounts:
+    """Counts of several sets of images, in the order of their positions.
+
+    Raises:
+        ValueError: an image is in two of them.
+    """
+    offset, cells = 0, []
+    for one in parts:
+        moved = one.cells.copy()
+        moved[:, 0] += offset
+        cells.append(moved)
+        offset += len(one)
+    others = {name: np.concatenate([getattr(one, name) for one in parts]) for name in _arrays()}
+    whole = ImageCounts(cells=np.concatenate(cells), **others)
+    if len(np.unique(whole.index)) != len(whole):
+        raise ValueError("an image was counted twice")
+    return whole.take(np.argsort(whole.index, kind="stable"))
+
+
+def _arrays() -> list[str]:
+    return [one.name for one in fields(ImageCounts) if one.name != "cells"]
