@@ -30,6 +30,7 @@ from segformer_spark.verbs import (
     job,
     params,
     predict,
+    report,
     runs,
     study,
     sweep,
@@ -100,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     first = (init, demo, data, weights, params, train, sweep, tune, bench, doctor, job)
-    for module in (*first, evaluate, verify, inference, predict, export, study, agreement, anomaly, runs):
+    for module in (*first, evaluate, report, verify, inference, predict, export, study, agreement, anomaly, runs):
         module.add(subparsers)
     return parser
 

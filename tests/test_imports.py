@@ -20,7 +20,7 @@ LAYERS = [
     {"data", "models", "losses", "metrics", "distributed"},
     {"engine", "checkpoint"},
     {"evaluation"},
-    {"training", "submission", "prediction"},
+    {"training", "submission", "prediction", "report"},
     {"export"},
     {"demo", "cluster", "bench", "agreement", "anomaly"},
     {"study"},

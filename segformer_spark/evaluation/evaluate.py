@@ -18,6 +18,7 @@ from segformer_spark.data.png import write_png
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.collect import collect
+from segformer_spark.evaluation.gallery import choose, write_gallery
 from segformer_spark.evaluation.pictures import make_panel, stack_panels
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.evaluation.record import session_record
@@ -28,6 +29,8 @@ from segformer_spark.metrics.surface import Spacing
 from segformer_spark.run.console import logger
 from segformer_spark.run.record import host_record
 from segformer_spark.run.system import now
+
+_GALLERY_EACH = 8
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
         metrics = write_results(options.output, counts, description, record)
         quality = foreground_iou(counts, description)
         _draw_worst(session, indices, quality, options)
+        chosen = choose(counts, quality, min(_GALLERY_EACH, options.num_worst))
+        write_gallery(session, indices, chosen, description.names, quality, options.output)
         if options.num_examples:
             _draw_examples(session, indices, quality, options)
         digest = seal(options.output)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer_spark.data.dataset import ClassInfo, Image, Mask
+from segformer_spark.data.dataset import ClassInfo, Color, Image, Mask
 from segformer_spark.data.overlay import overlay
 from segformer_spark.run.figures import new_figure, save_figure
 
@@ -103,12 +103,12 @@ def draw_reliability(calibration: Mapping[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_categories(metrics: dict[str, Any], path: Path) -> None:
+def draw_categories(metrics: dict[str, Any], colors: Sequence[Color], path: Path) -> None:
     """IoU per class and, where defined, the SPARK score: overall and for every category, if there are any."""
     categories = {**metrics["categories"], "all": metrics}
     names = list(metrics["per_class"])
     if len(categories) == 1 or len(names) > _MOST_SERIES:
-        _draw_classes(metrics, names, path)
+        _draw_classes(metrics, names, colors, path)
         return
     series = {f"IoU {name}": [g["per_class"][name]["iou"] for g in categories.values()] for name in names}
     if "spark_score" in metrics:
@@ -118,7 +118,9 @@ def draw_categories(metrics: dict[str, Any], path: Path) -> None:
     width = 0.8 / len(series)
     for index, (label, values) in enumerate(series.items()):
         positions = np.arange(len(categories)) + (index - (len(series) - 1) / 2) * width
-        axis.bar(positions, [0 if value is None else value for value in values], width, label=label)
+        color = _shown(colors[index]) if index < len(names) else "#777777"
+        heights = [0 if value is None else value for value in values]
+        axis.bar(positions, heights, width, label=label, color=color, edgecolor="black", linewidth=0.4)
     axis.set_xticks(range(len(categories)), list(categories), rotation=35, ha="right")
     axis.set(ylim=(0, 1), ylabel="score")
     axis.grid(axis="y", alpha=0.3)
@@ -126,12 +128,21 @@ def draw_categories(metrics: dict[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _draw_classes(metrics: dict[str, Any], names: Sequence[str], path: Path) -> None:
+def _shown(color: Color) -> tuple[float, float, float]:
+    """The class's colour in masks, for matplotlib; black, which a background often is, as light grey."""
+    if max(color) < 30:
+        return 0.85, 0.85, 0.85
+    return color[0] / 255, color[1] / 255, color[2] / 255
+
+
+def _draw_classes(metrics: dict[str, Any], names: Sequence[str], colors: Sequence[Color], path: Path) -> None:
     """One bar per class, the best first, and the mean as a line."""
     ordered = sorted(names, key=lambda name: -(metrics["per_class"][name]["iou"] or 0))
     figure = new_figure(min(max(6.0, 0.45 * len(names) + 2), _LARGEST_INCHES + 6), 3.8)
     axis = figure.subplots()
-    axis.bar(range(len(ordered)), [metrics["per_class"][name]["iou"] or 0 for name in ordered])
+    shown = [_shown(colors[list(names).index(name)]) for name in ordered]
+    heights = [metrics["per_class"][name]["iou"] or 0 for name in ordered]
+    axis.bar(range(len(ordered)), heights, color=shown, edgecolor="black", linewidth=0.4)
     if metrics["miou"] is not None:
         axis.axhline(metrics["miou"], color="tab:orange", linestyle="--", label=f"mean {metrics['miou']:.3f}")
         axis.legend(fontsize="small")

@@ -28,8 +28,8 @@ from segformer_spark.run.checksums import CHECKSUMS, write_checksums
 
 COUNTS, IMAGES, RESULTS = "counts.npz", "images.json", "results.json"
 REPORT, REPORT_DIGEST = "report.html", "report.html.sha256"
-OUTSIDE = (REPORT, REPORT_DIGEST)
-"""The report shows the digest of SHA256SUMS: it is not in there, and has a digest of its own."""
+OUTSIDE = (REPORT, REPORT_DIGEST, "report.md")
+"""Reports show the digest of SHA256SUMS: they are not in there; report.html has a digest of its own."""
 
 PER_IMAGE, CONFUSION = "per_image.csv", "confusion.csv"
 
@@ -48,6 +48,7 @@ def describe_images(dataset: SegmentationDataset, class_names: tuple[str, ...], 
     return Description(
         class_names,
         dataset.classes.background,
+        tuple(dataset.classes.colors),
         tuple(dataset.categories),
         tuple(dataset.sample_id(index) for index in numbers),
         tuple(dataset.category(index) for index in numbers),
@@ -67,7 +68,7 @@ def write_results(folder: Path, counts: ImageCounts, of: Description, record: Ma
     for name, (columns, rows) in tables(counts, of, metrics).items():
         write_csv(folder / name, columns, rows)
     draw_confusion(np.asarray(metrics["confusion"]), of.class_names, folder / "figures" / "confusion.png")
-    draw_categories(metrics, folder / "figures" / "scores.png")
+    draw_categories(metrics, of.colors, folder / "figures" / "scores.png")
     if metrics["calibration"] is not None:
         draw_reliability(metrics["calibration"], folder / "figures" / "calibration.png")
     write_json(folder / RESULTS, {**metrics, "record": record})
@@ -94,7 +95,7 @@ def read_counted(folder: Path) -> tuple[ImageCounts, Description]:
     names = {one.name for one in fields(Description)}
     if not isinstance(raw, dict) or set(raw) != names:
         raise DataError(f"{path}: expected the keys {', '.join(sorted(names))}")
-    lists = ("class_names", "categories", "names", "category", "group")
+    lists = ("class_names", "colors", "categories", "names", "category", "group")
     if any(not isinstance(raw[name], list) for name in lists):
         raise DataError(f"{path}: {', '.join(lists)} are lists")
     plain: dict[str, Any] = {name: tuple(value) if name in lists else value for name, value in raw.items()}

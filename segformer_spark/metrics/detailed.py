@@ -31,7 +31,7 @@ class Description:
     """What is known of the images besides their counts.
 
     Attributes:
-        class_names, background: of the classes.
+        class_names, background, colors: of the classes.
         categories: names; empty for none.
         names, category, group: of each image; `group` is what it is drawn with in a bootstrap.
         grouping: that in words.
@@ -39,6 +39,7 @@ class Description:
 
     class_names: tuple[str, ...]
     background: int | None
+    colors: tuple[tuple[int, int, int], ...]
     categories: tuple[str, ...]
     names: tuple[str, ...]
     category: tuple[int, ...]

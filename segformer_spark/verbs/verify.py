@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from segformer_spark.exit_codes import ExitCode
@@ -30,7 +31,13 @@ def verify(arguments: argparse.Namespace) -> int:
     for fault in found.faults:
         print(f"wrong: {fault}")
     print(f"computed anew: {'; '.join(found.recomputed) or 'nothing'}")
-    print(f"digest only:   {', '.join(found.hashed) or 'nothing'}")
+    print(f"digest only:   {', '.join(_by_folder(found.hashed)) or 'nothing'}")
     print(f"sha256 of SHA256SUMS: {found.digest or 'there is none'}")
     print(f"{arguments.path}: " + (f"{len(found.faults)} faults" if found.faults else "as it was written"))
     return ExitCode.FOUND_WRONG if found.faults else ExitCode.GOOD
+
+
+def _by_folder(names: list[str]) -> list[str]:
+    """Files of folders as one entry each."""
+    inside = Counter(name.split("/")[0] for name in names if "/" in name)
+    return [name for name in names if "/" not in name] + [f"{name}/ ({count} files)" for name, count in inside.items()]

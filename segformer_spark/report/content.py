@@ -1,0 +1,155 @@
+"""What a report of a run or an evaluation shows, read from its folder alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segformer_spark.errors import UserError
+from segformer_spark.evaluation.gallery import GALLERY, INDEX, LAYERS
+from segformer_spark.evaluation.result_folder import IMAGES, RESULTS
+from segformer_spark.evaluation.saved_decision import DECISION_FILE
+from segformer_spark.run.checksums import CHECKSUMS, root_digest
+from segformer_spark.run.directory import RunDirectory
+
+PERCENT = ("iou", "dice", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of the gallery, as data URIs."""
+
+    key: str
+    name: str
+    mean_iou: float
+    layers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class EvaluationContent:
+    """One evaluation.
+
+    Attributes:
+        name: its folder's name.
+        metrics: results.json.
+        class_names, colors: colours as #rrggbb.
+        pictures: by position in the evaluation.
+        groups: {worst, median, best: keys of pictures}.
+        cells: {"truth,prediction": [{name, key or None, pixels}]}.
+        figures: {title: data URI}.
+        digest: of SHA256SUMS; None where it is missing.
+    """
+
+    name: str
+    metrics: dict[str, Any]
+    class_names: list[str]
+    colors: list[str]
+    pictures: dict[str, Picture]
+    groups: dict[str, list[str]]
+    cells: dict[str, list[dict[str, Any]]]
+    figures: dict[str, str]
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """A run, an evaluation, or both."""
+
+    title: str
+    evaluations: list[EvaluationContent]
+    params: dict[str, Any] | None = None
+    curves: str | None = None
+    best: dict[str, Any] | None = None
+    history: list[dict[str, str]] = field(default_factory=list)
+    submission: dict[str, Any] | None = None
+    decision: dict[str, Any] | None = None
+
+
+def read_content(path: Path) -> ReportContent:
+    """Everything that the report of a run directory or of an evaluation's folder shows.
+
+    Raises:
+        UserError: it is neither, or a file cannot be read.
+    """
+    run = RunDirectory(path)
+    if run.is_run():
+        folders = sorted(one.parent for one in run.evaluation.glob(f"*/{RESULTS}"))
+        return ReportContent(
+            run.path.resolve().name,
+            [_evaluation(folder) for folder in folders],
+            params=_optional(run.params_json),
+            curves=_uri(run.curves) if run.curves.is_file() else None,
+            best=_optional(run.best / "segformer_spark.json"),
+            submission=_optional(run.submission / "manifest.json"),
+            decision=_optional(run.path / DECISION_FILE),
+        )
+    if (path / RESULTS).is_file():
+        return ReportContent(path.resolve().name, [_evaluation(path)])
+    raise UserError(f"{path}: neither a run directory nor a folder that `evaluate` wrote")
+
+
+def _optional(path: Path) -> dict[str, Any] | None:
+    return _json(path) if path.is_file() else None
+
+
+def _evaluation(folder: Path) -> EvaluationContent:
+    metrics = _json(folder / RESULTS)
+    images = _json(folder / IMAGES) if (folder / IMAGES).is_file() else {}
+    names = list(metrics["per_class"])
+    gallery = _json(folder / INDEX) if (folder / INDEX).is_file() else {"images": {}, "groups": {}, "cells": {}}
+    pictures = {
+        at: Picture(at, one["name"], one["mean_iou"], _layers(folder / GALLERY, one["file"]))
+        for at, one in gallery["images"].items()
+    }
+    listed = images.get("names", [])
+    cells = {
+        cell: [
+            {"name": listed[at] if at < len(listed) else str(at), "key": str(at) if str(at) in pictures else None}
+            | {"pixels": pixels}
+            for at, pixels in own
+        ]
+        for cell, own in gallery["cells"].items()
+    }
+    figures = {
+        title: _uri(folder / "figures" / name)
+        for title, name in (("Scores", "scores.png"), ("Calibration", "calibration.png"))
+        if (folder / "figures" / name).is_file()
+    }
+    colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in images.get("colors", [])]
+    return EvaluationContent(
+        folder.resolve().name,
+        metrics,
+        names,
+        colors or ["#888888"] * len(names),
+        pictures,
+        {kind: [str(at) for at in own] for kind, own in gallery["groups"].items()},
+        cells,
+        figures,
+        root_digest(folder) if (folder / CHECKSUMS).is_file() else None,
+    )
+
+
+def _layers(folder: Path, stem: str) -> dict[str, str]:
+    out = {"input": _uri(folder / f"{stem}-input.jpg")}
+    return out | {name: _uri(folder / f"{stem}-{name}.png") for name in LAYERS}
+
+
+def _uri(path: Path) -> str:
+    try:
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    return f"data:image/{'jpeg' if path.suffix == '.jpg' else 'png'};base64,{data}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is not a JSON object")
+    return value
