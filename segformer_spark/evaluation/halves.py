@@ -92,11 +92,8 @@ def _are_frames(names: Sequence[str]) -> bool:
 
 
 def _every_second(strata: Sequence[int]) -> NDArray[np.bool_]:
-    seen = Counter[int]()
     first = np.zeros(len(strata), np.bool_)
-    for index, stratum in enumerate(strata):
-        first[index] = seen[stratum] % 2 == 0
-        seen[stratum] += 1
+    first[np.argsort(strata, kind="stable")[::2]] = True
     return first
 
 
