@@ -177,7 +177,7 @@ def test_evaluation_and_inference_heed_the_environment(
     monkeypatch.setenv("OUTPUT", str(tmp_path / "out"))
     monkeypatch.setenv("DEVICE", "cpu")
     for name, value, message in (
-        ("TTA", "many", "TTA=many: choose one of"),
+        ("TTA", "many", "tta many: choose among none, hflip"),
         ("PRECISION", "fp16", "precision fp16 needs a GPU"),
         ("TEST_IMGAES", "x", "did you mean TEST_IMAGES?"),
     ):
@@ -403,7 +403,7 @@ def test_runs_of_a_folder(trained_run: Path, capsys: pytest.CaptureFixture[str])
     for arguments in (("runs", str(trained_run.parent)), ("runs", "list", str(trained_run.parent))):
         status, out, _ = leave(capsys, *arguments)
         assert (status, trained_run.name in out) == (0, True)
-    for arguments, message in ((("compare", "a", "b"), "there is no such action"), (("nowhere",), "no such folder")):
+    for arguments, message in ((("compare", "a", "b"), "there is no such run"), (("nowhere",), "no such folder")):
         status, _, err = leave(capsys, "runs", *arguments)
         assert (status, message in err) == (2, True)
 

@@ -33,10 +33,17 @@ def draw_curves(rows: list[Row], path: Path, title: str) -> None:
         loss_axis.plot(*zip(*losses, strict=True), marker=".", label="validation")
         loss_axis.legend(fontsize="small")
     loss_axis.set(title="loss", xlabel="optimizer step", ylim=(0, None))
+    marked = False
     for key, label in _SCORES.items():
         points = [(row["step"], row[key]) for row in validation if row.get(key) is not None]
         if points:
             score_axis.plot(*zip(*points, strict=True), marker=".", label=label)
+            if not marked:  # the first is what a run is judged by
+                marked = True
+                step, value = max(points, key=lambda point: (point[1], -point[0]))
+                score_axis.plot(
+                    [step], [value], marker="*", markersize=11, color="black", linestyle="none", label="best"
+                )
     score_axis.set(title="validation", xlabel="optimizer step", ylim=(0, 1))
     if score_axis.lines:
         score_axis.legend(fontsize="small")

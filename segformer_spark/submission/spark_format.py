@@ -65,30 +65,44 @@ def write_prediction(path: Path, ids: Mask) -> None:
         stream.write(buffer.getvalue())
 
 
+def read_prediction(path: Path) -> Mask:
+    """Class ids (H, W) of a valid npz."""
+    with np.load(path, allow_pickle=False) as archive:
+        data = archive[_KEY]
+    return np.asarray(BODY * data[..., 0].astype(np.uint8) + PANELS * data[..., 2].astype(np.uint8), np.uint8)
+
+
 def prediction_size(image: Path, decoding: Decoding) -> tuple[int, int]:
     """(height, width) that the prediction of an image has, from the file's header."""
     return decoding.shown_size(open_image(image, decoding).header)
 
 
-def check_prediction(path: Path, size: tuple[int, int]) -> str | None:
-    """What is wrong with one npz, or None."""
+def check_prediction(source: Path | io.BytesIO, size: tuple[int, int] | None, name: str | None = None) -> str | None:
+    """What is wrong with one npz, or None.
+
+    Args:
+        size: (height, width) of its image; None for any.
+        name: for messages; None is that of the path.
+    """
+    name = name or Path(str(source)).name
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(source, allow_pickle=False) as archive:
             if archive.files != [_KEY]:
-                return f"{path.name}: holds {archive.files}, expected one array {_KEY!r}"
+                return f"{name}: holds {archive.files}, expected one array {_KEY!r}"
             data = archive[_KEY]
     except (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError) as error:
-        return f"{path.name}: cannot be read: {error}"
-    except (zipfile.BadZipFile, zlib.error) as error:
-        return f"{path.name}: cannot be read: {error}"
+        return f"{name}: cannot be read: {error}"
+    except (zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        return f"{name}: cannot be read: {error}"
     if data.dtype != np.bool_:
-        return f"{path.name}: dtype {data.dtype}, expected bool"
-    if data.shape != (*size, 3):
-        return f"{path.name}: shape {data.shape}, expected {(*size, 3)}"
+        return f"{name}: dtype {data.dtype}, expected bool"
+    shape = (*size, 3) if size is not None else (*data.shape[:2], 3)
+    if data.shape != shape or data.ndim != 3:
+        return f"{name}: shape {data.shape}, expected {shape}"
     if data[..., 1].any():
-        return f"{path.name}: channel 1 is not empty"
+        return f"{name}: channel 1 is not empty"
     if (data[..., 0] & data[..., 2]).any():
-        return f"{path.name}: pixels are body and panels at once"
+        return f"{name}: pixels are body and panels at once"
     return None
 
 

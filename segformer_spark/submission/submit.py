@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.config.image_size import setting_of
-from segformer_spark.data.dataset import Box
-from segformer_spark.data.decode import Decoding
+from segformer_spark.data.dataset import Box, ClassInfo
+from segformer_spark.data.decode import Decoding, decode_rgb, open_image
 from segformer_spark.data.inference_view import InferenceView
+from segformer_spark.data.orientation import turn_upright
+from segformer_spark.data.overlay import overlay
+from segformer_spark.data.png import write_png
 from segformer_spark.data.readers.spark import read_boxes
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.distributed.process_group import Group
@@ -27,6 +30,7 @@ from segformer_spark.submission.spark_format import (
     check_prediction,
     list_images,
     prediction_size,
+    read_prediction,
     submission_name,
     validate_folder,
     write_prediction,
@@ -46,6 +50,7 @@ class SubmitOptions:
         output: folder for the npz files, the zip and the manifest.
         inference: how the model is asked.
         overwrite: throw away predictions of another model or other settings.
+        num_previews: how many of the first predictions to draw over their images.
         boxes: CSV with the columns "Image name" and "Bounding box", for crops around boxes.
     """
 
@@ -55,6 +60,7 @@ class SubmitOptions:
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     overwrite: bool = False
     boxes: Path | None = None
+    num_previews: int = 0
 
 
 def run_submission(options: SubmitOptions, group: Group) -> Path:
@@ -97,6 +103,7 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
             **session_record(session, hosts, started),
         }
         write_json(options.output / _MANIFEST, manifest)
+        _draw_previews(options, session, images)
         return target
 
     target = group.on_main(finish)
@@ -104,6 +111,18 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
         logger.info("%d predictions checked: names, key, shapes, dtype, classes", len(images))
         logger.info("submission: %s", target)
     return target
+
+
+def _draw_previews(options: SubmitOptions, session: Session, images: list[Path]) -> None:
+    """preview/NAME.png: the first predictions over their images."""
+    card, decoding = session.card, session.loading.decoding
+    classes = ClassInfo(card.class_names, card.colors, card.background)
+    for image in images[: options.num_previews]:
+        ids = read_prediction(options.output / submission_name(image))
+        file = open_image(image, decoding)
+        shown = overlay(decode_rgb(file, decoding), ids, classes)
+        shown = turn_upright(shown, decoding.shown_orientation(file.header))
+        write_png(options.output / "preview" / f"{image.stem}.png", shown)
 
 
 def _boxes(options: SubmitOptions, view: InferenceView, images: list[Path]) -> dict[str, Box]:

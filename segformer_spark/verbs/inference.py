@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segformer_spark.errors import UserError
+from segformer_spark.exit_codes import ExitCode
 from segformer_spark.verbs.arguments import (
     CROPS,
     PRECISIONS,
@@ -16,6 +17,7 @@ from segformer_spark.verbs.arguments import (
     add_from_env,
     add_reading,
     add_verb,
+    not_negative,
     positive,
     reading,
 )
@@ -51,6 +53,23 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--boxes", type=Path, default=None, help="CSV with 'Image name' and 'Bounding box', for --crops box"
+    )
+    parser.add_argument(
+        "--preview", type=not_negative, default=0, metavar="N", help="draw the first N predictions over their images"
+    )
+    parser.add_argument(
+        "--check",
+        type=Path,
+        default=None,
+        metavar="ZIP",
+        help="check this zip, also one made elsewhere, against --images instead of predicting; every fault is named",
+    )
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        default=None,
+        metavar="ROOT",
+        help="with --check: score the zip on the validation images of this SPARK folder; results go to --output",
     )
     add_reading(parser)
     add_from_env(parser, "MODEL_PATH, TEST_IMAGES, OUTPUT, TTA, CROPS, DECISION and BOXES")
@@ -88,6 +107,10 @@ def submit(arguments: argparse.Namespace) -> int:
     """Write a submission."""
     from segformer_spark.run.directory import locate_model
 
+    if arguments.check is not None:
+        return _check(arguments)
+    if arguments.truth is not None:
+        raise UserError("--truth goes with --check ZIP")
     variables = launch_variables(arguments)
     given = arguments.model or arguments.run or variables.get("MODEL_PATH")
     images = arguments.images or variables.get("TEST_IMAGES")
@@ -127,9 +150,35 @@ def submit(arguments: argparse.Namespace) -> int:
             inference=settings,
             overwrite=arguments.overwrite,
             boxes=Path(boxes) if boxes else None,
+            num_previews=arguments.preview,
         )
         run_submission(options, group)
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Check a zip, and score it where the truth is given."""
+    from segformer_spark.config.load import load_config
+    from segformer_spark.evaluation.score_predictions import score_predictions
+    from segformer_spark.submission.check import check_archive
+    from segformer_spark.submission.spark_format import list_images
+
+    images = None if arguments.images is None else list_images(arguments.images)
+    data = None
+    if arguments.truth is not None:
+        if arguments.output is None:
+            raise UserError("submit --check --truth: results need a folder: give --output")
+        data = load_config(overrides=[f"data.root={arguments.truth}"]).config.data
+    faults = check_archive(arguments.check, images)
+    for fault in faults:
+        print(f"wrong: {fault}")
+    against = "names and arrays alone: give --images" if images is None else f"{len(images)} images"
+    print(f"{arguments.check}: {f'{len(faults)} faults' if faults else 'valid'} ({against})")
+    if faults:
+        return ExitCode.FOUND_WRONG
+    if data is not None:
+        score_predictions(arguments.check, data, data.val_split, arguments.output)
+    return ExitCode.GOOD
 
 
 def _test_images(run: Path | None, *, from_env: bool) -> Path | None:

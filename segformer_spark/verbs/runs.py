@@ -1,4 +1,4 @@
-"""`runs`: the list, one run, and curves of several."""
+"""`runs`: the list, one run, curves of several, and two evaluations compared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segformer_spark.data.grouping import GROUP_BY_HELP
 from segformer_spark.errors import UserError
 from segformer_spark.verbs.arguments import Subparsers, add_verb
 
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
 
 
 _DEFAULT_FOLDER = Path("runs")
-_ACTIONS = ("list", "show", "plot")
-_RESERVED = ("compare",)
+_ACTIONS = ("list", "show", "plot", "compare")
 
 
 def add(subparsers: Subparsers) -> None:
@@ -23,7 +23,8 @@ def add(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers,
         "runs",
-        "List the runs of a folder, show one, or draw the curves of several; while they train, too.",
+        "List the runs of a folder, show one, draw the curves of several, while they train, too; or compare two "
+        "evaluations image by image.",
         "segformer-spark runs plot spark_b2_512 spark_b3_512 --metric miou",
         runs,
     )
@@ -31,13 +32,18 @@ def add(subparsers: Subparsers) -> None:
         "action",
         nargs="?",
         default="list",
-        metavar="list|show|plot|FOLDER",
+        metavar="list|show|plot|compare|FOLDER",
         help="a folder lists the runs in it (default: %(default)s)",
     )
     parser.add_argument(
-        "names", nargs="*", default=[], metavar="RUN", help="with list: a folder; show: the run; plot: the runs"
+        "names",
+        nargs="*",
+        default=[],
+        metavar="RUN",
+        help="with list: a folder; show: the run; plot: the runs; compare: two runs, or folders that `evaluate` wrote",
     )
     parser.add_argument("--folder", type=Path, default=None, help="where the runs lie (default: runs)")
+    parser.add_argument("--group-by", default=None, metavar="RULE", help=f"with compare: {GROUP_BY_HELP}")
     parser.add_argument("--metric", default="miou", help="with plot: what to draw (default: %(default)s)")
     parser.add_argument(
         "--output",
@@ -52,8 +58,6 @@ def runs(arguments: argparse.Namespace) -> int:
     from segformer_spark.run.listing import details, find_runs, summarize, table
 
     action, names = arguments.action, arguments.names
-    if action in _RESERVED:
-        raise UserError(f"runs {action}: there is no such action; a folder of this name is given with --folder")
     if action not in _ACTIONS:
         action, names = "list", [arguments.action, *names]
     if action == "list":
@@ -68,6 +72,8 @@ def runs(arguments: argparse.Namespace) -> int:
             print("\n".join(table([summarize(run) for run in found])))
         return 0
     folder = arguments.folder or _DEFAULT_FOLDER
+    if action == "compare":
+        return _compare(names, folder, arguments.group_by)
     if action == "show":
         if len(names) != 1:
             raise UserError("runs show: which run? For example: segformer-spark runs show spark_b2_512")
@@ -87,6 +93,24 @@ def _plot(found: list[RunDirectory], arguments: argparse.Namespace) -> None:
     for row in overlay_runs(found, arguments.metric, arguments.output):
         print("  ".join(f"{key} {value}" for key, value in row.items() if value is not None))
     print(f"figure: {arguments.output}, table: {arguments.output.with_suffix('.csv')}")
+
+
+def _compare(names: list[str], folder: Path, group_by: str | None) -> int:
+    from segformer_spark.evaluation.paired import compare_evaluations, paired_table
+
+    if len(names) != 2:
+        raise UserError("runs compare: which two? For example: segformer-spark runs compare spark_b2_512 spark_b3_512")
+    found = [_evaluation_of(name, folder) for name in names]
+    print("\n".join(paired_table(compare_evaluations(found[0], found[1], group_by))))
+    return 0
+
+
+def _evaluation_of(name: str, folder: Path) -> Path:
+    """A folder that `evaluate` wrote, or that of a run's validation split."""
+    if (Path(name) / "results.json").is_file():
+        return Path(name)
+    run = _find(name, folder)
+    return run.evaluation / run.load_config().config.data.val_split
 
 
 def _find(name: str, folder: Path) -> RunDirectory:
