@@ -10,11 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from segformer_spark.data.dataset import IGNORE_INDEX
+from segformer_spark.data.loader import EvalItem
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.errors import DataError
+from segformer_spark.evaluation.decision import ARGMAX, Decision
+from segformer_spark.evaluation.missing_points import Shown, parts_of
 from segformer_spark.evaluation.session import Session
 from segformer_spark.metrics.image_counts import ImageCounts, count_image, join_counts, read_image_counts
 from segformer_spark.metrics.surface import Spacing
@@ -55,12 +61,13 @@ def collect(
             parts.clear()
 
     with group.sharing_errors():
-        found = session.predictor.with_confidence(session.items(own))
-        for item, ids, confidence in progress(found, total=len(own), label=label, visible=group.is_main):
+        found = session.predictor.with_confidence(session.items(own), _other_decision(session))
+        for item, ids, confidence, others in progress(found, total=len(own), label=label, visible=group.is_main):
             assert item.mask is not None
             truth = torch.from_numpy(item.mask).to(group.device)
             classes = len(dataset.classes)
-            parts.append(count_image(item.index, ids, truth, classes, IGNORE_INDEX, confidence, spacing))
+            rows = _by_parts(session, item, others, confidence)
+            parts.append(count_image(item.index, ids, truth, classes, IGNORE_INDEX, confidence, spacing, rows))
             if time.monotonic() - saved > _SECONDS or len(parts) >= _MOST_IMAGES:
                 save()
                 saved = time.monotonic()
@@ -69,6 +76,32 @@ def collect(
     whole: ImageCounts = group.on_main(lambda: _joined(waiting, indices))
     group.on_main(lambda: shutil.rmtree(folder / _PARTIAL, ignore_errors=True))
     return whole, seconds
+
+
+def _other_decision(session: Session) -> Decision:
+    """The decision that the missing points are split by: the rule where argmax was asked for, else the same."""
+    own = session.settings.decision
+    return Decision("expected_iou") if own == ARGMAX else own
+
+
+def _by_parts(session: Session, item: EvalItem, ids: Tensor, confidence: Tensor) -> NDArray[np.int64]:
+    """Rows (part, truth, prediction, pixels) of an image."""
+    truth = item.mask
+    assert truth is not None
+    classes = session.labelled().classes
+    shown = None
+    if item.window is None and not item.members:
+        size = (item.pixels.shape[-2], item.pixels.shape[-1])
+        stride = session.model.output_stride
+        shown = Shown(size, (-(-size[0] // stride), -(-size[1] // stride)))
+    predicted = ids.cpu().numpy()
+    parts = parts_of(predicted, truth, len(classes), classes.background, confidence.cpu().numpy(), shown)
+    known = truth < len(classes)
+    joint = (parts[known].astype(np.int64) * len(classes) + truth[known]) * len(classes) + predicted[known]
+    keys, pixels = np.unique(joint, return_counts=True)
+    rest, prediction = np.divmod(keys, len(classes))
+    part, label = np.divmod(rest, len(classes))
+    return np.stack([part, label, prediction, pixels], -1)
 
 
 def _done(waiting: Path, folder: Path) -> set[int]:

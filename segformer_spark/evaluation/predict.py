@@ -179,10 +179,18 @@ class Predictor:
             ids, confidence, *kept = found
             yield item, Scored(ids, float(confidence.mean(dtype=torch.float64)), kept[0] if kept else None)
 
-    def with_confidence(self, items: Iterable[list[EvalItem]]) -> Iterator[tuple[EvalItem, Tensor, Tensor]]:
-        """Yield each item with its class ids, uint8 (H, W), and how probable each is, fp32 (H, W)."""
-        for item, (ids, confidence) in self._by_batch(items, lambda *of: self._scored(*of, keep=None)):
-            yield item, ids, confidence
+    def with_confidence(
+        self, items: Iterable[list[EvalItem]], other: Decision
+    ) -> Iterator[tuple[EvalItem, Tensor, Tensor, Tensor]]:
+        """Yield each item with its class ids, uint8 (H, W), how probable each is, fp32 (H, W), and the class ids by
+        another decision."""
+        decider = replace(self, decision=other)
+
+        def both(passes: _Passes, row: int, item: EvalItem) -> _Found:
+            return *self._scored(passes, row, item, keep=None), decider._class_ids(passes, row, item)
+
+        for item, (ids, confidence, others) in self._by_batch(items, both):
+            yield item, ids, confidence, others
 
     def features(
         self, items: Iterable[list[EvalItem]], names: Sequence[str]

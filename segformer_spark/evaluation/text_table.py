@@ -37,6 +37,7 @@ def text_table(metrics: dict[str, Any]) -> list[str]:
         if bounds.get(key) is not None:
             low, high = bounds[key]
             lines.append(f"{key}: 95 % interval {low:.4f} to {high:.4f}, bootstrap over {bounds['over']}")
+    lines += _missing(metrics["missing_points"])
     edges = metrics["edges"]
     more = {
         "boundary IoU at 2 px": metrics["boundary_iou"]["2 px"]["mean"],
@@ -49,6 +50,14 @@ def text_table(metrics: dict[str, Any]) -> list[str]:
     }
     lines.append("  ".join(f"{name} {_number(value)}" for name, value in more.items()))
     return lines
+
+
+def _missing(split: dict[str, Any] | None) -> list[str]:
+    """The parts of what is missing to a perfect score, in points."""
+    if split is None:
+        return []
+    parts = "  ".join(f"{name} {100 * points:+.2f}" for name, points in split["parts"].items() if points)
+    return [f"missing to a perfect {split['metric']}: {100 * split['missing']:.2f} points: {parts}"]
 
 
 def _number(value: float | None) -> str:

@@ -15,6 +15,7 @@ from segformer_spark.metrics.headline import Headline
 from segformer_spark.metrics.image_counts import PREDICTED_EDGE, TOLERANCES, TRUE_EDGE, WIDTHS, ImageCounts
 from segformer_spark.metrics.image_wise import image_wise
 from segformer_spark.metrics.names import is_spark
+from segformer_spark.metrics.parts import missing_points
 from segformer_spark.metrics.report import report
 from segformer_spark.metrics.resampling import image_weights, interval
 from segformer_spark.metrics.scores import quotient
@@ -67,6 +68,7 @@ def detailed_report(counts: ImageCounts, of: Description) -> dict[str, Any]:
     out["boundary_iou"] = _boundary_iou(counts, of.class_names)
     out["edges"] = _edges(counts, of.class_names)
     out["calibration"] = _calibration(counts)
+    out["missing_points"] = missing_points(counts.cells, counts.alternative, len(counts), of.class_names, of.names)
     if is_spark(of.class_names):
         out["spark_curve"] = _spark_curve(per_image, of.class_names)
         out["spark_readings"] = _spark_readings(per_image, of.class_names)

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from segformer_spark.errors import DataError
 from segformer_spark.metrics.boundary import boundary_counts, boundary_width
 from segformer_spark.metrics.calibration import BINS, calibration_counts
 from segformer_spark.metrics.confusion import EvaluationCounts, joint_counts
+from segformer_spark.metrics.parts import PARTS
 from segformer_spark.metrics.surface import Spacing, match_edges
 
 WIDTHS = (2, 5)
@@ -29,6 +31,8 @@ TOLERANCES = (1.0, 2.0, 5.0)
 """Of edges, in the unit of the pixel spacing."""
 
 PREDICTED_EDGE, TRUE_EDGE = 0, 1
+
+SPARSE = ("cells", "alternative")
 
 Ints = NDArray[np.int64]
 
@@ -41,6 +45,8 @@ class ImageCounts:
         index: (N,) positions in the data set, ascending.
         size: (N, 2) height and width.
         cells: (M, 4) rows (position in `index`, truth, prediction, pixels) without empty ones; truth C is no label.
+        alternative: (M', 5) rows (position, part, truth, prediction, pixels) of the decision that the missing points
+            are split by (`metrics.parts`); part 0 is right.
         boundary: (N, C, W, 3) predicted, true and overlapping pixels of boundary regions, of WIDTHS and the paper's.
         edges: (N, C, 1 + T, 2) pixels of the predicted and the true edge, then those within each of TOLERANCES.
         hd95: float64 (N, C), nan where an edge is empty.
@@ -50,6 +56,7 @@ class ImageCounts:
     index: Ints
     size: Ints
     cells: Ints
+    alternative: Ints
     boundary: Ints
     edges: Ints
     hd95: NDArray[np.float64]
@@ -66,11 +73,8 @@ class ImageCounts:
         """The images at these positions, in this order."""
         place = np.full(len(self), -1)
         place[rows] = np.arange(len(rows))
-        cells = self.cells[place[self.cells[:, 0]] >= 0].copy()
-        cells[:, 0] = place[cells[:, 0]]
-        cells = cells[np.lexsort(cells[:, 2::-1].T)]
-        others = (getattr(self, one.name)[rows] for one in fields(self)[3:])
-        return ImageCounts(self.index[rows], self.size[rows], cells, *others)
+        sparse: dict[str, Any] = {name: _moved(getattr(self, name), place) for name in SPARSE}
+        return ImageCounts(**sparse, **{name: getattr(self, name)[rows] for name in _arrays()})
 
     def evaluation_counts(self, category_of_image: Sequence[int], num_categories: int) -> EvaluationCounts:
         """The sums that metrics are computed from."""
@@ -113,11 +117,20 @@ def read_image_counts(path: Path) -> ImageCounts:
 
 def _refuse_unlikely(counts: ImageCounts, path: Path) -> None:
     number = len(counts.index)
-    dimensions = {"index": 1, "size": 2, "cells": 2, "boundary": 4, "edges": 4, "hd95": 2, "calibration": 3}
+    dimensions = {
+        "index": 1,
+        "size": 2,
+        "cells": 2,
+        "alternative": 2,
+        "boundary": 4,
+        "edges": 4,
+        "hd95": 2,
+        "calibration": 3,
+    }
     for name, expected in dimensions.items():
         value = getattr(counts, name)
         kind = "f" if name == "hd95" else "i"
-        if value.ndim != expected or value.dtype.kind != kind or (name != "cells" and len(value) != number):
+        if value.ndim != expected or value.dtype.kind != kind or (name not in SPARSE and len(value) != number):
             raise DataError(f"{path}: {name} has shape {value.shape} and type {value.dtype}")
         if kind == "i" and value.size and int(value.min()) < 0:
             raise DataError(f"{path}: {name} has counts below 0")
@@ -125,6 +138,9 @@ def _refuse_unlikely(counts: ImageCounts, path: Path) -> None:
     cells = counts.cells
     if cells.shape[1] != 4 or (len(cells) and (cells[:, :3].max(0) >= (number, classes + 1, classes)).any()):
         raise DataError(f"{path}: cells name images or classes that there are not")
+    rows = counts.alternative
+    if rows.shape[1] != 5 or (len(rows) and (rows[:, :4].max(0) >= (number, len(PARTS) + 1, classes, classes)).any()):
+        raise DataError(f"{path}: alternative names images, parts or classes that there are not")
 
 
 def count_image(
@@ -135,8 +151,13 @@ def count_image(
     ignore_index: int,
     confidence: Tensor | None = None,
     spacing: Spacing = (1.0, 1.0),
+    alternative: Ints | None = None,
 ) -> ImageCounts:
-    """Counts of one image from class ids (H, W), and how probable each is (H, W)."""
+    """Counts of one image from class ids (H, W), and how probable each is (H, W).
+
+    Args:
+        alternative: rows (part, truth, prediction, pixels); None: those of the prediction, without parts.
+    """
     joint = joint_counts(prediction, truth, num_classes, ignore_index).cpu().numpy()
     rows, columns = np.nonzero(joint)
     cells = np.stack([np.zeros_like(rows), rows, columns, joint[rows, columns]], -1)
@@ -163,11 +184,27 @@ def count_image(
         np.array([index]),
         np.array([size]),
         cells,
+        _alternative(cells, alternative, num_classes),
         boundary[None],
         edges[None],
         hd95[None],
         bins.numpy()[None],
     )
+
+
+def _alternative(cells: Ints, rows: Ints | None, num_classes: int) -> Ints:
+    if rows is None:
+        known = cells[cells[:, 1] < num_classes]
+        part = np.where(known[:, 1] == known[:, 2], 0, len(PARTS))
+        return np.stack([known[:, 0], part, known[:, 1], known[:, 2], known[:, 3]], -1)
+    return np.concatenate([np.zeros((len(rows), 1), np.int64), rows], 1)
+
+
+def _moved(rows: Ints, place: Ints) -> Ints:
+    """Sparse rows of the images that stay, in their new order."""
+    kept = rows[place[rows[:, 0]] >= 0].copy()
+    kept[:, 0] = place[kept[:, 0]]
+    return np.asarray(kept[np.lexsort(kept[:, -2::-1].T)])
 
 
 def join_counts(parts: Sequence[ImageCounts]) -> ImageCounts:
@@ -176,18 +213,20 @@ def join_counts(parts: Sequence[ImageCounts]) -> ImageCounts:
     Raises:
         ValueError: an image is in two of them.
     """
-    offset, cells = 0, []
+    sparse: dict[str, list[Ints]] = {name: [] for name in SPARSE}
+    offset = 0
     for one in parts:
-        moved = one.cells.copy()
-        moved[:, 0] += offset
-        cells.append(moved)
+        for name, moved in sparse.items():
+            rows = getattr(one, name).copy()
+            rows[:, 0] += offset
+            moved.append(rows)
         offset += len(one)
-    others = {name: np.concatenate([getattr(one, name) for one in parts]) for name in _arrays()}
-    whole = ImageCounts(cells=np.concatenate(cells), **others)
+    joined: dict[str, Any] = {name: np.concatenate(rows) for name, rows in sparse.items()}
+    whole = ImageCounts(**joined, **{name: np.concatenate([getattr(one, name) for one in parts]) for name in _arrays()})
     if len(np.unique(whole.index)) != len(whole):
         raise ValueError("an image was counted twice")
     return whole.take(np.argsort(whole.index, kind="stable"))
 
 
 def _arrays() -> list[str]:
-    return [one.name for one in fields(ImageCounts) if one.name != "cells"]
+    return [one.name for one in fields(ImageCounts) if one.name not in SPARSE]
