@@ -17,9 +17,10 @@ from segformer_spark.data.inference_view import InferenceView, refuse_crops_with
 from segformer_spark.data.loader import EvalItem
 from segformer_spark.data.resize import resize_mask
 from segformer_spark.data.transforms import image_to_tensor, normalize_images
-from segformer_spark.data.window import Window, cut_mask
+from segformer_spark.data.window import cut_mask
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.augmented import Pass, passes_of
+from segformer_spark.evaluation.crops import main_box, paste, shown_size
 from segformer_spark.evaluation.decision import ARGMAX, Decision
 from segformer_spark.evaluation.enlarged import (
     Keep,
@@ -28,7 +29,6 @@ from segformer_spark.evaluation.enlarged import (
     enlarged_scores,
     quantized,
 )
-from segformer_spark.evaluation.main_box import main_box
 from segformer_spark.evaluation.postprocessing import postprocess
 from segformer_spark.evaluation.sliding import sliding_logits
 from segformer_spark.kernels.select import select_arithmetic
@@ -344,11 +344,11 @@ class Predictor:
         return logits.float()
 
     def _class_ids(self, passes: _Passes, row: int, item: EvalItem) -> Tensor:
-        ids = enlarged_ids(self._upright(passes, row), _shown_size(item), self.decision)
+        ids = enlarged_ids(self._upright(passes, row), shown_size(item), self.decision)
         if item.window is not None:
             assert self.background is not None
             whole = torch.full(item.size, self.background, dtype=ids.dtype, device=ids.device)
-            ids = _paste(ids, whole, item.window)
+            ids = paste(ids, whole, item.window)
         return self._postprocessed(ids)
 
     def _postprocessed(self, ids: Tensor) -> Tensor:
@@ -359,41 +359,27 @@ class Predictor:
 
     def _scored(self, passes: _Passes, row: int, item: EvalItem, *, keep: Keep) -> _Found:
         """Class ids, how probable each is, and probabilities if they are kept."""
-        ids, confidence, kept = enlarged_scores(self._upright(passes, row), _shown_size(item), keep, self.decision)
+        ids, confidence, kept = enlarged_scores(self._upright(passes, row), shown_size(item), keep, self.decision)
         if item.window is not None:
             assert self.background is not None
             # Outside of the crop is background, and certain.
-            ids = _paste(ids, ids.new_full(item.size, self.background), item.window)
-            confidence = _paste(confidence, confidence.new_ones(item.size), item.window)
+            ids = paste(ids, ids.new_full(item.size, self.background), item.window)
+            confidence = paste(confidence, confidence.new_ones(item.size), item.window)
             if kept is not None:
                 whole = kept.new_zeros(len(kept), *item.size)
                 whole[self.background] = quantized(torch.ones((), device=ids.device), keep)
-                kept = _paste(kept, whole, item.window)
+                kept = paste(kept, whole, item.window)
         ids = self._postprocessed(ids)
         return (ids, confidence) if kept is None else (ids, confidence, kept)
 
     def _class_probabilities(self, passes: _Passes, row: int, item: EvalItem) -> Tensor:
-        probabilities = enlarged_probabilities(self._upright(passes, row), _shown_size(item))
+        probabilities = enlarged_probabilities(self._upright(passes, row), shown_size(item))
         if item.window is None:
             return probabilities
         assert self.background is not None
         whole = probabilities.new_zeros(len(probabilities), *item.size)
         whole[self.background] = 1.0
-        return _paste(probabilities, whole, item.window)
-
-
-def _shown_size(item: EvalItem) -> tuple[int, int]:
-    return item.size if item.window is None else (item.window.height, item.window.width)
-
-
-def _paste(crop: Tensor, whole: Tensor, window: Window) -> Tensor:
-    """Put a crop (..., h, w) into `whole` (..., H, W) at its position, cut off where it reaches beyond."""
-    height, width = whole.shape[-2:]
-    top, left = max(0, window.top), max(0, window.left)
-    bottom, right = min(height, window.top + window.height), min(width, window.left + window.width)
-    part = crop[..., top - window.top : bottom - window.top, left - window.left : right - window.left]
-    whole[..., top:bottom, left:right] = part
-    return whole
+        return paste(probabilities, whole, item.window)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -11,8 +11,8 @@ from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalItem, eval_item
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.augmented import TTA
+from segformer_spark.evaluation.crops import main_box
 from segformer_spark.evaluation.enlarged import enlarged_ids
-from segformer_spark.evaluation.main_box import main_box
 from segformer_spark.evaluation.predict import Predictor
 from tests.tiny import tiny_segformer
 
