@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from segformer_spark.config.image_size import size_text
@@ -18,11 +18,12 @@ _LICENSES = {
 _SHOWN = ("spark_score", "miou", "miou_without_background", "mean_dice", "pixel_accuracy")
 
 
-def readme_text(card: ModelCard, *, transformers: bool) -> str:
+def readme_text(card: ModelCard, *, transformers: bool, intervals: Mapping[str, Any] | None = None) -> str:
     """The text.
 
     Args:
         transformers: whether transformers can load the folder.
+        intervals: of an evaluation's results.json, once there is one.
     """
     name = str(card.model["name"])
     title = f"{name} ({card.model['encoder']})" if card.model.get("encoder") else name
@@ -42,7 +43,7 @@ def readme_text(card: ModelCard, *, transformers: bool) -> str:
         "",
         *_section("Data", [f"- data set: {card.dataset or 'not stated'}", *_orientation(card)]),
         *_section("Classes", _classes(card)),
-        *_section("Metrics", _metrics(card)),
+        *_section("Metrics", _metrics(card, intervals or {})),
         *_section("Recipe", _recipe(card.recipe)),
         *_section("Licence of the weights", [f"- {_license(card)}"]),
         *_section("Use", _use(transformers=transformers)),
@@ -68,14 +69,19 @@ def _classes(card: ModelCard) -> list[str]:
     return ["| id | name | colour (RGB) |", "|---|---|---|", *rows]
 
 
-def _metrics(card: ModelCard) -> list[str]:
+def _metrics(card: ModelCard, intervals: Mapping[str, Any]) -> list[str]:
     if not card.metrics:
         return [f"Not validated; step {card.step}."]
     rows = [f"| {name} | {card.metrics[name]:.4f} |" for name in _SHOWN if name in card.metrics]
     classes = [name for name in card.metrics if name.startswith("iou_")]
     rows += [f"| IoU {name.removeprefix('iou_')} | {card.metrics[name]:.4f} |" for name in classes]
     note = f"Validation split, step {card.step}, epoch {card.epoch}; from 0 to 1."
-    return [note, "", "| metric | value |", "|---|---|", *rows]
+    table = [note, "", "| metric | value |", "|---|---|", *rows]
+    bounds = [(name, intervals[name]) for name in _SHOWN if intervals.get(name)]
+    if bounds:
+        table += ["", f"95 % intervals of an evaluation, bootstrap over {intervals.get('over', 'images')}:", ""]
+        table += [f"- {name}: {low:.4f} to {high:.4f}" for name, (low, high) in bounds]
+    return table
 
 
 def _recipe(recipe: dict[str, Any]) -> list[str]:

@@ -17,6 +17,16 @@ from segformer_spark.evaluation.postprocessing import Postprocessing
 from segformer_spark.run.atomic import write_json
 
 DECISION_FILE = "decision.json"
+
+
+def decision_path(model: Path, run: Path | None) -> Path:
+    """Where the decision of a model lies: in its run, in its own folder, or beside an ONNX file."""
+    if model.is_file():
+        return model.with_suffix(f".{DECISION_FILE}")
+    places = [folder / DECISION_FILE for folder in (run, model) if folder is not None]
+    return next((path for path in places if path.is_file()), places[-1])
+
+
 _FORMAT = 1
 _KIND = "saved decision"
 

@@ -25,7 +25,7 @@ from segformer_spark.errors import UserError
 from segformer_spark.evaluation.augmented import passes_of
 from segformer_spark.evaluation.decision import ARGMAX, Decision
 from segformer_spark.evaluation.predict import Predictor
-from segformer_spark.evaluation.saved_decision import DECISION_FILE, SavedDecision, read_decision
+from segformer_spark.evaluation.saved_decision import SavedDecision, decision_path, read_decision
 from segformer_spark.kernels.check import check_kernels
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.run.console import logger
@@ -242,9 +242,8 @@ def _opened(path: Path) -> OpenedModel:
 def _saved(models: Sequence[OpenedModel]) -> tuple[Path, SavedDecision] | None:
     """The decision that was saved for this very model; None for several models, without one, or for other weights."""
     first = models[0]
-    found = [folder / DECISION_FILE for folder in (first.run, first.folder) if folder is not None and folder.is_dir()]
-    path = next((path for path in found if path.is_file()), None)
-    if path is None:
+    path = decision_path(first.folder, first.run)
+    if not path.is_file():
         return None
     if len(models) > 1:
         logger.info("%s is of one model: not used for several", path)

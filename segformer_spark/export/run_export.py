@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from segformer_spark.data.registry import open_dataset
 from segformer_spark.data.transforms import image_to_tensor, normalize_images
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import ConfigError, UserError
+from segformer_spark.evaluation.result_folder import RESULTS
+from segformer_spark.evaluation.saved_decision import decision_path, read_decision, write_decision
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.export.exportable import exportable
 from segformer_spark.export.onnx_export import dynamic_shapes, export_onnx, needs_onnx, padded_size
@@ -30,6 +33,8 @@ from segformer_spark.models.segformer import SegFormer
 from segformer_spark.prediction.inputs import find_images
 from segformer_spark.run.atomic import atomic_file, atomic_folder, write_text
 from segformer_spark.run.console import logger
+from segformer_spark.run.digest import sha256_of
+from segformer_spark.run.directory import RunDirectory
 
 Format = Literal["onnx", "torch-export", "safetensors"]
 _LEAST_SIDE, _TRACED_SIDE = 64, 256
@@ -76,6 +81,8 @@ def run_export(options: ExportOptions, group: Group) -> Path:
         _torch_export(session, options)
     else:
         _onnx(session, options)
+    if options.format != "torch-export":
+        _carry_decision(session, options.output)
     logger.info("%s", options.output)
     return options.output
 
@@ -89,7 +96,37 @@ def _copy(session: Session, output: Path) -> None:
         for file in sorted(session.folder.iterdir()):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-        write_text(folder / "README.md", readme_text(session.card, transformers=transformers))
+        text = readme_text(session.card, transformers=transformers, intervals=_intervals(session))
+        write_text(folder / "README.md", text)
+
+
+def _carry_decision(session: Session, output: Path) -> None:
+    """The decision that was saved for the run's weights, for the file that was written of them."""
+    path = decision_path(session.folder, session.run)
+    if not path.is_file():
+        return
+    saved = read_decision(path)
+    if saved.model_sha256 != sha256_of(session.weights_file):
+        logger.warning("%s was made for another model: not exported", path)
+        return
+    weights = output if output.is_file() else output / session.weights_file.name
+    record = {**saved.model_dump(), "model_sha256": sha256_of(weights)}
+    write_decision(decision_path(output, None), record)
+
+
+def _intervals(session: Session) -> dict[str, Any]:
+    """95 % intervals of an evaluation of these weights in the run; empty without one."""
+    if session.run is None:
+        return {}
+    digest = sha256_of(session.weights_file)
+    for path in sorted(RunDirectory(session.run).evaluation.glob(f"*/{RESULTS}")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        models = results.get("record", {}).get("models", [])
+        plain = results.get("record", {}).get("decision") is None and results.get("record", {}).get("tta") == "none"
+        if plain and [one.get("sha256") for one in models] == [digest]:
+            found: dict[str, Any] = results.get("intervals", {})
+            return found
+    return {}
 
 
 def _torch_export(session: Session, options: ExportOptions) -> None:

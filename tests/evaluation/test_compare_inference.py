@@ -214,3 +214,17 @@ def test_options_that_do_not_go_together(
 ) -> None:
     assert leave("evaluate", str(trained_run), *options) == 2
     assert message in capsys.readouterr().err
+
+
+def test_exports_carry_it(trained_run: Path, spark_root: Path, tmp_path: Path) -> None:
+    run, images = saved_run(trained_run, tmp_path), str(spark_root / "stream-1-test")
+    assert leave("evaluate", str(run), "--worst", "0") == 0
+    for name in ("model.onnx", "hub"):
+        kind = "onnx" if name.endswith("onnx") else "safetensors"
+        assert leave("export", str(run), "--format", kind, "--output", str(tmp_path / name)) == 0
+        given = (str(tmp_path / name), images, "--output", str(tmp_path / f"from_{kind}"))
+        assert leave("predict", *given) == 0
+        settings = json.loads((tmp_path / f"from_{kind}" / "settings.json").read_text())
+        assert settings["decision"]["rule"] == "thresholds"
+    low, high = json.loads((run / "evaluation" / "val" / "results.json").read_text())["intervals"]["miou"]
+    assert f"- miou: {low:.4f} to {high:.4f}" in (tmp_path / "hub" / "README.md").read_text()
