@@ -1,4 +1,4 @@
-"""`demo`: the whole way on one machine: render, train, evaluate, submit."""
+"""`demo`: the whole way on one machine: render, train, evaluate, submit, report."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def run_demo(options: DemoOptions) -> RunDirectory:
     run_verb("evaluation", ["evaluate", str(run.path)])
     images = str(options.data_root / TEST_FOLDER)
     run_verb("submission", ["submit", str(run.path), "--images", images, "--tta", "hflip"])
+    run_verb("report", ["report", str(run.path)])
     for line in _summary(run, config.data.val_split):
         logger.info("%s", line)
     return run
@@ -78,6 +79,7 @@ def _summary(run: RunDirectory, split: str) -> list[str]:
         f"{float(untrained['spark_score']):.3f} untrained",
         f"curves      {run.curves}",
         f"evaluation  {run.evaluation / split / 'results.json'}, figures/, worst/",
+        f"report      {run.path / 'report.html'}",
         f"model       {run.best}",
         f"submission  {run.submission / 'submission.zip'}",
     ]

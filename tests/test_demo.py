@@ -32,6 +32,7 @@ def test_make_demo_learns_and_writes_nothing_outside_the_project(tmp_path: Path)
     assert untrained["spark_score"] < 0.1
     assert results["spark_score"] > 0.25
     assert results["record"]["training"]["runtime"]["world_size"] == 2
+    assert (run / "report.html").stat().st_size > 100_000
     with zipfile.ZipFile(run / "submission" / "submission.zip") as archive:
         assert len(archive.namelist()) == 20
         assert archive.testzip() is None

@@ -24,7 +24,7 @@ curves.png, tensorboard/  the same as figures
 log.txt                   what the job printed
 checkpoints/step-*/       complete states for --resume
 best/, final/             models with a card each (README.md); for `evaluate`, `predict`, `submit`, `export`
-evaluation/, predictions/, submission/, export/   what these verbs wrote
+evaluation/, predictions/, submission/, export/   what these verbs wrote; report.html shows it
 data_files.json           size, time and sha256 of the files that were trained and validated on
 attempts/                 who wrote here and when: one job or process at a time
 """
