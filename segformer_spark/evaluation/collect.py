@@ -98,10 +98,11 @@ def _by_parts(session: Session, item: EvalItem, ids: Tensor, confidence: Tensor)
     parts = parts_of(predicted, truth, len(classes), classes.background, confidence.cpu().numpy(), shown)
     known = truth < len(classes)
     joint = (parts[known].astype(np.int64) * len(classes) + truth[known]) * len(classes) + predicted[known]
-    keys, pixels = np.unique(joint, return_counts=True)
+    counts = np.bincount(joint)
+    keys = np.flatnonzero(counts)
     rest, prediction = np.divmod(keys, len(classes))
     part, label = np.divmod(rest, len(classes))
-    return np.stack([part, label, prediction, pixels], -1)
+    return np.stack([part, label, prediction, counts[keys]], -1)
 
 
 def _done(waiting: Path, folder: Path) -> set[int]:
