@@ -101,7 +101,7 @@ def compare_inference(session: Session, options: CompareOptions) -> Comparison:
     if group.is_main:
         logger.info("chosen on %d images, judged on %d: %s", len(halves.chosen_on), len(halves.judged_on), halves.rule)
     samples = _samples(session, halves)
-    found = group.on_main(lambda: tuned(samples[0] if samples else None))  # type: ignore[arg-type]
+    found = group.on_main(lambda: tuned(samples[0]))
     best = found["expected IoU, T by score, factors"]
     constants = found["constants"]
     base = [Row("argmax", "none", {}, ARGMAX), *(Row(name, "none", {}, one) for name, one in found.items())]

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_MOST_ITERATIONS = 50
+_MOST_ITERATIONS, _ON_DEVICE = 50, 12
+"""On a GPU the host does not ask whether the last iteration changed anything: it would wait for the answer."""
 
 
 def expected_iou(probabilities: Tensor) -> Tensor:
@@ -25,13 +26,14 @@ def expected_iou(probabilities: Tensor) -> Tensor:
     """
     total = probabilities.sum(-1, dtype=torch.float64)
     found = torch.zeros_like(total)
-    for _ in range(_MOST_ITERATIONS):
+    on_cpu = probabilities.device.type == "cpu"
+    for _ in range(_MOST_ITERATIONS if on_cpu else _ON_DEVICE):
         taken = probabilities > threshold_of(found)[..., None].to(probabilities.dtype)
         overlap = (probabilities * taken).sum(-1, dtype=torch.float64)
         union = taken.sum(-1) + total - overlap
         better = torch.where(union > 0, overlap / union.clamp(min=torch.finfo(torch.float64).tiny), 0)
         better = torch.maximum(better, found)
-        if torch.equal(better, found):
+        if on_cpu and torch.equal(better, found):
             break
         found = better
     return found

@@ -126,7 +126,8 @@ def _shard(text: str) -> tuple[int, int]:
 def _add_comparison(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group(
         "other ways of asking",
-        "Chosen on one half of the split, reported on the other: inference.txt and .json.",
+        "Chosen on one half of the split, reported on the other: inference.txt, .csv and .json in "
+        "<run>/evaluation/<split>-inference.",
     )
     own.add_argument(
         "--compare-inference",
@@ -201,6 +202,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         name = model_name(model)
         parts = [split, "" if name == "best" else name, "" if tta in (None, "none") else tta]
         parts.append("" if arguments.shard is None else "shard_{}_of_{}".format(*arguments.shard))
+        parts.append("inference" if arguments.compare_inference else "")
         parts.append("decision_saved" if decision == "saved" else "")
         parts.append("" if crops is None else f"crops_{crops}")
         parts += [f"{name}_{value}" for name, value in sorted(resolved.overridden_inference().items())]

@@ -124,6 +124,13 @@ def test_the_comparison_is_the_same_on_any_number_of_ranks(trained_run: Path, tm
     assert saved.chosen["row"]["name"] == written["winner"]
 
 
+def test_the_verb_writes_a_folder_of_its_own(trained_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    assert leave("evaluate", str(run), "--compare-inference", "--try-tta") == 0
+    assert {path.name for path in (run / "evaluation").iterdir()} == {"val-inference"}
+    assert not (run / "decision.json").exists()
+
+
 def saved_run(trained_run: Path, folder: Path, digest: str | None = None) -> Path:
     """A copy of the run whose saved decision takes body wherever it is likelier than 1 : 1000."""
     run = Path(shutil.copytree(trained_run, folder / "run"))

@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from segformer_spark.config.load import load_config
+from segformer_spark.config.schema import ModelConfig
 from segformer_spark.config.stored import load_stored_config
+from segformer_spark.data.readers.spark import SPARK_CLASSES
+from segformer_spark.data.registry import open_dataset
 from segformer_spark.errors import UserError
-from segformer_spark.evaluation.session import InferenceSettings, Session
+from segformer_spark.evaluation.decision import ARGMAX
+from segformer_spark.evaluation.session import InferenceSettings, OpenedModel, Session
+from segformer_spark.models.registry import build_network
 from tests.sessions import group_of_one
+from tests.tiny import tiny_segformer, untrained_card
 from tests.verbs import leave, run_verb
 
 
@@ -49,6 +56,44 @@ def test_without_a_data_set_it_predicts_files(trained_run: Path, spark_root: Pat
 def test_what_is_no_model_is_an_error(tmp_path: Path) -> None:
     with group_of_one() as group, pytest.raises(UserError):
         Session.open(tmp_path, InferenceSettings(), group)
+
+
+def member(seed: int, size: int, name: str = "segformer", **inference: object) -> OpenedModel:
+    config = ModelConfig(name="unet", encoder="resnet18", pretrained="none")
+    torch.manual_seed(seed)
+    if name == "segformer":
+        model = tiny_segformer(SPARK_CLASSES.names, seed=seed)
+    else:
+        model = build_network(config, 3, (size, size))
+    card = untrained_card(SPARK_CLASSES, image_size=size, inference=inference)
+    return OpenedModel(Path(), None, model.eval(), card)
+
+
+@pytest.mark.parametrize("tta", ["none", "hflip+scales"])
+def test_an_ensemble_is_the_mean_probability_of_its_members(spark_root: Path, tta: str) -> None:
+    """Of other sizes and architectures; whatever the batch size."""
+    dataset = open_dataset(load_config(overrides=[f"data.root={spark_root}"]).config.data, "val")
+    members = [member(0, 64), member(1, 96), member(2, 64, "unet")]
+    settings = InferenceSettings(batch_size=2, tta=tta)
+    with group_of_one() as group:
+        alone = [
+            [found for _, found in one.probabilities(one.items(range(3)))]
+            for one in (Session([model], settings, group, dataset) for model in members)
+        ]
+        together = Session(members, settings, group, dataset)
+        assert [p.decision for p in together.predictor.members] == [ARGMAX, ARGMAX]
+        ids = [found for _, found in together.predictions(together.items(range(3)))]
+        for index, (item, found) in enumerate(together.probabilities(together.items(range(3)))):
+            expected = torch.stack([own[index] for own in alone]).mean(0)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            assert len(item.members) == 2
+            assert (expected.argmax(0) != ids[index]).float().mean() < 1e-3
+        assert together.weights_file == members[0].weights_file
+
+
+def test_crops_of_members_have_to_agree(spark_root: Path) -> None:
+    with group_of_one() as group, pytest.raises(UserError, match="are shown different crops"):
+        Session([member(0, 64, crops="two_pass"), member(1, 96, crops="two_pass")], InferenceSettings(), group, None)
 
 
 def test_settings_that_evaluation_does_not_use_are_refused_by_name(
