@@ -13,6 +13,8 @@ import pytest
 
 from segformer_spark.config.schema import InferenceConfig
 from segformer_spark.data.image_header import read_header
+from segformer_spark.evaluation.decision import Decision
+from segformer_spark.evaluation.postprocessing import Postprocessing
 from segformer_spark.evaluation.session import InferenceSettings
 from segformer_spark.prediction import results
 from segformer_spark.prediction.large import why_not_in_bands
@@ -48,7 +50,9 @@ def predict(model: Path, photos: Path, output: Path, large_pixels: int, **settin
         ({"resize": "short_side"}, "hflip"),
         ({"resize": "native", "window": 96}, "none"),
         ({"resize": "native", "window": 64, "overlap": 0.6}, "hflip"),
+        ({"resize": "native", "window": 64, "overlap": 0.6, "window_weights": "gaussian"}, "hflip"),
         ({"resize": "native", "window": 1024}, "none"),
+        ({}, "turns"),
     ],
 )
 def test_bands_decide_as_the_whole(
@@ -74,6 +78,24 @@ def test_bands_decide_as_the_whole(
 
 
 @pytest.mark.parametrize(
+    ("view", "decision"),
+    [
+        ({}, Decision("expected_iou", temperature=1.5, floor=0.1)),
+        ({"resize": "native", "window": 96}, Decision("thresholds", temperature=2.0, thresholds=(1.0, 0.4, 0.7))),
+    ],
+)
+def test_decisions_hold_in_bands(model: Path, tmp_path: Path, view: dict[str, Any], decision: Decision) -> None:
+    save(tmp_path / "photos" / "a.png", encode(picture(301, 233), "PNG", 8))
+    shares = {}
+    for name, pixels in (("whole", 10**9), ("bands", 100)):
+        (row,) = predict(model, tmp_path / "photos", tmp_path / name, pixels, view=view, decision=decision)
+        shares[name] = np.array(row.pixels)
+    (plain,) = predict(model, tmp_path / "photos", tmp_path / "plain", 100, view=view)
+    assert np.abs(shares["whole"] - shares["bands"]).sum() <= 1e-4 * shares["whole"].sum()
+    assert plain.pixels != tuple(shares["bands"])
+
+
+@pytest.mark.parametrize(
     ("view", "tta", "options", "reason"),
     [
         ({}, "none", {}, None),
@@ -82,10 +104,14 @@ def test_bands_decide_as_the_whole(
         ({"resize": "native", "window": 64}, "flips", {}, "--tta flips"),
         ({}, "none", {"upright": True}, "EXIF"),
         ({}, "none", {"keeps": True}, "probabilities"),
+        ({}, "scales", {}, "every scale"),
+        ({}, "none", {"num_models": 2}, "several models"),
+        ({"resize": "native", "window": 64}, "none", {"decision": Decision("expected_iou")}, "whole image"),
+        ({}, "none", {"decision": Decision(postprocessing=Postprocessing((1,)))}, "parts of the whole image"),
     ],
 )
 def test_what_needs_the_whole_image_is_said(
-    tmp_path: Path, view: dict[str, Any], tta: str, options: dict[str, bool], reason: str | None
+    tmp_path: Path, view: dict[str, Any], tta: str, options: dict[str, Any], reason: str | None
 ) -> None:
     path = save(tmp_path / "a.jpg", encode(picture(), "JPEG", 6))
     given = {"upright": False, "keeps": False, **options}
