@@ -19,10 +19,16 @@ from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.collect import collect
 from segformer_spark.evaluation.gallery import choose, write_gallery
-from segformer_spark.evaluation.pictures import make_panel, stack_panels
+from segformer_spark.evaluation.pictures import error_tile, make_panel, stack_panels
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.evaluation.record import session_record
-from segformer_spark.evaluation.result_folder import describe_images, foreground_iou, seal, write_results
+from segformer_spark.evaluation.result_folder import (
+    describe_images,
+    foreground_iou,
+    picture_titles,
+    seal,
+    write_results,
+)
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.evaluation.text_table import text_table
 from segformer_spark.metrics.surface import Spacing
@@ -97,11 +103,12 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
         record = {**asked, "seconds_per_image": seconds, **session_record(session, hosts, started)}
         metrics = write_results(options.output, counts, description, record)
         quality = foreground_iou(counts, description)
-        _draw_worst(session, indices, quality, options)
+        titles = picture_titles(counts, description, quality)
+        _draw_worst(session, indices, quality, titles, options)
         chosen = choose(counts, quality, min(_GALLERY_EACH, options.num_worst))
         write_gallery(session, indices, chosen, description.names, quality, options.output)
         if options.num_examples:
-            _draw_examples(session, indices, quality, options)
+            _draw_examples(session, indices, quality, titles, options)
         digest = seal(options.output)
         for line in text_table(metrics):
             logger.info("%s", line)
@@ -121,7 +128,9 @@ def _shard(number: int, shard: tuple[int, int] | None) -> list[int]:
     return list(range(first, number, step))
 
 
-def _draw_examples(session: Session, images: list[int], quality: NDArray[np.float64], options: EvaluateOptions) -> None:
+def _draw_examples(
+    session: Session, images: list[int], quality: NDArray[np.float64], titles: list[str], options: EvaluateOptions
+) -> None:
     """examples/first.png, worst.png, median.png and best.png: Input | Truth | Prediction, one image below the other."""
     dataset, number = session.labelled(), min(options.num_examples, len(quality))
     order = [int(index) for index in np.argsort(quality, kind="stable")]
@@ -133,38 +142,34 @@ def _draw_examples(session: Session, images: list[int], quality: NDArray[np.floa
         "best": order[::-1][:number],
     }
     for name, indices in chosen.items():
-        titles = _titles(dataset, images, quality, indices)
-        panels = [panel for _, panel in predicted_panels(session.predictor, dataset, session.loading, titles)]
+        own = {images[at]: titles[at] for at in indices}
+        panels = [panel for _, panel in predicted_panels(session.predictor, dataset, session.loading, own)]
         write_png(options.output / "examples" / f"{name}.png", stack_panels(panels))
 
 
-def _draw_worst(session: Session, images: list[int], quality: NDArray[np.float64], options: EvaluateOptions) -> None:
+def _draw_worst(
+    session: Session, images: list[int], quality: NDArray[np.float64], titles: list[str], options: EvaluateOptions
+) -> None:
     """The images with the lowest mean IoU over the foreground classes, worst first."""
     dataset = session.labelled()
     worst = [int(index) for index in np.argsort(quality, kind="stable")[: options.num_worst]]
     folder = options.output / "worst"
     for old in folder.glob("*.png"):
         old.unlink()
-    titles = _titles(dataset, images, quality, worst)
-    for rank, (name, panel) in enumerate(predicted_panels(session.predictor, dataset, session.loading, titles)):
+    own = {images[at]: titles[at] for at in worst}
+    for rank, (name, panel) in enumerate(predicted_panels(session.predictor, dataset, session.loading, own)):
         write_png(folder / f"{rank + 1:02d}_{name}.png", panel)
-
-
-def _titles(
-    dataset: SegmentationDataset, images: list[int], quality: NDArray[np.float64], chosen: list[int]
-) -> dict[int, str]:
-    """{index in the data set: title} of the images at these positions."""
-    return {images[at]: f"{dataset.sample_id(images[at])}  mean IoU {quality[at]:.3f}" for at in chosen}
 
 
 def predicted_panels(
     predictor: Predictor, dataset: SegmentationDataset, loading: EvalLoading, titles: Mapping[int, str]
 ) -> Iterator[tuple[str, Image]]:
-    """Name and Input | Truth | Prediction of the images whose indices `titles` has, in its order."""
+    """Name and Input | Truth | Prediction | Error of the images whose indices `titles` has, in its order."""
     for item, ids in predictor.predict(eval_loader(dataset, list(titles), loading)):
         sample = dataset.load(item.index)
         image, truth, predicted = (
             turn_upright(pixels, sample.orientation) for pixels in (sample.image, sample.mask, ids.cpu().numpy())
         )
-        panel = make_panel(image, truth, predicted, dataset.classes, titles[item.index])
+        error = {"Error": error_tile(image, truth, predicted, len(dataset.classes))}
+        panel = make_panel(image, truth, predicted, dataset.classes, titles[item.index], error)
         yield dataset.sample_id(item.index), panel

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from segformer_spark.data.dataset import ClassInfo, Image, Mask
 from segformer_spark.data.orientation import turn_upright
 from segformer_spark.data.overlay import ignored_color
+from segformer_spark.evaluation.pictures import WRONG
 from segformer_spark.evaluation.session import Session
 from segformer_spark.metrics.image_counts import ImageCounts
 from segformer_spark.run.atomic import atomic_file, write_json
@@ -29,7 +30,6 @@ LAYERS = ("truth", "prediction", "error")
 GALLERY, INDEX = "gallery", "gallery.json"
 
 _LONGEST = 384
-_WRONG = (230, 0, 120)
 _MOST_IMAGES, _PER_CELL = 60, 3
 
 
@@ -114,7 +114,7 @@ def _draw(stem: Path, image: Image, truth: Mask, predicted: Mask, classes: Class
     known = len(classes)
     colors = [*classes.colors, *[ignored_color(classes)] * (255 - known), (0, 0, 0)]
     wrong = np.where((truth != predicted) & (truth < known), 1, 0).astype(np.uint8)
-    layers = {"truth": (truth, colors), "prediction": (predicted, colors), "error": (wrong, [(0, 0, 0), _WRONG])}
+    layers = {"truth": (truth, colors), "prediction": (predicted, colors), "error": (wrong, [(0, 0, 0), WRONG])}
     for name, (ids, palette) in layers.items():
         # Thin parts would vanish if one pixel of many were taken: of each cell the rarest class that is not background.
         shown = _shrunk(ids, size, 0 if name == "error" else classes.background)

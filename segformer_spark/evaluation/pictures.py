@@ -14,6 +14,9 @@ from segformer_spark.data.dataset import ClassInfo, Color, Image, Mask
 from segformer_spark.data.overlay import overlay
 from segformer_spark.run.figures import new_figure, save_figure
 
+WRONG = (230, 0, 120)
+"""The colour of errors, which any colour vision tells from red, blue and green."""
+
 _GAP = 6
 _LARGEST_INCHES = 12.0
 _MOST_NAMES, _MOST_SERIES = 40, 7
@@ -27,7 +30,7 @@ def make_panel(
     title: str,
     more: Mapping[str, Image] | None = None,
 ) -> Image:
-    """One row Input | Truth | Prediction, and `more`, of at most 512 pixels per tile."""
+    """One row Input | Truth | Prediction, and `more`, of at most 512 pixels per tile, under the classes' colours."""
     side = min(512, max(image.shape[:2]))
     scale = side / max(image.shape[:2])
     named = {"Input": image, "Truth": overlay(image, truth, classes), "Prediction": overlay(image, prediction, classes)}
@@ -39,6 +42,7 @@ def make_panel(
     row = np.hstack([part for tile in small for part in (tile, gap)][:-1])
     header = np.full((44, row.shape[1], 3), 255, np.uint8)
     cv2.putText(header, title, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+    _draw_legend(header, classes, left=_text_width(title) + 24)
     for index, label in enumerate(named):
         cv2.putText(
             header,
@@ -51,6 +55,31 @@ def make_panel(
             cv2.LINE_AA,
         )
     return np.vstack([header, row])
+
+
+def _text_width(text: str) -> int:
+    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0])
+
+
+def _draw_legend(header: Image, classes: ClassInfo, left: int) -> None:
+    """The classes' colours beside the title, as many as there is room for."""
+    for name, color in zip(classes.names, classes.colors, strict=True):
+        right = left + 16 + _text_width(name)
+        if right > header.shape[1]:
+            return
+        cv2.rectangle(header, (left, 8), (left + 10, 18), color, -1)
+        cv2.rectangle(header, (left, 8), (left + 10, 18), (120, 120, 120), 1)
+        cv2.putText(header, name, (left + 14, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+        left = right + 12
+
+
+def error_tile(image: Image, truth: Mask, prediction: Mask, num_classes: int) -> Image:
+    """The image in grey, wrong pixels in the colour of errors, pixels without a label white."""
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) // 2
+    void = truth >= num_classes
+    grey[void] = 255
+    grey[(truth != prediction) & ~void] = WRONG
+    return np.asarray(grey)
 
 
 def stack_panels(panels: Sequence[Image]) -> Image:

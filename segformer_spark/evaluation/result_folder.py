@@ -33,6 +33,8 @@ OUTSIDE = (REPORT, REPORT_DIGEST, "report.md")
 
 PER_IMAGE, CONFUSION = "per_image.csv", "confusion.csv"
 
+_MOST_NAMED = 4
+
 Floats = NDArray[np.float64]
 Tables = dict[str, tuple[list[str], list[dict[str, Any]]]]
 
@@ -140,6 +142,18 @@ def foreground_iou(counts: ImageCounts, of: Description) -> Floats:
     quality = np.where(present, iou[:, foreground], 0).sum(1) / np.maximum(present.sum(1), 1)
     quality[~present.any(1)] = 1.0
     return np.asarray(quality)
+
+
+def picture_titles(counts: ImageCounts, of: Description, quality: Floats) -> list[str]:
+    """Name, mean IoU and, of few classes, the IoU of each, of every image."""
+    iou = image_iou(counts.evaluation_counts(of.category, len(of.categories)).per_image.numpy(), empty=np.nan)
+    shown = [c for c in range(len(of.class_names)) if c != of.background]
+    titles = []
+    for name, mean, own in zip(of.names, quality, iou, strict=True):
+        classes = [f"{of.class_names[c]} {own[c]:.2f}" for c in shown if not np.isnan(own[c])]
+        more = f" ({', '.join(classes)})" if 1 < len(shown) <= _MOST_NAMED else ""
+        titles.append(f"{name}  mean IoU {mean:.3f}{more}")
+    return titles
 
 
 def _decimal(value: float) -> str:

@@ -63,7 +63,7 @@ def draw_sizes(sizes: Sequence[ModelSize], path: Path) -> None:
         heads = [size.macs_merged / 1e9 - encoder[position] for position, size in merged]
         right.bar(beside, bases, 0.38, color="tab:blue")
         right.bar(beside, heads, 0.38, bottom=bases, color="tab:green", label="merged head")
-    right.set(title=f"multiply-adds at {size_text(sizes[0].image_size)} px", ylabel="thousand millions")
+    right.set(title=f"multiply-adds at {size_text(sizes[0].image_size)} px", ylabel="billions")
     for axis in (left, right):
         axis.set_xticks(list(positions), names, **({} if len(sizes) <= _FEW else {"rotation": 40, "ha": "right"}))
         axis.grid(axis="y", alpha=0.3)

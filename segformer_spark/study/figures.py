@@ -73,7 +73,7 @@ def draw_tradeoffs(results: Sequence[RunResult], path: Path) -> None:
     """mIoU against parameters, multiply-adds and training speed; the Pareto front is drawn through."""
     costs = {
         "million parameters": lambda one: one.size.total_params / 1e6,
-        "thousand million multiply-adds as run": lambda one: one.size.macs_merged / 1e9,
+        "billion multiply-adds as run": lambda one: one.size.macs_merged / 1e9,
         "images per second in training": lambda one: one.images_per_second,
     }
     groups = by_candidate(results)

@@ -115,7 +115,7 @@ def test_per_image_table_and_worst_panels(results: tuple[dict[str, Any], Path]) 
     panel = cv2.imread(str(worst[0]))
     assert panel is not None
     assert panel.shape[0] == SIDE + 44
-    assert panel.shape[1] == 3 * SIDE + 12
+    assert panel.shape[1] == 4 * SIDE + 18
 
 
 def fails(group: Group, *arguments: Any) -> str:
