@@ -86,6 +86,12 @@ def choose_decision(
     return comparison
 
 
+def _crops(session: Session) -> dict[str, Any]:
+    """The crops that were asked for; the rows are those of this view."""
+    crops = session.settings.crops
+    return {} if crops is None else {"crops": crops}
+
+
 def _save(session: Session, comparison: Comparison, path: Path, chosen: dict[str, Any]) -> None:
     winner = comparison.winner
     record = decision_record(
@@ -93,7 +99,7 @@ def _save(session: Session, comparison: Comparison, path: Path, chosen: dict[str
         session.card.class_names,
         model_sha256=session.weights_digest(),
         tta=winner.tta,
-        inference=dict(winner.view),
+        inference={**session.settings.view, **_crops(session), **winner.view},
         chosen={**chosen, "row": row_record(winner), "written": now()},
     )
     write_decision(path, record)

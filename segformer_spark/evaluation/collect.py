@@ -38,10 +38,12 @@ def collect(
     settings: Mapping[str, Any],
     label: str,
     spacing: Spacing = (1.0, 1.0),
-) -> tuple[ImageCounts, float]:
-    """Counts of these images, each once, in their order; and seconds per image. Collective.
+) -> tuple[ImageCounts, float | None]:
+    """Counts of these images, each once, in their order; and seconds per image, prediction and counting together, None
+    where all were counted before. Collective.
 
     Every 20 seconds what was counted is written below `folder`; a later call with equal `settings` counts the rest.
+    `forget` removes it.
     """
     group, dataset = session.group, session.labelled()
     waiting = folder / _PARTIAL / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -74,8 +76,12 @@ def collect(
         save()
     seconds = (time.monotonic() - began) / max(1, len(own)) / group.world_size
     whole: ImageCounts = group.on_main(lambda: _joined(waiting, indices))
-    group.on_main(lambda: shutil.rmtree(folder / _PARTIAL, ignore_errors=True))
-    return whole, seconds
+    return whole, seconds if own else None
+
+
+def forget(folder: Path) -> None:
+    """Remove what `collect` keeps for a later call."""
+    shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
 
 
 def _other_decision(session: Session) -> Decision:
@@ -90,7 +96,7 @@ def _by_parts(session: Session, item: EvalItem, ids: Tensor, confidence: Tensor)
     assert truth is not None
     classes = session.labelled().classes
     shown = None
-    if item.window is None and not item.members:
+    if session.view.config.crops == "none" and not item.members:
         size = (item.pixels.shape[-2], item.pixels.shape[-1])
         stride = session.model.output_stride
         shown = Shown(size, (-(-size[0] // stride), -(-size[1] // stride)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from segformer_spark.data.orientation import turn_upright
 from segformer_spark.data.png import write_png
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
-from segformer_spark.evaluation.collect import collect
+from segformer_spark.evaluation.collect import collect, forget
 from segformer_spark.evaluation.gallery import choose, write_gallery
 from segformer_spark.evaluation.pictures import error_tile, make_panel, stack_panels
 from segformer_spark.evaluation.predict import Predictor
@@ -109,6 +110,9 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
         write_gallery(session, indices, chosen, description.names, quality, options.output)
         if options.num_examples:
             _draw_examples(session, indices, quality, titles, options)
+        else:
+            shutil.rmtree(options.output / "examples", ignore_errors=True)
+        forget(options.output)
         digest = seal(options.output)
         for line in text_table(metrics):
             logger.info("%s", line)

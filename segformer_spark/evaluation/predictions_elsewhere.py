@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class PredictionFiles:
             if info.file_size > _MOST_BYTES:
                 raise DataError(f"{self.root}: {member} would be {info.file_size} bytes large")
             return self.archive.read(member)
-        except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{self.root}: {member}: cannot be read: {error}") from error
 
 
@@ -61,7 +62,7 @@ def open_predictions(path: Path, dataset: SegmentationDataset) -> Iterator[Predi
     if path.is_file():
         try:
             archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: this is no zip archive: {error}") from error
     elif not path.is_dir():
         raise DataError(f"--predictions {path}: there is no such folder or zip")
@@ -82,20 +83,27 @@ def _matched(path: Path, listed: list[str], dataset: SegmentationDataset) -> dic
     for member in listed:
         pure = PurePosixPath(member)
         if pure.suffix.lower() in _SUFFIXES and not pure.name.startswith("."):
-            for key in {str(pure.with_suffix("")), pure.stem, pure.stem.removesuffix("_layer")}:
+            for key in _member_keys(pure.with_suffix("")):
                 by_key.setdefault(key, []).append(member)
     names = [dataset.sample_id(index) for index in range(len(dataset))]
     found: dict[str, str] = {}
     missing, twice = [], []
-    for name in names:
-        keys = (name, PurePosixPath(name).name, PurePosixPath(name).name.removesuffix("_img"))
+    for index, name in enumerate(names):
+        keys = _image_keys(name, dataset.files(index)[0])
         members = next((by_key[key] for key in keys if key in by_key), [])
-        if len(set(members)) > 1:
-            twice.append(f"{name}: {', '.join(sorted(set(members))[:2])}")
+        if len(members) > 1:
+            twice.append(f"{name}: {', '.join(sorted(members)[:2])}")
         elif members:
             found[name] = members[0]
         else:
             missing.append(name)
+    shared = [member for member, number in Counter(found.values()).items() if number > 1]
+    if shared:
+        own = [name for name, member in found.items() if member == shared[0]]
+        raise DataError(
+            f"{path}: {shared[0]} would be the prediction of {len(own)} images, such as {own[0]} and {own[1]}",
+            "Put predictions into folders named as those of the images.",
+        )
     if not found:
         raise DataError(
             f"{path}: none of its {len(listed)} files has the name of an image, such as {names[0]}.png",
@@ -106,6 +114,18 @@ def _matched(path: Path, listed: list[str], dataset: SegmentationDataset) -> dic
         faults += [f"{len(twice)} have several, first {twice[0]}"] if twice else []
         raise DataError(f"{path}: {'; '.join(faults)}")
     return found
+
+
+def _member_keys(pure: PurePosixPath) -> set[str]:
+    """Names that a file of predictions may be found by: its path, its folder and name, its name; without _layer."""
+    keys = {str(pure), "/".join(pure.parts[-2:]), pure.name}
+    return keys | {key.removesuffix("_layer") for key in keys}
+
+
+def _image_keys(sample_id: str, image: Path) -> list[str]:
+    """Names that an image's prediction has, the most precise first."""
+    inside = f"{image.parent.name}/{image.stem}"
+    return [sample_id, inside, inside.removesuffix("_img"), image.stem, image.stem.removesuffix("_img")]
 
 
 def decode_prediction(content: bytes, name: str, classes: ClassInfo, size: tuple[int, int]) -> Mask:

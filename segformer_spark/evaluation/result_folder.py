@@ -61,7 +61,7 @@ def describe_images(dataset: SegmentationDataset, class_names: tuple[str, ...], 
 
 def write_results(folder: Path, counts: ImageCounts, of: Description, record: Mapping[str, Any]) -> dict[str, Any]:
     """Write counts, metrics, tables and figures; returns the metrics. `write_checksums` comes last."""
-    for stale in (*OUTSIDE, CHECKSUMS):
+    for stale in (*OUTSIDE, CHECKSUMS, "figures/calibration.png"):
         (folder / stale).unlink(missing_ok=True)
     metrics = detailed_report(counts, of)
     with atomic_file(folder / COUNTS) as stream:

@@ -16,7 +16,7 @@ from segformer_spark.data.dataset import IGNORE_INDEX
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.errors import DataError, UserError
 from segformer_spark.evaluation.predictions_elsewhere import decode_prediction, open_predictions
-from segformer_spark.evaluation.result_folder import describe_images, read_counted, seal, write_results
+from segformer_spark.evaluation.result_folder import OUTSIDE, describe_images, read_counted, seal, write_results
 from segformer_spark.evaluation.text_table import text_table
 from segformer_spark.metrics.detailed import Description
 from segformer_spark.metrics.image_counts import ImageCounts, count_image, join_counts
@@ -70,7 +70,7 @@ def merge_evaluations(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     """
     found: list[tuple[ImageCounts, Description]] = []
     for folder in folders:
-        faults = check_checksums(folder)
+        faults = check_checksums(folder, OUTSIDE)
         if faults:
             raise DataError(f"{folder}: {len(faults)} files are not as they were written, first {faults[0]}")
         found.append(read_counted(folder))
@@ -89,7 +89,12 @@ def merge_evaluations(folders: Sequence[Path], output: Path) -> dict[str, Any]:
                 raise UserError(f"{folder} and {seen[key]} both evaluated {name}: images are counted once")
             seen[key] = folder
     counts, of = _joined(found)
-    records = [json.loads((folder / "results.json").read_text(encoding="utf-8"))["record"] for folder in folders]
+    records = [
+        json.loads((folder / "results.json").read_text(encoding="utf-8")).get("record", {}) for folder in folders
+    ]
+    units = {str(record.get("spacing")) for record in records}
+    if len(units) > 1:
+        raise UserError(f"the parts have pixels of different sizes: --spacing {' and '.join(sorted(units))}")
     merged = [{"folder": str(folder), "record": one} for folder, one in zip(folders, records, strict=True)]
     record = result_record(torch.device("cpu"), merged=merged)
     return _written(output, counts, of, record)

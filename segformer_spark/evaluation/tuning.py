@@ -195,9 +195,9 @@ def _ascend(samples: Samples, decision: Decision, goal: _Goal) -> tuple[float, .
                     candidate = logs.copy()
                     candidate[index] += sign * step
                     reached = value(candidate)
-                    if reached < best + _SMALLEST_GAIN:
+                    if reached <= best + _SMALLEST_GAIN:
                         break
                     best, logs = reached, candidate
     # Only ratios count for constants; those of the rule are measured against its floor.
     logs = logs - logs.max() if decision.rule == "thresholds" else logs
-    return tuple(round(float(factor), 4) for factor in np.exp(logs))
+    return tuple(float(f"{factor:.4g}") for factor in np.exp(logs))

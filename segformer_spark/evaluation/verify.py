@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def _recompute(folder: Path, found: Verification) -> None:
     stored = _json(folder / RESULTS)
     stored.pop("record", None)
     for key in sorted(metrics.keys() | stored.keys()):
-        if key not in stored or key not in metrics or stored[key] != metrics[key]:
+        if key not in stored or key not in metrics or not _equal(stored[key], metrics[key]):
             found.faults.append(f"{RESULTS}: {key} does not follow from {COUNTS}{_difference(metrics, stored, key)}")
     found.recomputed.append(f"{RESULTS}: {', '.join(sorted(metrics))}")
     for name, (columns, rows) in tables(counts, of, metrics).items():
@@ -85,6 +86,17 @@ def _recompute(folder: Path, found: Verification) -> None:
     known = {COUNTS, IMAGES, RESULTS, *tables(counts, of, metrics), CHECKSUMS, *OUTSIDE}
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
     found.hashed = [COUNTS, IMAGES, f"{RESULTS}: record", *(name for name in names if name not in known)]
+
+
+def _equal(stored: Any, computed: Any) -> bool:
+    """Whether two JSON values are equal; numbers to the rounding of sums on another processor."""
+    if isinstance(stored, dict) and isinstance(computed, dict):
+        return stored.keys() == computed.keys() and all(_equal(stored[key], computed[key]) for key in stored)
+    if isinstance(stored, list) and isinstance(computed, list):
+        return len(stored) == len(computed) and all(map(_equal, stored, computed))
+    if isinstance(stored, float) and isinstance(computed, float):
+        return math.isclose(stored, computed, rel_tol=1e-9, abs_tol=1e-12)
+    return type(stored) is type(computed) and bool(stored == computed)
 
 
 def _difference(metrics: dict[str, Any], stored: dict[str, Any], key: str) -> str:

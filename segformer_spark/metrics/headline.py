@@ -71,16 +71,16 @@ class Headline:
         body, panels = (self.per_image[:, self.class_names.index(name)] for name in ("body", "panels"))
         counted = counts_for_panels(body, panels)
         parts = [weighted_mean(_above(body), weights), weighted_mean(_above(panels), weights * counted)]
-        stacked = np.stack(parts)
+        stacked = np.stack(parts) / len(THRESHOLDS)
         present = ~np.isnan(stacked)
         total = np.where(present, stacked, 0).sum(0)
         return quotient(total, present.sum(0).astype(np.float64))
 
 
 def _above(counts: Counts) -> Floats:
-    """Share (N,) of the ten thresholds that each image's IoU is above."""
+    """How many of the ten thresholds each image's IoU is above, (N,): whole numbers, whose sums are exact anywhere."""
     above: NDArray[np.bool_] = image_iou(counts)[:, None] > THRESHOLDS
-    return np.asarray(above.mean(1))
+    return np.asarray(above.sum(1), np.float64)
 
 
 def weighted_mean(values: Floats, weights: Floats) -> Floats:

@@ -116,25 +116,27 @@ def read_image_counts(path: Path) -> ImageCounts:
 
 
 def _refuse_unlikely(counts: ImageCounts, path: Path) -> None:
-    number = len(counts.index)
-    dimensions = {
-        "index": 1,
-        "size": 2,
-        "cells": 2,
-        "alternative": 2,
-        "boundary": 4,
-        "edges": 4,
-        "hd95": 2,
-        "calibration": 3,
+    number = len(counts.index) if counts.index.ndim == 1 else -1
+    classes = counts.boundary.shape[1] if counts.boundary.ndim == 4 else -1
+    shapes: dict[str, tuple[int, ...]] = {
+        "index": (number,),
+        "size": (number, 2),
+        "boundary": (number, classes, len(WIDTHS) + 1, 3),
+        "edges": (number, classes, 1 + len(TOLERANCES), 2),
+        "hd95": (number, classes),
+        "calibration": (number, BINS, 3),
+        "cells": (len(counts.cells), 4),
+        "alternative": (len(counts.alternative), 5),
     }
-    for name, expected in dimensions.items():
+    for name, shape in shapes.items():
         value = getattr(counts, name)
         kind = "f" if name == "hd95" else "i"
-        if value.ndim != expected or value.dtype.kind != kind or (name not in SPARSE and len(value) != number):
+        if value.shape != shape or value.dtype.kind != kind:
             raise DataError(f"{path}: {name} has shape {value.shape} and type {value.dtype}")
         if kind == "i" and value.size and int(value.min()) < 0:
             raise DataError(f"{path}: {name} has counts below 0")
-    classes = counts.boundary.shape[1]
+    if (np.diff(counts.index) <= 0).any():
+        raise DataError(f"{path}: index does not ascend")
     cells = counts.cells
     if cells.shape[1] != 4 or (len(cells) and (cells[:, :3].max(0) >= (number, classes + 1, classes)).any()):
         raise DataError(f"{path}: cells name images or classes that there are not")

@@ -13,6 +13,7 @@ from segformer_spark.evaluation.gallery import GALLERY, INDEX, LAYERS
 from segformer_spark.evaluation.result_folder import IMAGES, RESULTS
 from segformer_spark.evaluation.saved_decision import DECISION_FILE
 from segformer_spark.run.checksums import CHECKSUMS, root_digest
+from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
 
 PERCENT = ("iou", "dice", "precision", "recall")
@@ -79,7 +80,7 @@ def read_content(path: Path) -> ReportContent:
         folders = sorted(one.parent for one in run.evaluation.glob(f"*/{RESULTS}"))
         return ReportContent(
             run.path.resolve().name,
-            [_evaluation(folder) for folder in folders],
+            [_evaluation(folder) for folder in folders if _is_current(folder)],
             params=_optional(run.params_json),
             curves=_uri(run.curves) if run.curves.is_file() else None,
             best=_optional(run.best / "segformer_spark.json"),
@@ -87,8 +88,18 @@ def read_content(path: Path) -> ReportContent:
             decision=_optional(run.path / DECISION_FILE),
         )
     if (path / RESULTS).is_file():
+        if not _is_current(path):
+            raise UserError(f"{path}: this evaluation is of an earlier version", "Evaluate it again.")
         return ReportContent(path.resolve().name, [_evaluation(path)])
     raise UserError(f"{path}: neither a run directory nor a folder that `evaluate` wrote")
+
+
+def _is_current(folder: Path) -> bool:
+    """Whether an evaluation has what reports show; those of version 0.2.0 and before have not."""
+    current = {"intervals", "edges", "boundary_iou", "missing_points"} <= _json(folder / RESULTS).keys()
+    if not current:
+        logger.warning("%s is of an earlier version: left out; evaluate it again", folder)
+    return current
 
 
 def _optional(path: Path) -> dict[str, Any] | None:

@@ -16,7 +16,8 @@ _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 def write_checksums(folder: Path, outside: Iterable[str] = ()) -> str:
     """Write SHA256SUMS over every file below `folder` but itself and `outside`; returns the digest of SHA256SUMS."""
-    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in _files(folder, set(outside))]
+    files = _files(folder, set(outside))
+    lines = [f"{sha256_of(path)}  {name}\n" for name, path in sorted(files.items())]
     write_text(folder / CHECKSUMS, "".join(lines))
     return root_digest(folder)
 
@@ -29,7 +30,7 @@ def root_digest(folder: Path) -> str:
 def check_checksums(folder: Path, outside: Iterable[str] = ()) -> list[str]:
     """What is wrong with the files of a folder: changed, missing, or not listed; empty when all agree."""
     try:
-        text = (folder / CHECKSUMS).read_text(encoding="ascii")
+        text = (folder / CHECKSUMS).read_text(encoding="utf-8")
     except FileNotFoundError:
         return [f"{CHECKSUMS}: missing"]
     except (OSError, UnicodeDecodeError) as error:
@@ -53,6 +54,8 @@ def check_checksums(folder: Path, outside: Iterable[str] = ()) -> list[str]:
     return faults
 
 
-def _files(folder: Path, outside: set[str]) -> list[str]:
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in names if name != CHECKSUMS and name not in outside)
+def _files(folder: Path, outside: set[str]) -> dict[str, Path]:
+    """{name as it is written: file} below a folder; bytes that are not UTF-8 are escaped with a backslash."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    own = {name: path for name, path in paths.items() if name != CHECKSUMS and name not in outside}
+    return {name.encode("utf-8", "backslashreplace").decode(): path for name, path in own.items()}

@@ -31,7 +31,7 @@ def check_archive(path: Path, images: Sequence[Path] | None, decoding: Decoding 
     try:
         with zipfile.ZipFile(path) as archive:
             return _faults(archive, images, decoding)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         return [f"{path.name}: this is no zip archive: {error}"]
 
 
@@ -68,7 +68,7 @@ def _fault(
         return f"{name}: would be {info.file_size} bytes large"
     try:
         content = archive.read(info)
-    except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         return f"{name}: cannot be read: {error}"
     size = None if expected is None else prediction_size(expected[name], decoding)
     return check_prediction(io.BytesIO(content), size, name)

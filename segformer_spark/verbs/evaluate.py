@@ -175,7 +175,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
     given = arguments.model or first or variables.get("MODEL_PATH")
     if given is None:
         raise UserError("evaluate: which model? Give a run directory, as in: segformer-spark evaluate runs/NAME")
-    _refuse_comparison(arguments)
     if others and arguments.model is not None:
         raise UserError("evaluate: --model names one model; an ensemble is given as evaluate A B --output DIR")
     if others and arguments.output is None and "OUTPUT" not in variables:
@@ -193,6 +192,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     split = arguments.split or variables.get("SPLIT") or resolved.config.data.val_split
     tta, crops = arguments.tta or variables.get("TTA"), choice(arguments, variables, "crops", CROPS)
     decision = choice(arguments, variables, "decision", DECISIONS) or "argmax"
+    _refuse_comparison(arguments, asked=tta is not None or decision != "argmax")
     output = arguments.output or variables.get("OUTPUT")
     hardware, precision, batch_size = inference_settings(arguments)
     if output is None and (own_run is None or run is None or own_run.resolve() != run.resolve()):
@@ -270,10 +270,16 @@ def _evaluate_files(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_comparison(arguments: argparse.Namespace) -> None:
-    """Raise UserError for options of a comparison without one."""
+def _refuse_comparison(arguments: argparse.Namespace, *, asked: bool) -> None:
+    """Raise UserError for options of a comparison without one, and for what it tries itself.
+
+    Args:
+        asked: whether an augmentation or a decision was given, by option or environment.
+    """
     if arguments.compare_inference:
-        if arguments.decision is not None or arguments.tta is not None:
+        if arguments.shard is not None or arguments.run[1:]:
+            raise UserError("--compare-inference asks one model for the whole split: no --shard, no second model")
+        if asked:
             raise UserError("--compare-inference tries decisions and augmentations: leave --decision, --tta out")
         return
     given = {"--save-decision": arguments.save_decision, "--try-tta": arguments.try_tta is not None}
