@@ -88,8 +88,11 @@ def _matched(path: Path, listed: list[str], dataset: SegmentationDataset) -> dic
     names = [dataset.sample_id(index) for index in range(len(dataset))]
     found: dict[str, str] = {}
     missing, twice = [], []
+    stems = Counter(dataset.files(index)[0].stem for index in range(len(dataset)))
     for index, name in enumerate(names):
-        keys = _image_keys(name, dataset.files(index)[0])
+        category = dataset.categories[dataset.category(index)] if dataset.categories else None
+        image = dataset.files(index)[0]
+        keys = _image_keys(name, image, category, alone=stems[image.stem] == 1)
         members = next((by_key[key] for key in keys if key in by_key), [])
         if len(members) > 1:
             twice.append(f"{name}: {', '.join(sorted(members)[:2])}")
@@ -122,10 +125,11 @@ def _member_keys(pure: PurePosixPath) -> set[str]:
     return keys | {key.removesuffix("_layer") for key in keys}
 
 
-def _image_keys(sample_id: str, image: Path) -> list[str]:
-    """Names that an image's prediction has, the most precise first."""
-    inside = f"{image.parent.name}/{image.stem}"
-    return [sample_id, inside, inside.removesuffix("_img"), image.stem, image.stem.removesuffix("_img")]
+def _image_keys(sample_id: str, image: Path, category: str | None, *, alone: bool) -> list[str]:
+    """Names that an image's prediction has, the most precise first; its own name where no other image has it."""
+    inside = [f"{folder}/{image.stem}" for folder in (category, image.parent.name) if folder is not None]
+    keys = [sample_id, *inside, *([image.stem] if alone else [])]
+    return [short for key in keys for short in (key, key.removesuffix("_img"))]
 
 
 def decode_prediction(content: bytes, name: str, classes: ClassInfo, size: tuple[int, int]) -> Mask:

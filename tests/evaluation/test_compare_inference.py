@@ -86,6 +86,19 @@ def test_thresholds_of_a_biased_model_are_found() -> None:
         assert samples.score(found[name]).value("spark_score") >= plain.value("spark_score")
 
 
+def test_a_model_that_no_rule_improves() -> None:
+    """The search ends where every rule is worse than argmax."""
+    generator = torch.Generator().manual_seed(0)
+    sampler = Sampler(2, NAMES, 255)
+    for _ in range(2):
+        logits = torch.randn(3, 16, 16, generator=generator)
+        sampler.add(logits, logits.argmax(0).to(torch.uint8).numpy())
+    samples = joined(sampler.parts(), NAMES)
+    found = tuned(samples)
+    assert samples.score(ARGMAX).value("miou") == 1.0
+    assert samples.score(found["constants"]).value("miou") == 1.0
+
+
 def test_the_winner_is_chosen_on_half_a_within_the_time() -> None:
     rows = [
         Row("argmax", "none", {}, ARGMAX, 1.0, {"spark_score": 0.6, "miou": 0.8}, {}),
@@ -214,6 +227,7 @@ def test_it_is_refused_while_the_run_trains(trained_run: Path, tmp_path: Path, m
         (("--compare-inference", "--tta", "hflip"), "leave --decision, --tta out"),
         (("--tta", "spin"), "choose among none, hflip"),
         (("--merge", "x"), "--merge and --predictions ask no model"),
+        (("--compare-inference", "--shard", "0/2"), "no --shard"),
     ],
 )
 def test_options_that_do_not_go_together(

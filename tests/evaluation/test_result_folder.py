@@ -166,12 +166,13 @@ def masks(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(len(dataset)):
         ids = dataset.load(index).mask.copy()
         ids[40:44] = 1
-        name = dataset.sample_id(index)
+        image = dataset.files(index)[0]
+        name = f"{dataset.categories[dataset.category(index)]}/{image.stem}"
         for kind in ("ids", "color", "npz"):
             (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / "ids" / f"{name}.png"), ids)
         cv2.imwrite(str(folder / "color" / f"{name}.png"), np.array(SPARK_CLASSES.colors, np.uint8)[ids][..., ::-1])
-        write_prediction(folder / "npz" / f"{name}_layer.npz", ids)
+        write_prediction(folder / "npz" / f"{name.removesuffix('_img')}_layer.npz", ids)
     return folder
 
 
@@ -179,7 +180,7 @@ def test_masks_of_other_programs_are_scored_alike(masks: Path, trained_run: Path
     config = load_config(trained_run / "config.yaml").config.data
     with zipfile.ZipFile(tmp_path / "sent.zip", "w") as archive:
         for path in (masks / "npz").rglob("*.npz"):
-            archive.write(path, path.name)
+            archive.write(path, path.relative_to(masks / "npz"))
     found = []
     for kind in (masks / "ids", masks / "color", masks / "npz", tmp_path / "sent.zip"):
         output = tmp_path / kind.stem
@@ -210,6 +211,37 @@ def test_faults_are_named_by_file(masks: Path, trained_run: Path, tmp_path: Path
     spoil(next(folder.rglob("*.png")))
     with pytest.raises(DataError, match=message):
         score_predictions(folder, load_config(trained_run / "config.yaml").config.data, "val", tmp_path / "out")
+
+
+def test_one_file_is_no_prediction_of_two_images(masks: Path, trained_run: Path, tmp_path: Path) -> None:
+    """Categories repeat names: without their folders the files belong to no image."""
+    data = load_config(trained_run / "config.yaml").config.data
+    paths = list((masks / "ids").rglob("*.png"))
+    assert len({path.name for path in paths}) < len(paths)
+    for path in paths:
+        shutil.copyfile(path, tmp_path / path.name)
+    with pytest.raises(DataError, match="has the name of an image"):
+        score_predictions(tmp_path, data, "val", tmp_path / "out")
+
+
+def test_names_that_are_not_ascii_are_sealed(tmp_path: Path) -> None:
+    (tmp_path / "Straße.png").write_bytes(b"x")
+    write_checksums(tmp_path)
+    assert check_checksums(tmp_path) == []
+    (tmp_path / "Straße.png").write_bytes(b"z")
+    assert check_checksums(tmp_path) == ["Straße.png: changed"]
+
+
+@pytest.mark.parametrize("name", ["edges", "boundary", "calibration", "cells", "index"])
+def test_counts_of_other_shapes_are_a_named_fault(evaluation: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(evaluation, tmp_path / "val"))
+    with np.load(folder / "counts.npz") as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    arrays[name] = arrays[name][..., :1] if name != "index" else arrays[name][::-1]
+    np.savez(folder / "counts.npz", **arrays)
+    write_checksums(folder)
+    faults = verify_evaluation(folder).faults
+    assert any(f"{name} has shape" in fault or "index does not ascend" in fault for fault in faults)
 
 
 def test_no_overlap_and_no_folder(trained_run: Path, tmp_path: Path) -> None:
