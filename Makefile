@@ -1,7 +1,7 @@
 # make demo     install, render a small set, train, evaluate and write a submission: about 6 minutes on 2 CPU cores
 # make study-demo   the comparison study at toy size, one report: about 9 minutes on 2 CPU cores
 # make test     install and run the tests: about 16 minutes on 2 CPU cores
-# make test-sweep   more sizes and architectures: about 8 minutes on 2 CPU cores
+# make test-sweep   more sizes and architectures than make test has time for
 # make fuzz     the tests on random inputs, with many more of them
 # make gpu-check   on a machine with a GPU: its tests and benchmarks, under ten minutes
 # make lint     ruff, mypy, shellcheck
