@@ -19,7 +19,7 @@ from segformer_spark.data.png import write_png
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.collect import collect, forget
-from segformer_spark.evaluation.gallery import choose, write_gallery
+from segformer_spark.evaluation.gallery import choose, clear_gallery, write_gallery
 from segformer_spark.evaluation.pictures import error_tile, make_panel, stack_panels
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.evaluation.record import session_record
@@ -106,8 +106,10 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
         quality = foreground_iou(counts, description)
         titles = picture_titles(counts, description, quality)
         _draw_worst(session, indices, quality, titles, options)
-        chosen = choose(counts, quality, min(_GALLERY_EACH, options.num_worst))
-        write_gallery(session, indices, chosen, description.names, quality, options.output)
+        clear_gallery(options.output)
+        if options.num_worst:
+            chosen = choose(counts, quality, min(_GALLERY_EACH, options.num_worst))
+            write_gallery(session, indices, chosen, description.names, quality, options.output)
         if options.num_examples:
             _draw_examples(session, indices, quality, titles, options)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,12 @@ def choose(counts: ImageCounts, quality: NDArray[np.float64], number: int) -> Ch
     return Chosen({**groups, "confusion": more}, cells)
 
 
+def clear_gallery(folder: Path) -> None:
+    """Remove the pictures of an earlier evaluation."""
+    shutil.rmtree(folder / GALLERY, ignore_errors=True)
+    (folder / INDEX).unlink(missing_ok=True)
+
+
 def write_gallery(
     session: Session,
     indices: Sequence[int],
@@ -82,8 +89,6 @@ def write_gallery(
 ) -> None:
     """Predict the chosen images once more and draw them into `folder`/gallery, with an index in gallery.json."""
     dataset = session.labelled()
-    for old in (folder / GALLERY).glob("*"):
-        old.unlink()
     position_of = {indices[at]: at for at in chosen.positions}
     files: dict[int, str] = {}
     for item, ids in session.predictions(session.items(list(position_of))):

@@ -64,7 +64,10 @@ def add(subparsers: Subparsers) -> None:
         "--output", type=Path, default=None, help="folder for results (default: <run>/evaluation/<split>)"
     )
     parser.add_argument(
-        "--worst", type=int, default=12, help="how many of the worst images to draw (default: %(default)s)"
+        "--worst",
+        type=int,
+        default=12,
+        help="how many of the worst images to draw; 0 draws no images at all (default: %(default)s)",
     )
     parser.add_argument(
         "--examples",
