@@ -78,7 +78,7 @@ def compare_evaluations(first: Path, second: Path, group_by: str | None = None, 
     groups = list(taken[0][1].group) if group_by is None else group_names(common, group_by)
     grouping = taken[0][1].grouping if group_by is None else f"groups by {group_by}"
     weights = image_weights(groups, seed=seed)
-    heads = [Headline(_per_image(counts, of), of.class_names) for counts, of in taken]
+    heads = [Headline(counts.per_image, of.class_names) for counts, of in taken]
     replicates = [one.values(weights) for one in heads]
     metrics = [
         _paired(
@@ -114,10 +114,6 @@ def _taken(
     position = {name: at for at, name in enumerate(names)}
     rows = [position[name] for name in common]
     return counts.take(np.array(rows)), of.take(rows)
-
-
-def _per_image(counts: ImageCounts, of: Description) -> NDArray[np.int64]:
-    return counts.evaluation_counts(of.category, len(of.categories)).per_image.numpy()
 
 
 def _paired(name: str, first: float | None, second: float | None, replicates: NDArray[np.float64]) -> PairedMetric:

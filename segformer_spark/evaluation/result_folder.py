@@ -6,7 +6,6 @@ counts.npz and images.json are what was counted; results.json, per_image.csv and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from segformer_spark.metrics.names import is_spark
 from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
 from segformer_spark.run.atomic import atomic_file, write_csv, write_json
 from segformer_spark.run.checksums import CHECKSUMS, write_checksums
+from segformer_spark.run.json_file import read_json_object
 
 COUNTS, IMAGES, RESULTS = "counts.npz", "images.json", "results.json"
 REPORT, REPORT_DIGEST = "report.html", "report.html.sha256"
@@ -90,12 +90,9 @@ def read_counted(folder: Path) -> tuple[ImageCounts, Description]:
     """
     counts = read_image_counts(folder / COUNTS)
     path = folder / IMAGES
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    raw = read_json_object(path)
     names = {one.name for one in fields(Description)}
-    if not isinstance(raw, dict) or set(raw) != names:
+    if set(raw) != names:
         raise DataError(f"{path}: expected the keys {', '.join(sorted(names))}")
     lists = ("class_names", "colors", "categories", "names", "category", "group")
     if any(not isinstance(raw[name], list) for name in lists):
@@ -112,7 +109,7 @@ def read_counted(folder: Path) -> tuple[ImageCounts, Description]:
 def tables(counts: ImageCounts, of: Description, metrics: Mapping[str, Any]) -> Tables:
     """{file: (columns, rows)} of per_image.csv and confusion.csv."""
     names = of.class_names
-    per_image = counts.evaluation_counts(of.category, len(of.categories)).per_image.numpy()
+    per_image = counts.per_image
     iou = image_iou(per_image, empty=np.nan)
     counted = None
     if is_spark(names):
@@ -136,7 +133,7 @@ def tables(counts: ImageCounts, of: Description, metrics: Mapping[str, Any]) -> 
 
 def foreground_iou(counts: ImageCounts, of: Description) -> Floats:
     """Mean IoU (N,) of each image over the foreground classes that it or its prediction has; 1 where there are none."""
-    iou = image_iou(counts.evaluation_counts(of.category, len(of.categories)).per_image.numpy(), empty=np.nan)
+    iou = image_iou(counts.per_image, empty=np.nan)
     foreground = [c for c in range(iou.shape[1]) if c != of.background]
     present = ~np.isnan(iou[:, foreground])
     quality = np.where(present, iou[:, foreground], 0).sum(1) / np.maximum(present.sum(1), 1)
@@ -146,7 +143,7 @@ def foreground_iou(counts: ImageCounts, of: Description) -> Floats:
 
 def picture_titles(counts: ImageCounts, of: Description, quality: Floats) -> list[str]:
     """Name, mean IoU and, of few classes, the IoU of each, of every image."""
-    iou = image_iou(counts.evaluation_counts(of.category, len(of.categories)).per_image.numpy(), empty=np.nan)
+    iou = image_iou(counts.per_image, empty=np.nan)
     shown = [c for c in range(len(of.class_names)) if c != of.background]
     titles = []
     for name, mean, own in zip(of.names, quality, iou, strict=True):

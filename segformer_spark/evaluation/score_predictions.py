@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from segformer_spark.metrics.image_counts import ImageCounts, count_image, join_
 from segformer_spark.metrics.surface import Spacing
 from segformer_spark.run.checksums import check_checksums
 from segformer_spark.run.console import logger, progress
+from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.record import result_record
 
 
@@ -89,9 +89,7 @@ def merge_evaluations(folders: Sequence[Path], output: Path) -> dict[str, Any]:
                 raise UserError(f"{folder} and {seen[key]} both evaluated {name}: images are counted once")
             seen[key] = folder
     counts, of = _joined(found)
-    records = [
-        json.loads((folder / "results.json").read_text(encoding="utf-8")).get("record", {}) for folder in folders
-    ]
+    records = [read_json_object(folder / "results.json").get("record", {}) for folder in folders]
     units = {str(record.get("spacing")) for record in records}
     if len(units) > 1:
         raise UserError(f"the parts have pixels of different sizes: --spacing {' and '.join(sorted(units))}")

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from segformer_spark.data.dataset import Mask
 from segformer_spark.evaluation.decision import Decision, mean_expected_iou, rule_thresholds
+from segformer_spark.metrics.confusion import overlaps
 from segformer_spark.metrics.headline import Headline
 
 TEMPERATURES = (0.7, 0.85, 1.0, 1.15, 1.3, 1.6, 2.0, 2.5, 3.0)
@@ -57,8 +58,7 @@ class Samples:
             joint = (self.image[part] * classes + self.labels[part]) * classes + scores.argmax(1)
             counts += torch.bincount(joint, minlength=len(counts))
         joint = counts.view(images, classes, classes)
-        per_image = torch.stack([joint.sum(1), joint.sum(2), joint.diagonal(dim1=1, dim2=2)], -1)
-        return Headline(per_image.numpy(), self.class_names)
+        return Headline(overlaps(joint.numpy()), self.class_names)
 
     def thresholds(self, decision: Decision) -> Tensor:
         """Thresholds (C,), or (N, C) of every image."""

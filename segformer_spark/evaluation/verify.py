@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 from dataclasses import dataclass, field
@@ -23,7 +21,9 @@ from segformer_spark.evaluation.result_folder import (
     tables,
 )
 from segformer_spark.metrics.detailed import detailed_report
+from segformer_spark.run.atomic import csv_text
 from segformer_spark.run.checksums import CHECKSUMS, check_checksums, root_digest
+from segformer_spark.run.json_file import read_json_object
 
 
 @dataclass
@@ -65,25 +65,22 @@ def verify_evaluation(folder: Path) -> Verification:
 def _recompute(folder: Path, found: Verification) -> None:
     counts, of = read_counted(folder)
     metrics: dict[str, Any] = json.loads(json.dumps(detailed_report(counts, of)))
-    stored = _json(folder / RESULTS)
+    stored = read_json_object(folder / RESULTS)
     stored.pop("record", None)
     for key in sorted(metrics.keys() | stored.keys()):
         if key not in stored or key not in metrics or not _equal(stored[key], metrics[key]):
             found.faults.append(f"{RESULTS}: {key} does not follow from {COUNTS}{_difference(metrics, stored, key)}")
     found.recomputed.append(f"{RESULTS}: {', '.join(sorted(metrics))}")
-    for name, (columns, rows) in tables(counts, of, metrics).items():
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    own = tables(counts, of, metrics)
+    for name, (columns, rows) in own.items():
         try:
-            same = (folder / name).read_text(encoding="utf-8") == text.getvalue()
+            same = (folder / name).read_text(encoding="utf-8") == csv_text(columns, rows)
         except (OSError, UnicodeDecodeError):
             same = False
         if not same:
             found.faults.append(f"{name}: does not follow from {COUNTS}")
         found.recomputed.append(name)
-    known = {COUNTS, IMAGES, RESULTS, *tables(counts, of, metrics), CHECKSUMS, *OUTSIDE}
+    known = {COUNTS, IMAGES, RESULTS, *own, CHECKSUMS, *OUTSIDE}
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
     found.hashed = [COUNTS, IMAGES, f"{RESULTS}: record", *(name for name in names if name not in known)]
 
@@ -118,13 +115,3 @@ def _check_report(folder: Path, found: Verification) -> None:
         found.faults.append(f"{REPORT}: changed")
     elif found.digest is not None and found.digest not in report.read_text(encoding="utf-8"):
         found.faults.append(f"{REPORT}: shows another digest than that of {CHECKSUMS}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path.name}: cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path.name}: is not a JSON object")
-    return value

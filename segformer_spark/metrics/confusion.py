@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _EXACT_IN_FP32 = 2**24
@@ -67,6 +68,11 @@ def _foreign(prediction: Tensor, truth: Tensor, num_classes: int, ignore_index: 
         if len(other := values[(values < 0) | (values >= num_classes)])
     ]
     return f"{' and '.join(found)} is no class: there are {num_classes} classes"
+
+
+def overlaps(joint: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Joint counts (N, C, C) of images, rows truth -> (N, C, 3): predicted, true and overlapping pixels."""
+    return np.stack([joint.sum(1), joint.sum(2), np.diagonal(joint, axis1=1, axis2=2)], -1)
 
 
 @dataclass

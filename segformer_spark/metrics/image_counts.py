@@ -20,7 +20,7 @@ from torch import Tensor
 from segformer_spark.errors import DataError
 from segformer_spark.metrics.boundary import boundary_counts, boundary_width
 from segformer_spark.metrics.calibration import BINS, calibration_counts
-from segformer_spark.metrics.confusion import EvaluationCounts, joint_counts
+from segformer_spark.metrics.confusion import EvaluationCounts, joint_counts, overlaps
 from segformer_spark.metrics.parts import PARTS
 from segformer_spark.metrics.surface import Spacing, match_edges
 
@@ -76,19 +76,27 @@ class ImageCounts:
         sparse: dict[str, Any] = {name: _moved(getattr(self, name), place) for name in SPARSE}
         return ImageCounts(**sparse, **{name: getattr(self, name)[rows] for name in _arrays()})
 
+    def _dense(self) -> Ints:
+        """(N, C + 1, C), rows truth; the last is no label."""
+        dense = np.zeros((len(self), self.num_classes + 1, self.num_classes), np.int64)
+        np.add.at(dense, (self.cells[:, 0], self.cells[:, 1], self.cells[:, 2]), self.cells[:, 3])
+        return dense
+
+    @property
+    def per_image(self) -> Ints:
+        """(N, C, 3): predicted, true and overlapping pixels."""
+        return overlaps(self._dense()[:, :-1])
+
     def evaluation_counts(self, category_of_image: Sequence[int], num_categories: int) -> EvaluationCounts:
         """The sums that metrics are computed from."""
-        classes = self.num_classes
-        dense = np.zeros((len(self), classes + 1, classes), np.int64)
-        np.add.at(dense, (self.cells[:, 0], self.cells[:, 1], self.cells[:, 2]), self.cells[:, 3])
+        classes, dense = self.num_classes, self._dense()
         known = dense[:, :classes]
-        per_image = np.stack([known.sum(1), known.sum(2), np.diagonal(known, axis1=1, axis2=2)], -1)
         number = max(num_categories, 1)
         confusion, ignored = np.zeros((number, classes, classes), np.int64), np.zeros((number, classes), np.int64)
         np.add.at(confusion, np.asarray(category_of_image), known)
         np.add.at(ignored, np.asarray(category_of_image), dense[:, classes])
         seen = np.ones(len(self), np.int64)
-        return EvaluationCounts(*(torch.from_numpy(one) for one in (confusion, per_image, seen, ignored)))
+        return EvaluationCounts(*(torch.from_numpy(one) for one in (confusion, overlaps(known), seen, ignored)))
 
     def to_bytes(self) -> bytes:
         """The contents of counts.npz, the same for the same counts."""
@@ -138,10 +146,10 @@ def _refuse_unlikely(counts: ImageCounts, path: Path) -> None:
     if (np.diff(counts.index) <= 0).any():
         raise DataError(f"{path}: index does not ascend")
     cells = counts.cells
-    if cells.shape[1] != 4 or (len(cells) and (cells[:, :3].max(0) >= (number, classes + 1, classes)).any()):
+    if len(cells) and (cells[:, :3].max(0) >= (number, classes + 1, classes)).any():
         raise DataError(f"{path}: cells name images or classes that there are not")
     rows = counts.alternative
-    if rows.shape[1] != 5 or (len(rows) and (rows[:, :4].max(0) >= (number, len(PARTS) + 1, classes, classes)).any()):
+    if len(rows) and (rows[:, :4].max(0) >= (number, len(PARTS) + 1, classes, classes)).any():
         raise DataError(f"{path}: alternative names images, parts or classes that there are not")
 
 

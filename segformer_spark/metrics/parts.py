@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segformer_spark.metrics.confusion import overlaps
 from segformer_spark.metrics.headline import Headline
 
 INPUT, GRID, LABELS, MISSED, BORDER, CONFUSED, OUTLINE = range(1, 8)
@@ -75,5 +76,4 @@ def missing_points(
 
 
 def _headline(joint: NDArray[np.int64], class_names: Sequence[str]) -> Headline:
-    per_image = np.stack([joint.sum(1), joint.sum(2), np.diagonal(joint, axis1=1, axis2=2)], -1)
-    return Headline(per_image, class_names)
+    return Headline(overlaps(joint), class_names)

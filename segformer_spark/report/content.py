@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from segformer_spark.evaluation.saved_decision import DECISION_FILE
 from segformer_spark.run.checksums import CHECKSUMS, root_digest
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
-
-PERCENT = ("iou", "dice", "precision", "recall")
+from segformer_spark.run.json_file import read_json_object
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,6 @@ class ReportContent:
     params: dict[str, Any] | None = None
     curves: str | None = None
     best: dict[str, Any] | None = None
-    history: list[dict[str, str]] = field(default_factory=list)
     submission: dict[str, Any] | None = None
     decision: dict[str, Any] | None = None
 
@@ -96,21 +93,21 @@ def read_content(path: Path) -> ReportContent:
 
 def _is_current(folder: Path) -> bool:
     """Whether an evaluation has what reports show; those of version 0.2.0 and before have not."""
-    current = {"intervals", "edges", "boundary_iou", "missing_points"} <= _json(folder / RESULTS).keys()
+    current = {"intervals", "edges", "boundary_iou", "missing_points"} <= read_json_object(folder / RESULTS).keys()
     if not current:
         logger.warning("%s is of an earlier version: left out; evaluate it again", folder)
     return current
 
 
 def _optional(path: Path) -> dict[str, Any] | None:
-    return _json(path) if path.is_file() else None
+    return read_json_object(path) if path.is_file() else None
 
 
 def _evaluation(folder: Path) -> EvaluationContent:
-    metrics = _json(folder / RESULTS)
-    images = _json(folder / IMAGES) if (folder / IMAGES).is_file() else {}
+    metrics = read_json_object(folder / RESULTS)
+    images = _optional(folder / IMAGES) or {}
     names = list(metrics["per_class"])
-    gallery = _json(folder / INDEX) if (folder / INDEX).is_file() else {"images": {}, "groups": {}, "cells": {}}
+    gallery = _optional(folder / INDEX) or {"images": {}, "groups": {}, "cells": {}}
     pictures = {
         at: Picture(at, one["name"], one["mean_iou"], _layers(folder / GALLERY, one["file"]))
         for at, one in gallery["images"].items()
@@ -154,13 +151,3 @@ def _uri(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     return f"data:image/{'jpeg' if path.suffix == '.jpg' else 'png'};base64,{data}"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: is not a JSON object")
-    return value
