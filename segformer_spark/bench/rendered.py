@@ -24,7 +24,7 @@ def rendered_set(folder: Path, native: int, images: int) -> Path:
 def rendered_cache(root: Path, image_size: Size) -> Path:
     """The cache of its training images, decoded, at image_size; returns the folder that caches lie in."""
     config = load_config(overrides=[f"data.root={root}", "data.num_workers=0"]).config.data
-    dataset = open_dataset(config, config.train_split)
+    dataset = open_dataset(config.whole, config.train_split)
     if not manifest_path(config).is_file():
         facts = {config.train_split: list(scan(dataset, 0))}
         write_manifest(manifest_path(config), config.dataset, root, dataset.classes.names, facts)

@@ -86,6 +86,29 @@ class FolderConfig(Section):
         return self
 
 
+class CrossValidationConfig(Section):
+    """One fold of `data.train_split` in the place of `data.val_split`."""
+
+    fold: int | None = field(
+        None,
+        "The fold that is validated on in the place of data.val_split, from 0; the others are trained on. null: no "
+        "cross-validation.",
+        ge=0,
+    )
+    num_folds: int = field(5, "Folds that data.train_split is cut into.", ge=2, le=1000)
+    group_by: str | None = field(
+        None,
+        "What stays together in one fold: category, drive, or a regular expression on the images' names. null: every "
+        "category is spread over all folds, a drive is cut into stretches of neighbouring frames.",
+    )
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> CrossValidationConfig:
+        if self.fold is not None and self.fold >= self.num_folds:
+            raise ValueError(f"fold {self.fold} of {self.num_folds}: folds are numbered 0 to {self.num_folds - 1}")
+        return self
+
+
 class DataConfig(Section):
     dataset: str = field(
         "spark",
@@ -103,6 +126,7 @@ class DataConfig(Section):
     val_subset: int | None = field(
         None, "Validate on this many images during training, always the same; null for all.", ge=1
     )
+    cross_validation: CrossValidationConfig = CrossValidationConfig()
     num_workers: int = field(4, "Loader processes per rank.", env="NUM_WORKERS", ge=0, le=64, resume_safe=True)
     manifest: str = field(
         "{root}/manifest.json", "Manifest that `data check` writes; {root} is data.root.", resume_safe=True, path=True
@@ -149,9 +173,28 @@ class DataConfig(Section):
     folder: FolderConfig = FolderConfig()
 
     @property
+    def whole(self) -> DataConfig:
+        """The same without a fold: splits as they lie on disk."""
+        return self.model_copy(update={"cross_validation": CrossValidationConfig()})
+
+    def describe_split(self, split: str) -> str:
+        """A split for people: val, or that it is a fold."""
+        fold = self.cross_validation.fold
+        if fold is None or split not in (self.train_split, self.val_split):
+            return split
+        of = f"fold {fold} of {self.cross_validation.num_folds} of {self.train_split}"
+        return f"{split} ({of})" if split == self.val_split else f"{split} (without {of})"
+
+    @property
     def input_size(self) -> Size:
         """`image_size` as (height, width)."""
         return height_width(self.image_size)
+
+    @model_validator(mode="after")
+    def _fold_replaces_another_split(self) -> DataConfig:
+        if self.cross_validation.fold is not None and self.train_split == self.val_split:
+            raise ValueError(f"cross_validation: train_split and val_split are both {self.train_split!r}")
+        return self
 
 
 class CropConfig(Section):

@@ -48,6 +48,11 @@ _CONDITIONS: Sequence[_Condition] = (
         lambda c: c.data.dataset == "folder",
         "data.dataset folder",
     ),
+    _Condition(
+        _within("data.cross_validation", "num_folds", "group_by"),
+        lambda c: c.data.cross_validation.fold is not None,
+        "data.cross_validation.fold",
+    ),
     _Condition(("data.folder.ignore_id",), lambda c: c.data.folder.masks == "index", "data.folder.masks index"),
     _Condition(
         ("data.palette_masks",),

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from segformer_spark.config.environment import Override, parse_override, read_environment
 from segformer_spark.config.explain import explain
-from segformer_spark.config.fields import FIELDS
+from segformer_spark.config.fields import FIELDS, flatten
 from segformer_spark.config.file_kind import CONFIGURATION, refuse_other_kind
 from segformer_spark.config.image_size import size_text
 from segformer_spark.config.schema import RUN_NAME_PATTERN, Config
@@ -47,10 +47,10 @@ class ResolvedConfig:
         """Fields that the environment or the command line set."""
         return {k: v for k, v in self.provenance.items() if v.startswith(("environment", "--set"))}
 
-    def overridden_inference(self) -> dict[str, Any]:
-        """Fields of `inference` that the environment or the command line set, with their values."""
-        values = self.config.inference.model_dump()
-        return {name: value for name, value in values.items() if f"inference.{name}" in self.overrides}
+    def overridden(self, section: str) -> dict[str, Any]:
+        """{name: value} of a section's fields that the environment or the command line set."""
+        values, prefix = flatten(self.config.model_dump()), f"{section}."
+        return {dotted.removeprefix(prefix): values[dotted] for dotted in self.overrides if dotted.startswith(prefix)}
 
 
 def load_config(
@@ -130,7 +130,7 @@ def validate(tree: dict[str, Any], sources: Mapping[str, str]) -> ResolvedConfig
 
 
 def run_name(config: Config) -> str:
-    """The run's name with its placeholders filled in.
+    """The run's name with its placeholders filled in, and its fold at the end.
 
     Raises:
         ConfigError: a name that is unsafe in paths and batch scripts.
@@ -144,6 +144,8 @@ def run_name(config: Config) -> str:
         raise ConfigError(
             f"experiment.name: {template!r} may use {{dataset}}, {{variant}} and {{image_size}} only"
         ) from error
+    fold = config.data.cross_validation.fold
+    name = name if fold is None else f"{name}-fold{fold}"
     if not re.fullmatch(RUN_NAME_PATTERN, name) or set(name) == {"."}:
         raise ConfigError(
             f"experiment.name: {name!r} must be 1 to 64 letters, digits, '.', '_' or '-': it names a folder and a job"

@@ -119,6 +119,13 @@ class Subset:
         return self.base.box(self.indices[index])
 
 
+def parent(dataset: SegmentationDataset) -> tuple[SegmentationDataset, Sequence[int]]:
+    """What a subset is of, and its indices there; of another data set itself and all of them."""
+    if isinstance(dataset, Subset):
+        return dataset.base, dataset.indices
+    return dataset, range(len(dataset))
+
+
 def fixed_subset(dataset: SegmentationDataset, size: int | None, seed: int) -> SegmentationDataset:
     """The same `size` random images for the same seed, in ascending order; all for None."""
     if size is None or size >= len(dataset):

@@ -11,7 +11,7 @@ from contextlib import suppress
 import numpy as np
 
 from segformer_spark.config.schema import DataConfig
-from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset
+from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset, parent
 from segformer_spark.data.manifest import read_manifest
 from segformer_spark.errors import DataError
 
@@ -49,8 +49,9 @@ def split_findings(config: DataConfig, split: str, dataset: SegmentationDataset)
     names = dataset.classes.names
     with suppress(DataError):  # without a manifest of this split a part of the masks is read
         manifest = read_manifest(config, split)
-        if manifest.classes == tuple(names):
-            images = manifest.images
+        whole, indices = parent(dataset)
+        if manifest.classes == tuple(names) and len(manifest.images) == len(whole):
+            images = [manifest.images[index] for index in indices]
             return label_findings([image["pixels"] for image in images], [image["ignored"] for image in images], names)
     counts = []
     for index in range(0, len(dataset), max(1, len(dataset) // _MOST_MASKS)):

@@ -6,9 +6,12 @@ import difflib
 import importlib
 from pathlib import Path
 
+import numpy as np
+
+from segformer_spark.config.data_schema import CropConfig, CrossValidationConfig, DataConfig
 from segformer_spark.config.image_size import Size, size_text
-from segformer_spark.config.schema import CropConfig, DataConfig
-from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.dataset import SegmentationDataset, Subset
+from segformer_spark.data.partition import cut
 from segformer_spark.errors import ConfigError
 
 DATASETS: dict[str, str] = {
@@ -27,7 +30,7 @@ DATASETS: dict[str, str] = {
 def open_dataset(
     config: DataConfig, split: str, *, check_files: bool = True, needed_size: Size | None = None
 ) -> SegmentationDataset:
-    """Open a split as its files lie on disk.
+    """Open a split of files; with a fold configured, the training split without it, and it as the validation split.
 
     Args:
         check_files: refuse a split of which files are missing; False leaves that to `load`.
@@ -35,8 +38,26 @@ def open_dataset(
 
     Raises:
         ConfigError: no such data set.
-        DataError: the data set at `root` is not as its reader expects.
+        UserError: the data set at `root` is not as its reader expects, or cannot be cut into the folds.
     """
+    fold = config.cross_validation
+    if fold.fold is not None and split in (config.train_split, config.val_split):
+        whole = _open_whole(config, config.train_split, check_files=check_files, needed_size=needed_size)
+        return part_of_fold(whole, fold, held_out=split == config.val_split)
+    return _open_whole(config, split, check_files=check_files, needed_size=needed_size)
+
+
+def part_of_fold(dataset: SegmentationDataset, fold: CrossValidationConfig, *, held_out: bool) -> SegmentationDataset:
+    """What a fold holds out of a training split, or what it leaves for training.
+
+    Raises:
+        UserError: the split cannot be cut into so many folds.
+    """
+    part, _ = cut(dataset, fold.num_folds, fold.group_by)
+    return Subset(dataset, np.flatnonzero((part == fold.fold) == held_out).tolist())
+
+
+def _open_whole(config: DataConfig, split: str, *, check_files: bool, needed_size: Size | None) -> SegmentationDataset:
     name = config.dataset
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=2, cutoff=0.4)
@@ -62,12 +83,14 @@ def open_training_set(config: DataConfig, crop: CropConfig) -> SegmentationDatas
     if config.cache is None:
         dataset = open_dataset(config, config.train_split, needed_size=needed_size)
     else:
-        dataset = CachedDataset(Path(config.cache), config, needed_size)
-        if dataset.size is not None and crop.mode != "none":
+        cached = CachedDataset(Path(config.cache), config, needed_size)
+        if cached.size is not None and crop.mode != "none":
             raise ConfigError(
                 f"augmentation.crop.mode {crop.mode} cuts from native images, the cache holds "
-                f"{size_text(dataset.size)} px; build it with --size native"
+                f"{size_text(cached.size)} px; build it with --size native"
             )
+        fold = config.cross_validation
+        dataset = cached if fold.fold is None else part_of_fold(cached, fold, held_out=False)
     if crop.mode == "box" and dataset.box(0) is None and dataset.classes.background is None:
         raise ConfigError(
             f"augmentation.crop.mode box: {config.dataset} has neither labelled boxes nor a background class that "

@@ -44,7 +44,7 @@ def choose_decision(
         UserError: the model lies in no run directory and is to be saved, or its run is being trained.
     """
     config = resolved.config
-    settings = replace(inference, view=resolved.overridden_inference(), num_workers=config.data.num_workers)
+    settings = replace(inference, view=resolved.overridden("inference"), num_workers=config.data.num_workers)
     session = Session.open(model, settings, group, config.data, split)
     run = session.run
     if save:
@@ -61,6 +61,7 @@ def choose_decision(
         chosen: dict[str, Any] = {
             "dataset": config.data.dataset,
             "split": split,
+            "split_is": config.data.describe_split(split),
             "halves": halves.rule,
             "num_images": [len(halves.chosen_on), len(halves.judged_on)],
             "metric": comparison.metric,

@@ -93,8 +93,7 @@ def compare_inference(session: Session, options: CompareOptions) -> Comparison:
     Raises:
         UserError: the split cannot be halved, or what is compared goes not together with this model.
     """
-    if len(session.models) > 1:
-        raise UserError("--compare-inference asks one model; leave the others out")
+    session.refuse_several("--compare-inference")
     dataset, group = session.labelled(), session.group
     halves = group.on_main(lambda: cut_in_halves(dataset, options.group_by))
     names = session.card.class_names

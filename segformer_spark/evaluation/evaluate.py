@@ -76,7 +76,7 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
         UserError: model, data set and configuration do not go together.
     """
     config = resolved.config
-    settings = replace(options.inference, view=resolved.overridden_inference(), num_workers=config.data.num_workers)
+    settings = replace(options.inference, view=resolved.overridden("inference"), num_workers=config.data.num_workers)
     models = [options.model, *options.others]
     session = Session.open(models, settings, group, config.data, options.split)
     dataset = session.labelled()
@@ -86,6 +86,7 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
     asked = {
         "dataset": config.data.dataset,
         "split": options.split,
+        "split_is": config.data.describe_split(options.split),
         "tta": session.tta,
         "decision": session.decision_record(),
         "precision": settings.precision,
@@ -96,7 +97,7 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
     }
     identity = {**asked, "model_sha256": group.on_main(session.weights_digest), "images": asdict(description)}
     started = now()
-    label = f"evaluating {options.split}"
+    label = f"evaluating {asked['split_is']}"
     counts, seconds = collect(session, indices, options.output, identity, label, options.spacing)
     hosts = group.gather(host_record(group.device))
 

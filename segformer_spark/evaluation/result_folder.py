@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer_spark.data.dataset import SegmentationDataset
+from segformer_spark.data.partition import bootstrap_groups
 from segformer_spark.errors import DataError
-from segformer_spark.evaluation.halves import bootstrap_groups
 from segformer_spark.evaluation.pictures import draw_categories, draw_confusion, draw_reliability
 from segformer_spark.metrics.detailed import Description, detailed_report
 from segformer_spark.metrics.image_counts import ImageCounts, read_image_counts

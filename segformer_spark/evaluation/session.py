@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from segformer_spark.checkpoint.export import ModelCard, load_model
@@ -20,17 +21,18 @@ from segformer_spark.data.inference_view import InferenceView, check_view
 from segformer_spark.data.loader import EvalItem, EvalLoading, eval_loader, file_loader
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.distributed.devices import set_float32_products
-from segformer_spark.distributed.process_group import Group
+from segformer_spark.distributed.process_group import Group, SingleProcess
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.augmented import passes_of
 from segformer_spark.evaluation.decision import ARGMAX, Decision
+from segformer_spark.evaluation.ensemble import check_members, read_ensemble, write_ensemble
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.evaluation.saved_decision import SavedDecision, decision_path, read_decision
 from segformer_spark.kernels.check import check_kernels
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
-from segformer_spark.run.directory import locate_model
+from segformer_spark.run.directory import ENSEMBLE, RunDirectory, locate_model
 
 
 @dataclass(frozen=True)
@@ -150,14 +152,16 @@ class Session:
 
         Args:
             path: a run directory (its best/, else final/), a folder or ONNX file exported by this
-                package, or a published SegFormer; several are an ensemble.
+                package, or a published SegFormer; several are an ensemble, as is a folder with an ensemble.json.
             split: of `data`; None takes its validation split.
 
         Raises:
             UserError: there is no such model or data, or they do not go together.
         """
-        models = [_opened(one) for one in ([path] if isinstance(path, Path) else path)]
+        models = [model for one in ([path] if isinstance(path, Path) else path) for model in _opened(one, group)]
         dataset = None
+        if data is not None:
+            group.on_main(lambda: _refuse_trained_on(models, data, split or data.val_split))
         if data is not None and data.flip_pairs is not None:
             pairs = tuple(data.flip_pairs)
             models = [replace(one, card=replace(one.card, flip_pairs=pairs)) for one in models]
@@ -182,6 +186,11 @@ class Session:
         """sha256 of the model's weights; of several models, of their digests one after another."""
         digests = [sha256_of(one.weights_file) for one in self.models]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def refuse_several(self, what: str) -> None:
+        """Raise UserError for an ensemble where `what` is of one model."""
+        if len(self.models) > 1:
+            raise UserError(f"{what} is of one model, and these are {len(self.models)}", "Give one of them.")
 
     def asked(self, settings: InferenceSettings) -> Session:
         """The same models and data set, asked in another way.
@@ -234,9 +243,29 @@ class Session:
         return self.predictor.features(items, names)
 
 
-def _opened(path: Path) -> OpenedModel:
+def _opened(path: Path, group: Group) -> list[OpenedModel]:
+    """The model at `path`, or the members of an ensemble."""
     found, run = locate_model(path)
-    return OpenedModel(found, run, *(load_onnx(found) if found.is_file() else load_model(found)))
+    if found.name != ENSEMBLE:
+        return [OpenedModel(found, run, *(load_onnx(found) if found.is_file() else load_model(found)))]
+    members = group.on_main(lambda: read_ensemble(found))
+    models = [model for member, _ in members for model in _opened(member, group)]
+    weights = {one.weights_file: sha256 for one, (_, sha256) in zip(models, members, strict=True)}
+    group.on_main(lambda: check_members(found, weights))
+    return models
+
+
+def make_ensemble(paths: Sequence[Path], folder: Path) -> None:
+    """Write a folder that stands for the models at these paths (`evaluation.ensemble`).
+
+    Raises:
+        UserError: one cannot be opened, they do not go together, none lies in a run, or the folder exists.
+    """
+    session = Session.open(paths, InferenceSettings(), SingleProcess.on(torch.device("cpu")))
+    run = next((one.run for one in session.models if one.run is not None), None)
+    if run is None:
+        raise UserError("none of the models lies in a run, whose configuration names the data set")
+    write_ensemble(folder, [(one.folder, one.weights_file) for one in session.models], run)
 
 
 def _saved(models: Sequence[OpenedModel]) -> tuple[Path, SavedDecision] | None:
@@ -266,6 +295,23 @@ def _with_saved(
         tta=settings.tta or saved.tta,
         view={**saved.inference, **settings.view},
     )
+
+
+def _refuse_trained_on(models: Sequence[OpenedModel], data: DataConfig, split: str) -> None:
+    """Raise UserError for a fold that a model was trained on."""
+    fold = data.cross_validation
+    if fold.fold is None or split != data.val_split:
+        return
+    for one in models:
+        if one.run is None:
+            logger.warning("%s lies in no run: nobody knows whether it was trained on fold %d", one.folder, fold.fold)
+            continue
+        own = RunDirectory(one.run).load_config().config.data
+        if own.dataset == data.dataset and own.cross_validation != fold:
+            raise UserError(
+                f"{one.folder} was trained on images of {data.describe_split(split)}",
+                "Evaluate it on its own fold, or on the split of files: --set data.cross_validation.fold=null.",
+            )
 
 
 def _refuse_different(models: Sequence[OpenedModel], views: Sequence[InferenceView]) -> None:

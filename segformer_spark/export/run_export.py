@@ -73,6 +73,7 @@ def run_export(options: ExportOptions, group: Group) -> Path:
         UserError: it cannot be written in this format, or does not compute what PyTorch computes.
     """
     session = Session.open(options.model, InferenceSettings(), group)
+    session.refuse_several("export")
     if options.output.exists():
         raise UserError(f"{options.output}: this exists", "Remove it, or give another --output.")
     if options.format == "safetensors":

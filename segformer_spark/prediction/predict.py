@@ -42,6 +42,7 @@ class PredictOptions:
         keep: how probabilities are written, if they are among the kinds.
         overwrite: replace results of another model or other settings.
         large_pixels: images of more pixels are predicted in bands.
+        others: further models, which are an ensemble with the first.
     """
 
     model: Path
@@ -52,6 +53,7 @@ class PredictOptions:
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     overwrite: bool = False
     large_pixels: int = LARGE_PIXELS
+    others: tuple[Path, ...] = ()
 
 
 def run_prediction(options: PredictOptions, group: Group) -> list[Row]:
@@ -62,7 +64,7 @@ def run_prediction(options: PredictOptions, group: Group) -> list[Row]:
     """
     started = now()
     images = group.on_main(lambda: find_images(options.inputs, options.output))
-    session = Session.open(options.model, options.inference, group)
+    session = Session.open([options.model, *options.others], options.inference, group)
     _refuse_unsuitable(session)
     kinds: tuple[Kind, ...] = tuple(dict.fromkeys(("ids", *options.kinds)))
     keep: Keep = options.keep if "probabilities" in kinds else None

@@ -15,6 +15,9 @@ from segformer_spark.config.stored import load_stored_config
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.run.atomic import complete_folder, recover_folder, write_json, write_text
 
+ENSEMBLE = "ensemble.json"
+"""What an ensemble has in place of best/ and final/ (`evaluation.ensemble`)."""
+
 _GUIDE = """This folder is one training run of segformer_spark.
 
 config.yaml               the resolved configuration; `segformer-spark train --config config.yaml` repeats the run
@@ -197,16 +200,20 @@ def locate_model(path: Path) -> tuple[Path, Path | None]:
     For readers, beside whom the run may be training: nothing is renamed.
 
     Args:
-        path: a run directory (its best/, else final/), an exported model folder, or an ONNX file; one that lies in a
-            folder of a run belongs to that.
+        path: a run directory (its best/, else final/), an ensemble's folder or ensemble.json, an exported model
+            folder, or an ONNX file; one that lies in a folder of a run belongs to that.
 
     Raises:
         CheckpointError: there is no model.
     """
     run = RunDirectory(path)
+    if path.name == ENSEMBLE and path.is_file():
+        return path, path.parent
     if path.suffix == ".onnx" and path.is_file():
         run = RunDirectory(path.resolve().parents[1])
         return path, path.parent.parent if run.is_run() else None
+    if (path / ENSEMBLE).is_file():
+        return path / ENSEMBLE, path
     if run.is_run():
         found = next((folder for folder in map(complete_folder, (run.best, run.final)) if folder is not None), None)
         if found is None:
@@ -217,6 +224,13 @@ def locate_model(path: Path) -> tuple[Path, Path | None]:
         raise CheckpointError(f"{path}: there is no such model or run directory")
     parent = RunDirectory(path.resolve().parent)
     return found, path.parent if parent.is_run() else None
+
+
+def is_model(path: Path) -> bool:
+    """Whether the path looks like a run, an ensemble, a model folder or an ONNX file; folders of images do not."""
+    if path.is_file():
+        return path.suffix == ".onnx"
+    return RunDirectory(path).is_run() or (path / "config.json").is_file()
 
 
 def model_name(folder: Path) -> str:

@@ -45,13 +45,14 @@ class SubmitOptions:
     """What the command line says.
 
     Attributes:
-        model: exported model folder.
+        model: run directory or exported model folder.
         images: folder of test images.
         output: folder for the npz files, the zip and the manifest.
         inference: how the model is asked.
         overwrite: throw away predictions of another model or other settings.
         num_previews: how many of the first predictions to draw over their images.
         boxes: CSV with the columns "Image name" and "Bounding box", for crops around boxes.
+        others: further models, which are an ensemble with the first.
     """
 
     model: Path
@@ -61,6 +62,7 @@ class SubmitOptions:
     overwrite: bool = False
     boxes: Path | None = None
     num_previews: int = 0
+    others: tuple[Path, ...] = ()
 
 
 def run_submission(options: SubmitOptions, group: Group) -> Path:
@@ -70,7 +72,7 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
         UserError: unsuitable model or images, predictions of another model in the way, or an invalid result.
     """
     started = now()
-    session = Session.open(options.model, options.inference, group)
+    session = Session.open([options.model, *options.others], options.inference, group)
     card, view = session.card, session.view
     if card.class_names[:3] != ("background", "body", "panels") or len(card.class_names) != 3:
         raise UserError(

@@ -37,7 +37,8 @@ def describe(resolved: ResolvedConfig, world_size: int, *, measure: bool) -> Ite
     per_epoch = plan.steps_per_epoch(len(train_set))
     schedule = plan_schedule(config, plan, per_epoch)
     total = schedule.total_steps
-    yield f"images: {len(train_set)} {config.data.train_split}, {len(val_set)} {config.data.val_split}"
+    sizes = {config.data.train_split: len(train_set), config.data.val_split: len(val_set)}
+    yield f"images: {', '.join(f'{size} {config.data.describe_split(split)}' for split, size in sizes.items())}"
     left_out = len(train_set) - per_epoch * plan.global_batch
     yield f"steps per epoch: {per_epoch} ({left_out} images left out of each epoch)"
     yield f"steps in all: {total}, of which {schedule.warmup_steps} warm-up"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.schema import Config, LossConfig
 from segformer_spark.data.class_weights import class_weights
-from segformer_spark.data.dataset import ClassInfo, SegmentationDataset
+from segformer_spark.data.dataset import ClassInfo, SegmentationDataset, parent
 from segformer_spark.data.flip_pairs import flipped_ids, refuse_unpaired_sides
 from segformer_spark.data.identity import FileDigests
 from segformer_spark.data.inference_view import check_view
@@ -138,7 +138,8 @@ def resolve_loss(config: Config, dataset: SegmentationDataset, files: FileDigest
     if not isinstance(loss.class_weights, str):
         return loss
     manifest = read_manifest(config.data, config.data.train_split)
+    whole, indices = parent(dataset)
     if config.data.cache is None:  # a cache compares digests itself
-        check_matches(manifest, dataset, Path(config.data.root), files)
-    weights = class_weights(loss.class_weights, [image["pixels"] for image in manifest.images])
+        check_matches(manifest, whole, Path(config.data.root), files)
+    weights = class_weights(loss.class_weights, [manifest.images[index]["pixels"] for index in indices])
     return loss.model_copy(update={"class_weights": weights})

@@ -14,7 +14,7 @@ from segformer_spark.config.batch import BatchPlan, plan_batches
 from segformer_spark.config.deepspeed import deepspeed_config
 from segformer_spark.config.schema import Config
 from segformer_spark.data.cache import CachedDataset, check_source
-from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset, fixed_subset
+from segformer_spark.data.dataset import IGNORE_INDEX, SegmentationDataset, fixed_subset, parent
 from segformer_spark.data.identity import FileDigests
 from segformer_spark.data.manifest import read_manifest
 from segformer_spark.data.registry import open_dataset, open_training_set
@@ -68,9 +68,10 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None, files
     if group.device.type == "cuda":  # training's shapes are all alike
         torch.backends.cudnn.benchmark = not config.hardware.deterministic
     train_set = _shared_training_set(config, group, local_cache)
-    if isinstance(train_set, CachedDataset):
-        cached = train_set
-        group.on_main(lambda: check_source(cached, config.data, files))
+    cached, _ = parent(train_set)
+    if isinstance(cached, CachedDataset):
+        source = cached
+        group.on_main(lambda: check_source(source, config.data, files))
     whole = group.on_main(lambda: open_dataset(config.data, config.data.val_split))
     val_set = fixed_subset(whole, config.data.val_subset, config.experiment.seed)
     plan = plan_batches(config.training, group.world_size)
@@ -84,7 +85,7 @@ def prepare(config: Config, group: Group, local_cache: Path | None = None, files
     loss = build_loss(loss_config, len(train_set.classes), IGNORE_INDEX, group.differentiable_sum)
     image_loss = build_loss(loss_config, len(train_set.classes), IGNORE_INDEX)
     deepspeed_config(config, plan)
-    fidelity = train_set.fidelity if isinstance(train_set, CachedDataset) else "exact"
+    fidelity = cached.fidelity if isinstance(cached, CachedDataset) else "exact"
     weights = loss_config.class_weights
     assert not isinstance(weights, str)
     identity = None if files is None else group.on_main(lambda: _identity(config, train_set, val_set, files))
@@ -120,7 +121,8 @@ def _train_subset(
     size = config.training.validation.train_subset
     if size is None:
         return None
-    changed = isinstance(train_set, CachedDataset) and (train_set.size is not None or train_set.fidelity != "exact")
+    cached, _ = parent(train_set)
+    changed = isinstance(cached, CachedDataset) and (cached.size is not None or cached.fidelity != "exact")
     if changed:
         train_set = group.on_main(lambda: open_dataset(config.data, config.data.train_split))
     elif config.data.reduced_decode:
@@ -132,9 +134,11 @@ def _train_subset(
 def _identity(
     config: Config, train_set: SegmentationDataset, val_set: SegmentationDataset, files: FileDigests
 ) -> dict[str, str]:
-    """The digests of both sets; what their manifests know is not read again."""
+    """The digests of both sets, of a fold's training images that of the split that they are from; what their manifests
+    know is not read again."""
     for split in (config.data.train_split, config.data.val_split):
         with suppress(DataError):  # a manifest is not needed
             files.learn(read_manifest(config.data, split).stamps())
-    train = train_set.digest if isinstance(train_set, CachedDataset) else files.of_split(train_set)
+    whole, _ = parent(train_set)
+    train = whole.digest if isinstance(whole, CachedDataset) else files.of_split(whole)
     return {"train": train, "val": files.of_split(val_set)}

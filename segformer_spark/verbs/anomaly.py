@@ -164,10 +164,12 @@ def _open_session(path: Path, arguments: argparse.Namespace, split: str | None, 
         precision=arguments.precision,
         batch_size=arguments.batch_size,
         crops="none",
-        view=resolved.overridden_inference(),
+        view=resolved.overridden("inference"),
         num_workers=config.data.num_workers,
     )
-    return Session.open(path, settings, group, config.data, split or config.data.train_split)
+    session = Session.open(path, settings, group, config.data, split or config.data.train_split)
+    session.refuse_several("anomaly")
+    return session
 
 
 def fit(arguments: argparse.Namespace) -> int:

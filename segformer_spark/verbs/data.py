@@ -201,7 +201,7 @@ def check(arguments: argparse.Namespace) -> int:
     facts: dict[str, list[ItemFacts]] = {}
     names: Sequence[str] = ()
     for split in arguments.splits or [config.data.train_split, config.data.val_split]:
-        dataset = open_dataset(config.data, split, check_files=False)
+        dataset = open_dataset(config.data.whole, split, check_files=False)
         facts[split], names = _scan(dataset, config, f"checking {split}"), dataset.classes.names
         _say_split(split, facts[split], names)
     problems = [problem for items in facts.values() for item in items for problem in item.problems]
@@ -271,7 +271,7 @@ def stats(arguments: argparse.Namespace) -> int:
     from segformer_spark.run.console import logger
 
     config = _config(arguments)
-    dataset = open_dataset(config.data, arguments.split or config.data.train_split)
+    dataset = open_dataset(config.data.whole, arguments.split or config.data.train_split)
     facts = _scan(dataset, config, "reading", occupancy=True)
     summary = summarize_split(facts, dataset.classes)
     write_json(arguments.output / "stats.json", summary)
@@ -309,7 +309,7 @@ def cache(arguments: argparse.Namespace) -> int:
     split = arguments.split or config.data.train_split
     options = CacheOptions(arguments.size, arguments.images or ("original" if arguments.size is None else "raw"))
     manifest = read_manifest(config.data, split)
-    dataset = open_dataset(config.data, split)
+    dataset = open_dataset(config.data.whole, split)
     check_matches(manifest, dataset, Path(config.data.root))
     parent = arguments.output or Path(config.data.root) / "cache"
     folder = cache_folder(parent, config.data, split, options, manifest.digest)

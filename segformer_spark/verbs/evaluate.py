@@ -31,7 +31,7 @@ from segformer_spark.verbs.overrides import READING, refuse_unused, refuse_witho
 
 _USED_BY_EVALUATE = (
     *("data.dataset", "data.root", "data.val_split", "data.num_workers", "data.folder", "inference"),
-    *("data.flip_pairs", *READING),
+    *("data.flip_pairs", "data.train_split", "data.cross_validation", *READING),
     *HARDWARE,
 )
 _OPTIONS = {
@@ -58,6 +58,13 @@ def add(subparsers: Subparsers) -> None:
         help="run directory, or an exported model in it; several are an ensemble, whose mean probability counts",
     )
     parser.add_argument("--model", type=Path, default=None, help="exported model folder (default: the run's best/)")
+    parser.add_argument(
+        "--average-checkpoints",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="evaluate the mean of the weights of the run's last N checkpoints, which is written to <run>/average-N",
+    )
     parser.add_argument("--config", type=Path, default=None, help="configuration (default: the run's config.yaml)")
     parser.add_argument("--split", default=None, help="split of the data set (default: the validation split)")
     parser.add_argument(
@@ -165,7 +172,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate a model of a run, or several as an ensemble."""
     from segformer_spark.config.load import load_config
     from segformer_spark.config.stored import load_stored_config
-    from segformer_spark.run.directory import locate_model, model_name
+    from segformer_spark.run.directory import ENSEMBLE, RunDirectory, locate_model, model_name
 
     if arguments.merge is not None or arguments.predictions is not None:
         return _evaluate_files(arguments)
@@ -182,7 +189,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise UserError("evaluate: --model names one model; an ensemble is given as evaluate A B --output DIR")
     if others and arguments.output is None and "OUTPUT" not in variables:
         raise UserError("evaluate: results of an ensemble belong to no run: give --output")
-    model, own_run = locate_model(Path(given))
+    average = arguments.average_checkpoints
+    if average is None:
+        model, own_run = locate_model(Path(given))
+    else:
+        if others or arguments.model is not None or not RunDirectory(Path(given)).is_run():
+            raise UserError("--average-checkpoints is of one run, as in: segformer-spark evaluate runs/NAME")
+        model, own_run = Path(given) / f"average-{average}", Path(given)
     run = first if first is not None and (first / "config.yaml").is_file() else own_run
     config_file = arguments.config or (run / "config.yaml" if run is not None else None)
     if config_file is None:
@@ -203,15 +216,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if output is None:
         # Another model, augmentation, view or precision has a folder of its own.
         name = model_name(model)
-        parts = [split, "" if name == "best" else name, "" if tta in (None, "none") else tta]
+        parts = [split, "" if name in ("best", ENSEMBLE) else name, "" if tta in (None, "none") else tta]
         parts.append("" if arguments.shard is None else "shard_{}_of_{}".format(*arguments.shard))
         parts.append("inference" if arguments.compare_inference else "")
         parts.append("decision_saved" if decision == "saved" else "")
         parts.append("" if crops is None else f"crops_{crops}")
-        parts += [f"{name}_{value}" for name, value in sorted(resolved.overridden_inference().items())]
+        for section in ("inference", "data.cross_validation"):
+            parts += [f"{name}_{value}" for name, value in sorted(resolved.overridden(section).items())]
         parts.append("" if precision == "fp32" else precision)
         output = Path(str(run)) / "evaluation" / "-".join(part for part in parts if part)
     with joined(hardware) as group:
+        from segformer_spark.checkpoint.averaged import export_average, newest_few
         from segformer_spark.evaluation.choose_decision import choose_decision
         from segformer_spark.evaluation.compare_inference import DEFAULT_TTA, CompareOptions
         from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
@@ -239,6 +254,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
                 spacing=tuple(arguments.spacing),
                 shard=arguments.shard,
             )
+            if average is not None:
+                own = RunDirectory(Path(given))
+                group.on_main(lambda: export_average(own, newest_few(own.checkpoints, average), model))
             run_evaluation(resolved, options, group)
     return 0
 

@@ -41,7 +41,13 @@ def add(subparsers: Subparsers) -> None:
         "segformer-spark submit runs/spark_b2_512 --images /scratch/spark/stream-1-test --tta flips",
         submit,
     )
-    parser.add_argument("run", type=Path, nargs="?", default=None, help="run directory, or an exported model in it")
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="run directory, or an exported model in it; several are an ensemble, whose mean probability counts",
+    )
     parser.add_argument("--model", type=Path, default=None, help="the same, as an option")
     parser.add_argument("--images", type=Path, default=None, help="test images (default: <data root>/stream-1-test)")
     parser.add_argument(
@@ -112,18 +118,22 @@ def submit(arguments: argparse.Namespace) -> int:
     if arguments.truth is not None:
         raise UserError("--truth goes with --check ZIP")
     variables = launch_variables(arguments)
-    given = arguments.model or arguments.run or variables.get("MODEL_PATH")
+    given = arguments.model or next(iter(arguments.run), None) or variables.get("MODEL_PATH")
+    others = tuple(arguments.run[1:])
     images = arguments.images or variables.get("TEST_IMAGES")
     example = "segformer-spark submit runs/NAME --images DIR"
     if given is None:
         raise UserError(f"submit: which model? For example: {example}")
-    if arguments.model is not None and arguments.run is not None:
-        raise UserError(f"submit: {arguments.run} and --model {arguments.model} both name the model; give one of them")
+    if arguments.model is not None and arguments.run:
+        raise UserError(f"submit: {arguments.run[0]} and --model {arguments.model} both name a model; give one of them")
     model, run = locate_model(Path(given))
     images = images or _test_images(run, from_env=arguments.from_env)
     if images is None:
         raise UserError(f"submit: give --images, as in: {example}")
-    output = arguments.output or variables.get("OUTPUT") or (run / "submission" if run is not None else None)
+    own = run / "submission" if run is not None and not others else None
+    output = arguments.output or variables.get("OUTPUT") or own
+    if output is None and others:
+        raise UserError("submit: the predictions of an ensemble belong to no run: give --output")
     if output is None:
         raise UserError(f"{model} does not lie in a run directory: give --output")
     boxes = arguments.boxes or variables.get("BOXES")
@@ -151,6 +161,7 @@ def submit(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             boxes=Path(boxes) if boxes else None,
             num_previews=arguments.preview,
+            others=others,
         )
         run_submission(options, group)
     return 0

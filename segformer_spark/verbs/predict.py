@@ -43,7 +43,8 @@ def add(subparsers: Subparsers) -> None:
         type=Path,
         nargs="*",
         metavar="RUN_OR_MODEL INPUT",
-        help="run directory, exported model, published SegFormer's folder or ONNX file; then images, folders, patterns",
+        help="run directory, exported model, published SegFormer's folder or ONNX file, several are an ensemble, whose "
+        "mean probability counts; then images, folders, patterns",
     )
     parser.add_argument("--onnx", type=Path, default=None, metavar="FILE", help="predict with this ONNX file instead")
     parser.add_argument("--output", type=Path, default=None, help="folder of results (default: <run>/predictions)")
@@ -78,9 +79,11 @@ def predict(arguments: argparse.Namespace) -> int:
 
     refuse_unused("predict", arguments.overrides, ("inference",))
     variables = launch_variables(arguments)
-    model, inputs = _model_and_inputs(arguments, variables)
-    run = None if model.is_file() else locate_model(model)[1]
+    (model, *others), inputs = _models_and_inputs(arguments, variables)
+    run = None if model.is_file() or others else locate_model(model)[1]
     output = arguments.output or variables.get("OUTPUT") or (run / "predictions" if run is not None else None)
+    if output is None and others:
+        raise UserError("predict: the masks of an ensemble belong to no run: give --output")
     if output is None:
         raise UserError(f"{model} does not lie in a run directory: give --output")
     hardware, precision, batch_size = inference_settings(arguments)
@@ -109,26 +112,33 @@ def predict(arguments: argparse.Namespace) -> int:
             keep=arguments.probabilities,
             inference=settings,
             overwrite=arguments.overwrite,
+            others=tuple(others),
         )
         run_prediction(options, group)
     return 0
 
 
-def _model_and_inputs(arguments: argparse.Namespace, variables: Mapping[str, str]) -> tuple[Path, list[Path]]:
+def _models_and_inputs(arguments: argparse.Namespace, variables: Mapping[str, str]) -> tuple[list[Path], list[Path]]:
+    """The first path is a model; further ones are while they are runs or model folders."""
+    from segformer_spark.run.directory import is_model
+
     paths = list(arguments.paths)
     model = arguments.onnx or variables.get("MODEL_PATH")
     if model is None and paths:
         model = paths.pop(0)
+    models = [] if model is None else [Path(model)]
+    while arguments.onnx is None and paths and is_model(paths[0]):
+        models.append(paths.pop(0))
     inputs = paths or [Path(text) for text in variables.get("PREDICT_IMAGES", "").split(":") if text]
-    if model is None:
+    if not models:
         raise UserError(f"predict: which model? For example: {_EXAMPLE}")
     if not inputs:
         raise UserError(f"predict: which images? For example: {_EXAMPLE}")
-    return Path(model), inputs
+    return models, inputs
 
 
 def _view(arguments: argparse.Namespace) -> dict[str, Any]:
     """Fields of `inference` that --set gives."""
     from segformer_spark.config.load import load_config
 
-    return load_config(overrides=arguments.overrides).overridden_inference()
+    return load_config(overrides=arguments.overrides).overridden("inference")

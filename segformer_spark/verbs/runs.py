@@ -1,4 +1,4 @@
-"""`runs`: the list, one run, curves of several, and two evaluations compared."""
+"""`runs`: the list, one run, curves of several, two evaluations compared, several models as one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 _DEFAULT_FOLDER = Path("runs")
-_ACTIONS = ("list", "show", "plot", "compare")
+_ACTIONS = ("list", "show", "plot", "compare", "ensemble")
 
 
 def add(subparsers: Subparsers) -> None:
@@ -23,8 +23,8 @@ def add(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers,
         "runs",
-        "List the runs of a folder, show one, draw the curves of several, while they train, too; or compare two "
-        "evaluations image by image.",
+        "List the runs of a folder, show one, draw the curves of several, while they train, too; compare two "
+        "evaluations image by image; or make several models one.",
         "segformer-spark runs plot spark_b2_512 spark_b3_512 --metric miou",
         runs,
     )
@@ -32,7 +32,7 @@ def add(subparsers: Subparsers) -> None:
         "action",
         nargs="?",
         default="list",
-        metavar="list|show|plot|compare|FOLDER",
+        metavar="list|show|plot|compare|ensemble|FOLDER",
         help="a folder lists the runs in it (default: %(default)s)",
     )
     parser.add_argument(
@@ -40,7 +40,8 @@ def add(subparsers: Subparsers) -> None:
         nargs="*",
         default=[],
         metavar="RUN",
-        help="with list: a folder; show: the run; plot: the runs; compare: two runs, or folders that `evaluate` wrote",
+        help="with list: a folder; show: the run; plot: the runs; compare: two runs, or folders that `evaluate` wrote; "
+        "ensemble: runs or models",
     )
     parser.add_argument("--folder", type=Path, default=None, help="where the runs lie (default: runs)")
     parser.add_argument("--group-by", default=None, metavar="RULE", help=f"with compare: {GROUP_BY_HELP}")
@@ -48,8 +49,9 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("runs.png"),
-        help="with plot: PNG, with a table beside it (default: %(default)s)",
+        default=None,
+        help="with plot: PNG, with a table beside it (default: runs.png); with ensemble: a new folder, which evaluate, "
+        "predict and submit take for a run",
     )
 
 
@@ -74,6 +76,8 @@ def runs(arguments: argparse.Namespace) -> int:
     folder = arguments.folder or _DEFAULT_FOLDER
     if action == "compare":
         return _compare(names, folder, arguments.group_by)
+    if action == "ensemble":
+        return _ensemble(names, folder, arguments.output)
     if action == "show":
         if len(names) != 1:
             raise UserError("runs show: which run? For example: segformer-spark runs show spark_b2_512")
@@ -88,11 +92,12 @@ def runs(arguments: argparse.Namespace) -> int:
 def _plot(found: list[RunDirectory], arguments: argparse.Namespace) -> None:
     from segformer_spark.run.overlay import overlay_runs
 
-    if arguments.output.suffix.lower() != ".png":
-        raise UserError(f"--output {arguments.output}: a PNG file is written; give its name with .png")
-    for row in overlay_runs(found, arguments.metric, arguments.output):
+    output = arguments.output or Path("runs.png")
+    if output.suffix.lower() != ".png":
+        raise UserError(f"--output {output}: a PNG file is written; give its name with .png")
+    for row in overlay_runs(found, arguments.metric, output):
         print("  ".join(f"{key} {value}" for key, value in row.items() if value is not None))
-    print(f"figure: {arguments.output}, table: {arguments.output.with_suffix('.csv')}")
+    print(f"figure: {output}, table: {output.with_suffix('.csv')}")
 
 
 def _compare(names: list[str], folder: Path, group_by: str | None) -> int:
@@ -102,6 +107,18 @@ def _compare(names: list[str], folder: Path, group_by: str | None) -> int:
         raise UserError("runs compare: which two? For example: segformer-spark runs compare spark_b2_512 spark_b3_512")
     found = [_evaluation_of(name, folder) for name in names]
     print("\n".join(paired_table(compare_evaluations(found[0], found[1], group_by))))
+    return 0
+
+
+def _ensemble(names: list[str], folder: Path, output: Path | None) -> int:
+    from segformer_spark.evaluation.session import make_ensemble
+    from segformer_spark.run.console import logger, setup_logging
+
+    if len(names) < 2 or output is None:
+        raise UserError("runs ensemble: for example: segformer-spark runs ensemble x-fold0 x-fold1 --output runs/x")
+    setup_logging(0, 1)
+    make_ensemble([next((p for p in (folder / name, Path(name)) if p.exists()), Path(name)) for name in names], output)
+    logger.info("%s: %d models, for evaluate, predict and submit", output, len(names))
     return 0
 
 

@@ -195,6 +195,11 @@ SHOWN: dict[str, Shown] = {
     "data.dataset": Shown(lambda c: c.data.dataset, "camvid"),  # the readers' own tests show the rest
     "data.image_size": Shown(fed, "96"),
     "data.train_split": Shown(fed, "val"),
+    "data.cross_validation.fold": Shown(fed, "1"),
+    "data.cross_validation.num_folds": Shown(fed, "3", ("data.cross_validation.fold=1",)),
+    "data.cross_validation.group_by": Shown(
+        fed, "(.)$", ("data.cross_validation.fold=1", "data.cross_validation.num_folds=2")
+    ),
     "data.exif_orientation": Shown(read, "upright"),
     "data.max_pixels": Shown(read, "1000"),
     "data.nearest_color": Shown(read, "true"),
