@@ -26,6 +26,8 @@ from segformer_spark.config.section import Section
 from segformer_spark.config.typed_file import read_typed
 from segformer_spark.errors import ConfigError
 
+_FOLD = "data.cross_validation.fold"
+
 SettingName = Annotated[str, AfterValidator(check_setting)]
 """A dotted field of the configuration."""
 
@@ -101,7 +103,8 @@ def setting_text(value: Any) -> str:
 
 
 def _name(sweep: str, index: int, settings: dict[str, Any]) -> str:
-    """Sweep, index and settings, in the characters that a run's name may have."""
-    parts = [f"{key.rpartition('.')[2]}_{setting_text(value)}" for key, value in settings.items()]
+    """Sweep, index and settings, in the characters that a run's name may have; its fold is added by `run_name`."""
+    parts = [f"{key.rpartition('.')[2]}_{setting_text(value)}" for key, value in settings.items() if key != _FOLD]
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([sweep[: MAX_LENGTH // 2], f"{index:02d}", *parts]))
-    return name[:MAX_LENGTH].rstrip("._-")
+    room = MAX_LENGTH - (len(f"-fold{settings[_FOLD]}") if _FOLD in settings else 0)
+    return name[:room].rstrip("._-")

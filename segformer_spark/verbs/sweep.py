@@ -22,11 +22,11 @@ def add(subparsers: Subparsers) -> None:
 
 def sweep(arguments: argparse.Namespace) -> int:
     """Print index, name and settings of each run; every configuration is checked."""
+    from segformer_spark.config.load import run_name
     from segformer_spark.config.study import read_runs, resolve_run
 
     runs = read_runs(arguments.file)
     for index, run in enumerate(runs):
-        resolve_run(run)
-        print(f"{index:>4}  {run.name}  {' '.join(run.settings)}")
+        print(f"{index:>4}  {run_name(resolve_run(run).config)}  {' '.join(run.settings)}")
     print(f"{len(runs)} runs: sbatch --array=0-{len(runs) - 1} slurm/segformer_sweep.sh {arguments.file}")
     return 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segformer_spark.config.load import PROJECT_ROOT, load_config
+from segformer_spark.config.load import PROJECT_ROOT, load_config, run_name
 from segformer_spark.config.schema import RUN_NAME_PATTERN
 from segformer_spark.config.study import pick_run
 from segformer_spark.config.sweep import read_sweep
@@ -78,3 +78,12 @@ def test_no_such_run_or_file(tmp_path: Path) -> None:
 def test_shipped_sweeps(path: Path) -> None:
     for run in read_sweep(path):
         load_config(run.base, overrides=run.overrides)
+
+
+def test_a_fold_ends_the_name_once(tmp_path: Path) -> None:
+    settings = "{data.cross_validation.fold: 3, experiment.notes: " + 80 * "x" + "}"
+    (run,) = read_sweep(write(tmp_path, f"base: base.yaml\nruns: [{settings}]\n"))
+    name = run_name(load_config(run.base, overrides=run.overrides).config)
+    assert name.count("fold") == 1
+    assert name.endswith("x-fold3")
+    assert len(name) == 64
