@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segformer_spark.config.load import ResolvedConfig
-from segformer_spark.data.dataset import Image, SegmentationDataset
-from segformer_spark.data.loader import EvalLoading, eval_loader
-from segformer_spark.data.orientation import turn_upright
-from segformer_spark.data.png import write_png
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.collect import collect, forget
-from segformer_spark.evaluation.gallery import choose, clear_gallery, write_gallery
-from segformer_spark.evaluation.pictures import error_tile, make_panel, stack_panels
-from segformer_spark.evaluation.predict import Predictor
+from segformer_spark.evaluation.drawn_images import draw_images
 from segformer_spark.evaluation.record import session_record
-from segformer_spark.evaluation.result_folder import (
-    describe_images,
-    foreground_iou,
-    picture_titles,
-    seal,
-    write_results,
-)
+from segformer_spark.evaluation.result_folder import describe_images, seal, write_results
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.evaluation.text_table import text_table
 from segformer_spark.metrics.surface import Spacing
 from segformer_spark.run.console import logger
 from segformer_spark.run.record import host_record
 from segformer_spark.run.system import now
-
-_GALLERY_EACH = 8
 
 
 @dataclass(frozen=True)
@@ -104,17 +85,11 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
     def write() -> dict[str, Any]:
         record = {**asked, "seconds_per_image": seconds, **session_record(session, hosts, started)}
         metrics = write_results(options.output, counts, description, record)
-        quality = foreground_iou(counts, description)
-        titles = picture_titles(counts, description, quality)
-        _draw_worst(session, indices, quality, titles, options)
-        clear_gallery(options.output)
-        if options.num_worst:
-            chosen = choose(counts, quality, min(_GALLERY_EACH, options.num_worst))
-            write_gallery(session, indices, chosen, description.names, quality, options.output)
-        if options.num_examples:
-            _draw_examples(session, indices, quality, titles, options)
-        else:
-            shutil.rmtree(options.output / "examples", ignore_errors=True)
+        draw_images(
+            *(session, indices, counts, description, metrics, options.output),
+            num_worst=options.num_worst,
+            num_examples=options.num_examples,
+        )
         forget(options.output)
         digest = seal(options.output)
         for line in text_table(metrics):
@@ -133,50 +108,3 @@ def _shard(number: int, shard: tuple[int, int] | None) -> list[int]:
     if first >= number:
         raise UserError(f"--shard {first}/{step}: the split has {number} images, none is left for this shard")
     return list(range(first, number, step))
-
-
-def _draw_examples(
-    session: Session, images: list[int], quality: NDArray[np.float64], titles: list[str], options: EvaluateOptions
-) -> None:
-    """examples/first.png, worst.png, median.png and best.png: Input | Truth | Prediction, one image below the other."""
-    dataset, number = session.labelled(), min(options.num_examples, len(quality))
-    order = [int(index) for index in np.argsort(quality, kind="stable")]
-    middle = (len(order) - number) // 2
-    chosen = {
-        "first": list(range(number)),
-        "worst": order[:number],
-        "median": order[middle : middle + number],
-        "best": order[::-1][:number],
-    }
-    for name, indices in chosen.items():
-        own = {images[at]: titles[at] for at in indices}
-        panels = [panel for _, panel in predicted_panels(session.predictor, dataset, session.loading, own)]
-        write_png(options.output / "examples" / f"{name}.png", stack_panels(panels))
-
-
-def _draw_worst(
-    session: Session, images: list[int], quality: NDArray[np.float64], titles: list[str], options: EvaluateOptions
-) -> None:
-    """The images with the lowest mean IoU over the foreground classes, worst first."""
-    dataset = session.labelled()
-    worst = [int(index) for index in np.argsort(quality, kind="stable")[: options.num_worst]]
-    folder = options.output / "worst"
-    for old in folder.glob("*.png"):
-        old.unlink()
-    own = {images[at]: titles[at] for at in worst}
-    for rank, (name, panel) in enumerate(predicted_panels(session.predictor, dataset, session.loading, own)):
-        write_png(folder / f"{rank + 1:02d}_{name}.png", panel)
-
-
-def predicted_panels(
-    predictor: Predictor, dataset: SegmentationDataset, loading: EvalLoading, titles: Mapping[int, str]
-) -> Iterator[tuple[str, Image]]:
-    """Name and Input | Truth | Prediction | Error of the images whose indices `titles` has, in its order."""
-    for item, ids in predictor.predict(eval_loader(dataset, list(titles), loading)):
-        sample = dataset.load(item.index)
-        image, truth, predicted = (
-            turn_upright(pixels, sample.orientation) for pixels in (sample.image, sample.mask, ids.cpu().numpy())
-        )
-        error = {"Error": error_tile(image, truth, predicted, len(dataset.classes))}
-        panel = make_panel(image, truth, predicted, dataset.classes, titles[item.index], error)
-        yield dataset.sample_id(item.index), panel

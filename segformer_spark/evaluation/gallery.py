@@ -1,4 +1,5 @@
-"""gallery/: small pictures of telling images: the worst, median and best, and those behind the confusion matrix.
+"""gallery/: small pictures of telling images: the worst, median and best, those behind the confusion matrix, and those
+with suspected label errors.
 
 Per image NAME-input.jpg and, to be laid over it, NAME-truth.png, NAME-prediction.png and NAME-error.png, transparent
 where there is nothing to show.
@@ -20,10 +21,8 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from segformer_spark.data.dataset import ClassInfo, Image, Mask
-from segformer_spark.data.orientation import turn_upright
 from segformer_spark.data.overlay import ignored_color
 from segformer_spark.evaluation.pictures import WRONG
-from segformer_spark.evaluation.session import Session
 from segformer_spark.metrics.image_counts import ImageCounts
 from segformer_spark.run.atomic import atomic_file, write_json
 
@@ -39,7 +38,7 @@ class Chosen:
     """Images of a gallery.
 
     Attributes:
-        groups: {worst, median, best, confusion: positions, in order}.
+        groups: {worst, median, best, suspected label errors, confusion: positions, in order}.
         cells: {"truth,prediction": [(position, pixels), ...]} of ids, the images with most of these pixels.
     """
 
@@ -52,11 +51,17 @@ class Chosen:
         return list(dict.fromkeys(at for own in self.groups.values() for at in own))
 
 
-def choose(counts: ImageCounts, quality: NDArray[np.float64], number: int) -> Chosen:
-    """The `number` worst, median and best images, and at most _MOST_IMAGES in all with those of confused classes."""
+def ranked(quality: NDArray[np.float64], number: int) -> dict[str, list[int]]:
+    """The positions of the `number` worst, median and best images."""
     order = [int(at) for at in np.argsort(quality, kind="stable")]
     middle = max(0, (len(order) - number) // 2)
-    groups = {"worst": order[:number], "median": order[middle : middle + number], "best": order[::-1][:number]}
+    return {"worst": order[:number], "median": order[middle : middle + number], "best": order[::-1][:number]}
+
+
+def choose(counts: ImageCounts, quality: NDArray[np.float64], number: int, suspected: Sequence[int] = ()) -> Chosen:
+    """The `number` worst, median, best and suspected images, and at most _MOST_IMAGES in all with those of confused
+    classes."""
+    groups = {**ranked(quality, number), "suspected label errors": list(suspected[:number])}
     taken = {at for own in groups.values() for at in own}
     cells: dict[str, list[tuple[int, int]]] = {}
     more: list[int] = []
@@ -79,34 +84,36 @@ def clear_gallery(folder: Path) -> None:
     (folder / INDEX).unlink(missing_ok=True)
 
 
-def write_gallery(
-    session: Session,
-    indices: Sequence[int],
-    chosen: Chosen,
-    names: Sequence[str],
-    quality: NDArray[np.float64],
-    folder: Path,
-) -> None:
-    """Predict the chosen images once more and draw them into `folder`/gallery, with an index in gallery.json."""
-    dataset = session.labelled()
-    position_of = {indices[at]: at for at in chosen.positions}
-    files: dict[int, str] = {}
-    for item, ids in session.predictions(session.items(list(position_of))):
-        at = position_of[item.index]
-        sample = dataset.load(item.index)
-        image, truth, predicted = (
-            turn_upright(pixels, sample.orientation) for pixels in (sample.image, sample.mask, ids.cpu().numpy())
-        )
-        files[at] = f"{at:06d}_{re.sub(r'[^A-Za-z0-9._-]', '_', names[at])[-80:]}"
-        _draw(folder / GALLERY / files[at], image, truth, predicted, dataset.classes)
-    record: dict[str, Any] = {
-        "groups": dict(chosen.groups),
-        "cells": chosen.cells,
-        "images": {
-            str(at): {"name": names[at], "file": files[at], "mean_iou": float(quality[at])} for at in chosen.positions
-        },
-    }
-    write_json(folder / INDEX, record)
+class Gallery:
+    """gallery/ and gallery.json of a folder, written image by image.
+
+    Args:
+        names, quality: of every image of the evaluation.
+    """
+
+    def __init__(
+        self, folder: Path, chosen: Chosen, names: Sequence[str], quality: NDArray[np.float64], classes: ClassInfo
+    ) -> None:
+        self.folder, self.chosen, self.classes = folder, chosen, classes
+        self._names, self._quality = names, quality
+        self._files: dict[int, str] = {}
+
+    def add(self, at: int, image: Image, truth: Mask, predicted: Mask) -> None:
+        """Draw the image at this position, whose pixels and masks are turned as people see them."""
+        self._files[at] = f"{at:06d}_{re.sub(r'[^A-Za-z0-9._-]', '_', self._names[at])[-80:]}"
+        _draw(self.folder / GALLERY / self._files[at], image, truth, predicted, self.classes)
+
+    def finish(self) -> None:
+        """Write the index; all chosen images have been added."""
+        record: dict[str, Any] = {
+            "groups": dict(self.chosen.groups),
+            "cells": self.chosen.cells,
+            "images": {
+                str(at): {"name": self._names[at], "file": self._files[at], "mean_iou": float(self._quality[at])}
+                for at in self.chosen.positions
+            },
+        }
+        write_json(self.folder / INDEX, record)
 
 
 def _draw(stem: Path, image: Image, truth: Mask, predicted: Mask, classes: ClassInfo) -> None:

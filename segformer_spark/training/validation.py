@@ -14,7 +14,7 @@ from segformer_spark.data.inference_view import InferenceView, check_view
 from segformer_spark.data.loader import EvalLoading
 from segformer_spark.engine.engine import Engine
 from segformer_spark.evaluation.count import count
-from segformer_spark.evaluation.evaluate import predicted_panels
+from segformer_spark.evaluation.drawn_images import panel_of, predicted_images
 from segformer_spark.evaluation.predict import ImageLoss, Predictor
 from segformer_spark.losses.build import WeightedSum
 from segformer_spark.metrics.report import report, scalar_metrics, selection_value
@@ -171,6 +171,8 @@ class Validation:
 
     def _panels(self) -> list[tuple[str, Image]]:
         loading = EvalLoading(self.loading.view, self.loading.batch_size, 0)
-        titles = {index: self.dataset.sample_id(index) for index in self.fixed_images}
         with self.engine.averaged():
-            return list(predicted_panels(self.predictor, self.dataset, loading, titles))
+            return [
+                (name := self.dataset.sample_id(drawn.index), panel_of(drawn, self.dataset, name))
+                for drawn in predicted_images(self.predictor, self.dataset, loading, self.fixed_images)
+            ]
