@@ -42,7 +42,7 @@ class ModelSize:
     macs_merged: int
 
     def row(self) -> dict[str, Any]:
-        """Flat and JSON-ready, with millions and thousands of millions rounded."""
+        """Flat and JSON-ready, with millions and billions rounded."""
         return {
             **self.__dict__,
             "image_size": setting_of(self.image_size),

@@ -9,12 +9,12 @@ from segformer_spark.config.image_size import size_text
 from segformer_spark.models.size import ModelSize
 from segformer_spark.run.figures import new_figure, save_figure
 
-_FEW = 6
-"""More models have their names written aslant."""
+_FEW, _SHORT = 6, 4
+"""More models, and longer names, are written aslant."""
 
 
 def size_table(sizes: Sequence[ModelSize]) -> list[str]:
-    """Aligned lines with a header; multiply-adds in thousands of millions (the papers' "GFLOPs")."""
+    """Aligned lines with a header; multiply-adds in billions (the papers' "GFLOPs")."""
     first, width = sizes[0], max(13, *(len(size.model_name) for size in sizes)) + 1
     lines = [
         f"{first.num_classes} classes, {size_text(first.image_size)} pixels",
@@ -32,9 +32,10 @@ def size_table(sizes: Sequence[ModelSize]) -> list[str]:
 
 def draw_sizes(sizes: Sequence[ModelSize], path: Path) -> None:
     """Parameters and multiply-adds as bars, encoder and head apart, beside the merged head."""
-    figure = new_figure(max(9, 1.3 * len(sizes)), 3.4 if len(sizes) <= _FEW else 4.6)
-    left, right = figure.subplots(1, 2)
     names = [_short(size.model_name) for size in sizes]
+    aslant = len(sizes) > _FEW or any(len(name) > _SHORT for name in names)
+    figure = new_figure(max(9, 1.3 * len(sizes)), 4.6 if aslant else 3.4)
+    left, right = figure.subplots(1, 2)
     positions = range(len(sizes))
     left.bar(positions, [size.encoder_params / 1e6 for size in sizes], label="encoder")
     left.bar(
@@ -65,7 +66,7 @@ def draw_sizes(sizes: Sequence[ModelSize], path: Path) -> None:
         right.bar(beside, heads, 0.38, bottom=bases, color="tab:green", label="merged head")
     right.set(title=f"multiply-adds at {size_text(sizes[0].image_size)} px", ylabel="billions")
     for axis in (left, right):
-        axis.set_xticks(list(positions), names, **({} if len(sizes) <= _FEW else {"rotation": 40, "ha": "right"}))
+        axis.set_xticks(list(positions), names, **({"rotation": 40, "ha": "right"} if aslant else {}))
         axis.grid(axis="y", alpha=0.3)
         axis.legend(fontsize="small")
     save_figure(figure, path)

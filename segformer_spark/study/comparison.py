@@ -119,8 +119,9 @@ def summary_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
                 "model": label,
                 "seeds": len(group),
                 "val_miou": _rounded(interval.mean) if interval else None,
-                "low": _rounded(interval.low) if interval else None,
-                "high": _rounded(interval.high) if interval else None,
+                # A mean over seeds knows no bounds, a score does.
+                "low": _within_scores(interval.low) if interval else None,
+                "high": _within_scores(interval.high) if interval else None,
                 **_means_of_other_splits(group),
                 "params_total": group[0].size.total_params,
                 "macs_merged": group[0].size.macs_merged,
@@ -128,6 +129,10 @@ def summary_rows(study: Study, results: Sequence[RunResult]) -> list[Row]:
             }
         )
     return rows
+
+
+def _within_scores(value: float | None) -> float | None:
+    return None if value is None else _rounded(min(1.0, max(0.0, value)))
 
 
 def _means_of_other_splits(group: Sequence[RunResult]) -> Row:

@@ -15,11 +15,11 @@ from segformer_spark.config.load import project_folder
 from segformer_spark.config.study import read_study
 from segformer_spark.data.demo.once import render_once
 from segformer_spark.data.demo.streets import write_street_set
+from segformer_spark.report.page import Page
 from segformer_spark.run.console import duration, logger
 from segformer_spark.run.verb_process import run_verb, set_options
 from segformer_spark.study.execute import plan_runs
 from segformer_spark.study.figures import CURVES
-from segformer_spark.study.html_report import Report
 from segformer_spark.study.report import VOID_LEFT_OUT
 
 _STUDIES = project_folder("configs") / "study"
@@ -86,9 +86,9 @@ def _render(options: StudyDemoOptions) -> bool:
     return render_once(root, wanted, lambda: write_street_set(root, numbers=numbers, size=_SIZE))
 
 
-def _report(output: Path, run: str, seconds: float) -> Report:
+def _report(output: Path, run: str, seconds: float) -> Page:
     """One page with every table and figure of the parts."""
-    report = Report("The comparison study at toy size")
+    report = Page("The comparison study at toy size")
     report.text(
         "Rendered street scenes, a minute or less of training per model on CPUs: what the study does and draws, not "
         f"what the models can do. This call took {duration(seconds)}."

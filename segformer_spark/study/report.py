@@ -9,6 +9,7 @@ from typing import Any
 from segformer_spark.anomaly.comparison import JOINED, read_metrics, write_joined
 from segformer_spark.config.study import Study, anomaly_references
 from segformer_spark.distributed.process_group import Group
+from segformer_spark.report.page import Page
 from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.record import result_record
@@ -24,7 +25,6 @@ from segformer_spark.study.figures import (
     draw_tradeoffs,
 )
 from segformer_spark.study.grids import draw_grids
-from segformer_spark.study.html_report import Report
 
 VOID_LEFT_OUT = "mIoU leaves void pixels out"
 _VOID = f"{VOID_LEFT_OUT}; val_miou_void_as_error counts them as false positives."
@@ -47,8 +47,11 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
     draw_tradeoffs(results, folder / "tradeoffs.png")
     draw_resolution(results, folder / "resolution.png")
     grids = draw_grids(study, results, group, folder)
-    report = Report(f"Comparison: {study.name}")
-    report.text(f"{len(results)} of {len(study.runs)} runs. {_VOID} Columns `reference_*` are published results.")
+    report = Page(f"Comparison: {study.name}")
+    report.text(
+        f"{len(results)} of {len(study.runs)} runs. {_VOID} Intervals over seeds end at 0 and 1. Columns `reference_*` "
+        "are published results."
+    )
     report.heading("Models")
     report.table(summary)
     report.heading("Runs")
@@ -76,7 +79,7 @@ def write_comparison(study: Study, results: Sequence[RunResult], group: Group, f
     return summary
 
 
-def _add_anomalies(report: Report, study: Study, results: Sequence[RunResult], folder: Path) -> None:
+def _add_anomalies(report: Page, study: Study, results: Sequence[RunResult], folder: Path) -> None:
     """What `anomaly eval` has found of these runs, if it has been asked."""
     published = anomaly_references(study, [one.run for one in results])
     found = {label: read_metrics(one.anomaly_metrics) for label, one in zip(published, results, strict=True)}
@@ -103,7 +106,7 @@ def write_ablation(study: Study, results: Sequence[RunResult], group: Group, fol
         }
         for name, (_, interval) in found.items()
     ]
-    report = Report(f"Ablation: {study.name}")
+    report = Page(f"Ablation: {study.name}")
     report.text(
         f"{len(results)} of {len(study.runs)} runs; differences to {next(iter(study.recipes))!r} with the same seed. "
         f"{VOID_LEFT_OUT}."
@@ -121,7 +124,7 @@ def write_ablation(study: Study, results: Sequence[RunResult], group: Group, fol
     return rows
 
 
-def _finish(study: Study, report: Report, group: Group, folder: Path, tables: dict[str, Any]) -> None:
+def _finish(study: Study, report: Page, group: Group, folder: Path, tables: dict[str, Any]) -> None:
     write_json(folder / "results.json", {**tables, "record": result_record(group.device, study=study.name)})
     report.write(folder / "report.html")
     logger.info("report: %s", folder / "report.html")

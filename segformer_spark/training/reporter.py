@@ -67,9 +67,9 @@ class Reporter:
         """Show the fixed images' predictions and the confusion matrix."""
         self._tell(lambda sink: sink.pictures(report))
 
-    def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
+    def hparams(self, values: Mapping[str, Any], metric: str, best: float, step: int) -> None:
         """Put the settings beside the best score."""
-        self._tell(lambda sink: sink.hparams(values, metric, best))
+        self._tell(lambda sink: sink.hparams(values, metric, best, step))
 
     def exclude(self, seconds: float) -> None:
         """Leave time spent on validation or saving out of the throughput."""

@@ -65,8 +65,8 @@ class Sink:
     def pictures(self, report: PicturesReport) -> None:
         """Predictions of the fixed images, and the confusion matrix."""
 
-    def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
-        """The settings of the run beside its best score."""
+    def hparams(self, values: Mapping[str, Any], metric: str, best: float, step: int) -> None:
+        """The settings of the run beside its best score, and the step that had it."""
 
     def close(self) -> None:
         """Flush everything."""

@@ -49,9 +49,9 @@ class TensorBoardSink(Sink):
         pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
         self._writer.add_image("validation/confusion", pixels, report.step, dataformats="HWC")
 
-    def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
+    def hparams(self, values: Mapping[str, Any], metric: str, best: float, step: int) -> None:
         plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
-        self._writer.add_hparams(plain, {f"best/{metric}": best}, run_name=".")
+        self._writer.add_hparams(plain, {f"best/{metric}": best}, run_name=".", global_step=step)
 
     def close(self) -> None:
         if self._writer is not None:

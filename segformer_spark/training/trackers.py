@@ -32,7 +32,7 @@ class _Tracker(Sink):
     def validation(self, report: ValidationReport) -> None:
         self._write({f"validation/{name}": value for name, value in report.scalars.items()}, report.step)
 
-    def hparams(self, values: Mapping[str, Any], metric: str, best: float) -> None:
+    def hparams(self, values: Mapping[str, Any], metric: str, best: float, step: int) -> None:
         self._summarize({f"best/{metric}": best})
 
     def _write(self, scalars: Mapping[str, float | None], step: int) -> None:

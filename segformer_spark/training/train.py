@@ -158,8 +158,8 @@ def _train(
         ).run()
         if outcome is not Outcome.STOPPED:
             export.write(run.final, progress, {})
-            if best.score is not None:
-                reporter.hparams(flatten(config.model_dump()), best.metric, best.score)
+            if best.score is not None and best.step is not None:
+                reporter.hparams(flatten(config.model_dump()), best.metric, best.score, best.step)
             group.raise_common(reporter.failure)
         group.on_main(reporter.close)
     finally:

@@ -17,7 +17,8 @@ from segformer_spark.config.load import load_config
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 from segformer_spark.evaluation.verify import verify_evaluation
-from segformer_spark.report.render import number, score, seconds, write_report
+from segformer_spark.report.render import write_report
+from segformer_spark.report.templating import number, score, seconds
 from tests.ranks import Group, run_on_ranks
 from tests.verbs import leave
 

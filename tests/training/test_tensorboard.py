@@ -88,3 +88,7 @@ def test_a_validation_at_the_checkpoints_own_step_is_kept_only_if_it_is_done(tmp
 def test_settings_beside_the_best_score(events: EventAccumulator) -> None:
     assert "_hparams_/session_start_info" in events.summary_metadata
     assert [tag for tag in events.Tags()["scalars"] if tag.startswith("best/")] == ["best/spark_score"]
+    scores = {event.step: event.value for event in events.Scalars("validation/spark_score")}
+    (best,) = events.Scalars("best/spark_score")
+    assert best.value == max(scores.values()) == scores[best.step]
+    assert best.step > 0

@@ -46,7 +46,7 @@ def two_attempts(name: Any, run: Path) -> None:
             tracker.interval(interval(step))
         tracker.validation(validation(first + 2))
         if first:
-            tracker.hparams({}, "miou", 0.4)
+            tracker.hparams({}, "miou", 0.4, 2)
         tracker.close()
 
 
