@@ -68,6 +68,7 @@ def draw_sizes(sizes: Sequence[ModelSize], path: Path) -> None:
     for axis in (left, right):
         axis.set_xticks(list(positions), names, **({"rotation": 40, "ha": "right"} if aslant else {}))
         axis.grid(axis="y", alpha=0.3)
+        axis.set_ylim(top=1.3 * axis.get_ylim()[1])  # room for the legend
         axis.legend(fontsize="small")
     save_figure(figure, path)
 
