@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d{8})")
+_NAME = re.compile(r"step-([0-9]{8,12})")
 
 
 def step_name(step: int) -> str:
@@ -23,9 +23,19 @@ def step_of(path: Path) -> int:
 
 def committed(folder: Path) -> list[Path]:
     """Committed checkpoints, oldest first; whether they are intact is for `store.verify`."""
+    return [path for path in checkpoint_folders(folder) if (path / MANIFEST).is_file()]
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Everything that has a checkpoint's name, oldest first, whole or not."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / MANIFEST).is_file())
+    return sorted((path for path in folder.iterdir() if is_checkpoint_name(path)), key=step_of)
+
+
+def is_checkpoint_name(path: Path) -> bool:
+    """Whether the path is named as a checkpoint of a run."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def newest_step(folder: Path) -> int:

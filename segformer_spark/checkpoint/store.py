@@ -6,30 +6,46 @@
         ema.safetensors         averaged weights, where they are kept
         state.json              progress, configuration, versions
         manifest.json           sha256 and size of each file; written last, a folder without it is no checkpoint
+    checkpoints/newest          the step of the newest checkpoint that was committed
 
 Nothing in it depends on the ZeRO stage, the number of ranks or transformers' module names.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from segformer_spark.checkpoint.names import MANIFEST, committed, step_name, step_of
-from segformer_spark.errors import CheckpointError
-from segformer_spark.run.atomic import ask_guard, atomic_folder, recover_folder, write_json
+from segformer_spark.checkpoint.names import (
+    MANIFEST,
+    checkpoint_folders,
+    committed,
+    is_checkpoint_name,
+    step_name,
+    step_of,
+)
+from segformer_spark.errors import CheckpointError, DataError
+from segformer_spark.run.atomic import ask_guard, atomic_folder, recover_folder, write_json, write_text
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
+from segformer_spark.run.json_file import read_json_object
 
 _FORMAT = 2
 _MODEL, _OPTIMIZER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
 _STATE = "state.json"
+_NEEDED = {_MODEL, _OPTIMIZER, _STATE}
+_KNOWN = {*_NEEDED, _AVERAGE}
+NEWEST = "newest"
+"""Beside the checkpoints: the step of the newest one."""
+
 _DELETED = "deleted"
 
 
@@ -72,6 +88,7 @@ class CheckpointStore:
             write_json(temporary / _STATE, stored.state)
             files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
             write_json(temporary / MANIFEST, {"format": _FORMAT, "step": step, "files": files})
+        write_text(self.folder / NEWEST, f"{step}\n")
         others = [old for old in self.committed() if old != path]
         for old in others[: max(0, len(others) - (self.keep - 1))]:
             _remove(old)
@@ -81,15 +98,36 @@ class CheckpointStore:
         """Committed checkpoints, oldest first; whether they are intact is for `verify`."""
         return committed(self.folder)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a checkpoint was ever committed, also one that is damaged or gone."""
+        return bool(checkpoint_folders(self.folder)) or newest_committed(self.folder) is not None
+
     def newest_intact(self) -> Path | None:
-        """The newest checkpoint that verifies; a damaged one is named in the log and passed over."""
-        for path in reversed(self.committed()):
+        """The newest checkpoint that verifies and is finite; another one is named in the log and passed over.
+
+        Raises:
+            CheckpointError: there were checkpoints, and none of them can be used.
+        """
+        present, last = checkpoint_folders(self.folder), newest_committed(self.folder)
+        if last is not None and present and step_of(present[-1]) < last:
+            logger.warning("%s: the checkpoint of step %d, the newest that was saved, is gone", self.folder, last)
+        for path in reversed(present):
             try:
                 verify(path)
+                refuse_not_finite(read(path), str(path))
             except CheckpointError as error:
-                logger.warning("%s; falling back to the checkpoint before it", error)
+                logger.warning("%s; this checkpoint is passed over", error)
                 continue
             return path
+        if present or last is not None:
+            raise CheckpointError(
+                f"{self.folder}: "
+                + (f"all {len(present)} checkpoints are damaged" if present else f"its checkpoints, to step {last}, ")
+                + ("" if present else "are gone"),
+                "Bring them back from a copy, give --resume CHECKPOINT, or start anew with --overwrite, which removes "
+                "the run.",
+            )
         return None
 
     def clean(self) -> None:
@@ -109,6 +147,8 @@ class CheckpointStore:
             if step_of(path) > step:
                 logger.warning("%s lies after the step that is resumed from and is removed", path)
                 _remove(path)
+        if (newest_committed(self.folder) or 0) > step:
+            write_text(self.folder / NEWEST, f"{step}\n")
 
 
 def verify(path: Path) -> None:
@@ -118,14 +158,20 @@ def verify(path: Path) -> None:
         CheckpointError: not a checkpoint, or a file is missing, cut or changed.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json_object(path / MANIFEST)
         files = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DataError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: this is not a complete checkpoint, its manifest cannot be read: {error}"
         ) from error
     if manifest.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {manifest.get('format')}, this version reads {_FORMAT}")
+    if is_checkpoint_name(path) and manifest.get("step") != step_of(path):
+        raise CheckpointError(f"{path}: its manifest is of step {manifest.get('step')}")
+    missing, foreign = _NEEDED - files.keys(), files.keys() - _KNOWN
+    if missing or foreign:
+        wrong = f"lacks {', '.join(sorted(missing))}" if missing else f"names {', '.join(sorted(foreign))}"
+        raise CheckpointError(f"{path}: its manifest {wrong}: it is not complete")
     for name, expected in files.items():
         file = path / name
         if not file.is_file():
@@ -134,15 +180,41 @@ def verify(path: Path) -> None:
             raise CheckpointError(f"{file}: the file is damaged, its size or sha256 is not that of the manifest")
 
 
+def refuse_not_finite(stored: StoredState, what: str) -> None:
+    """Raise CheckpointError naming the first tensor that has a value which is not finite."""
+    groups = {"weights": stored.model, "averaged weights": stored.average or {}}
+    groups |= {f"optimizer {key}": tensors for key, tensors in stored.moments.items()}
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"{what}: {name} ({group}) has values that are not finite")
+
+
+def newest_committed(folder: Path) -> int | None:
+    """The step of the newest checkpoint that was ever committed; None without one, as before version 0.3."""
+    try:
+        text = (folder / NEWEST).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(text) if re.fullmatch(r"[0-9]{1,12}\n", text) else None
+
+
 def read(path: Path) -> StoredState:
-    """Read a verified checkpoint."""
+    """Read a verified checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
+    """
     moments: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(path / _OPTIMIZER).items():
-        moment, _, name = key.partition("/")
-        moments.setdefault(moment, {})[name] = tensor
-    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    average = load_file(path / _AVERAGE) if (path / _AVERAGE).is_file() else None
-    return StoredState(load_file(path / _MODEL), moments, state, average)
+    try:
+        for key, tensor in load_file(path / _OPTIMIZER).items():
+            moment, _, name = key.partition("/")
+            moments.setdefault(moment, {})[name] = tensor
+        state = read_json_object(path / _STATE)
+        average = load_file(path / _AVERAGE) if (path / _AVERAGE).is_file() else None
+        return StoredState(load_file(path / _MODEL), moments, state, average)
+    except (OSError, SafetensorError, DataError) as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read: {error}") from error
 
 
 def _remove(path: Path) -> None:

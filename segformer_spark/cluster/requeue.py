@@ -15,7 +15,7 @@ from segformer_spark.checkpoint.names import newest_step
 from segformer_spark.exit_codes import ExitCode, RequeueVerdict
 from segformer_spark.run.atomic import write_text
 from segformer_spark.run.directory import RunDirectory
-from segformer_spark.run.lease import read_attempts
+from segformer_spark.run.lease import read_attempts, restart_count
 from segformer_spark.run.outcome import FINISHED, Outcome
 
 MAX_ATTEMPTS = 3
@@ -48,7 +48,7 @@ class JobId:
         if job is None:
             return None
         name = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else job
-        return cls(name, job, int(environment.get("SLURM_RESTART_COUNT") or 0))
+        return cls(name, job, restart_count(environment))
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,18 @@ def detect_launch(environment: Mapping[str, str]) -> Launch:
     """
     in_step = "SLURM_STEP_ID" in environment and _integer(environment, "SLURM_NTASKS", "1") > 1
     if "TORCHELASTIC_RUN_ID" in environment or (set(_TORCHRUN) <= environment.keys() and not in_step):
-        return Launch(
-            launcher="torchrun",
-            rank=_integer(environment, "RANK"),
-            world_size=_integer(environment, "WORLD_SIZE"),
-            local_rank=_integer(environment, "LOCAL_RANK"),
-            local_world_size=_integer(environment, "LOCAL_WORLD_SIZE", "1"),
-            master=(_text(environment, "MASTER_ADDR"), _integer(environment, "MASTER_PORT")),
+        return _checked(
+            Launch(
+                launcher="torchrun",
+                rank=_integer(environment, "RANK"),
+                world_size=_integer(environment, "WORLD_SIZE"),
+                local_rank=_integer(environment, "LOCAL_RANK"),
+                # Launchers that say no number of processes on a node have at least this one.
+                local_world_size=_integer(
+                    environment, "LOCAL_WORLD_SIZE", str(_integer(environment, "LOCAL_RANK") + 1)
+                ),
+                master=(_text(environment, "MASTER_ADDR"), _integer(environment, "MASTER_PORT")),
+            )
         )
     if in_step and "SLURM_PTY_PORT" in environment:
         return Launch(
@@ -68,15 +73,17 @@ def detect_launch(environment: Mapping[str, str]) -> Launch:
     if in_step:
         _refuse_stale(environment)
         ports, token = _ports(environment)
-        return Launch(
-            launcher="slurm",
-            rank=_integer(environment, "SLURM_PROCID"),
-            world_size=_integer(environment, "SLURM_NTASKS"),
-            local_rank=_integer(environment, "SLURM_LOCALID"),
-            local_world_size=_tasks_on_node(environment),
-            master=(environment.get("MASTER_ADDR") or first_host(environment), ports[0]),
-            other_ports=ports[1:],
-            token=token,
+        return _checked(
+            Launch(
+                launcher="slurm",
+                rank=_integer(environment, "SLURM_PROCID"),
+                world_size=_integer(environment, "SLURM_NTASKS"),
+                local_rank=_integer(environment, "SLURM_LOCALID"),
+                local_world_size=_tasks_on_node(environment),
+                master=(environment.get("MASTER_ADDR") or first_host(environment), ports[0]),
+                other_ports=ports[1:],
+                token=token,
+            )
         )
     return Launch("single", 0, 1, 0, 1, None)
 
@@ -121,21 +128,45 @@ def _text(environment: Mapping[str, str], name: str) -> str:
 def _tasks_on_node(environment: Mapping[str, str]) -> int:
     """SLURM_STEP_TASKS_PER_NODE is `2(x3),1`: two tasks on three nodes, one on the fourth."""
     text = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", "1"))
-    counts: list[int] = []
+    node, tasks = _integer(environment, "SLURM_NODEID", "0"), 0
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part)
         if match is None:
             raise UserError(f"SLURM_TASKS_PER_NODE: {text!r} is not understood")
-        counts += [int(match[1])] * int(match[2] or 1)
-    node = _integer(environment, "SLURM_NODEID", "0")
-    return counts[min(node, len(counts) - 1)]
+        tasks, times = int(match[1]), int(match[2] or 1)
+        if node < times:
+            break
+        node -= times
+    return tasks
 
 
 def _integer(environment: Mapping[str, str], name: str, default: str | None = None) -> int:
     text = environment.get(name, default)
     if text is None:
         raise UserError(f"the launcher did not set {name}; start with torchrun, srun or as one process")
-    try:
-        return int(text)
-    except ValueError as error:
-        raise UserError(f"{name}={text!r} is not a number") from error
+    if re.fullmatch(r"[0-9]{1,9}", text) is None:
+        raise UserError(f"{name}={text!r} is not a number of 0 or more", _RANGES)
+    return int(text)
+
+
+_RANGES = "Unset it, or start with torchrun, srun or as one process, which set it."
+
+
+def _checked(launch: Launch) -> Launch:
+    """The same, if its numbers can be those of a launcher."""
+    port = 1 if launch.master is None else launch.master[1]
+    wrong = {
+        f"the number of processes is {launch.world_size}": launch.world_size < 1,
+        f"rank {launch.rank} is none of {launch.world_size} processes": launch.rank >= launch.world_size,
+        f"{launch.local_world_size} processes on this node, {launch.world_size} in all": not (
+            1 <= launch.local_world_size <= launch.world_size
+        ),
+        f"local rank {launch.local_rank} is none of {launch.local_world_size} on this node": (
+            launch.local_rank >= launch.local_world_size
+        ),
+        f"port {port} is none": not 0 < port < 2**16,
+    }
+    for problem, is_so in wrong.items():
+        if is_so:
+            raise UserError(f"the launcher's variables ({launch.launcher}): {problem}", _RANGES)
+    return launch

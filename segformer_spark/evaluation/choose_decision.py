@@ -10,17 +10,12 @@ from typing import Any
 from segformer_spark.config.load import ResolvedConfig
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
-from segformer_spark.evaluation.compare_inference import (
-    CompareOptions,
-    Comparison,
-    compare_inference,
-    row_record,
-    table,
-)
+from segformer_spark.evaluation.compare_inference import CompareOptions, compare_inference
+from segformer_spark.evaluation.comparison_folder import write_comparison
+from segformer_spark.evaluation.judged_rows import Comparison, row_record, table
 from segformer_spark.evaluation.record import session_record
 from segformer_spark.evaluation.saved_decision import DECISION_FILE, decision_record, write_decision
 from segformer_spark.evaluation.session import InferenceSettings, Session
-from segformer_spark.run.atomic import write_csv, write_json, write_text
 from segformer_spark.run.console import logger
 from segformer_spark.run.lease import Owner, refuse_if_leased
 from segformer_spark.run.record import host_record
@@ -56,32 +51,23 @@ def choose_decision(
     hosts = group.gather(host_record(group.device))
 
     def write() -> None:
-        lines = table(comparison)
         halves = comparison.halves
-        chosen: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "dataset": config.data.dataset,
             "split": split,
             "split_is": config.data.describe_split(split),
-            "halves": halves.rule,
             "num_images": [len(halves.chosen_on), len(halves.judged_on)],
-            "metric": comparison.metric,
             "time_limit": options.time_limit,
+            "seed": options.seed,
         }
-        rows = [row_record(row) for row in comparison.rows]
-        record = {**chosen, "winner": comparison.winner.name, "rows": rows}
-        write_json(output / "inference.json", {**record, "record": session_record(session, hosts, started)})
-        flat = [
-            {key: value for key, value in row.items() if not isinstance(value, dict)}
-            | {f"{half}_{name}": value for half in ("half_a", "half_b") for name, value in row[half].items()}
-            for row in rows
-        ]
-        write_csv(output / "inference.csv", list(flat[0]), flat)
-        write_text(output / "inference.txt", "\n".join(lines) + "\n")
-        for line in lines:
+        record = session_record(session, hosts, started)
+        digest = write_comparison(output, comparison, session.card.class_names, facts, record)
+        for line in table(comparison):
             logger.info("%s", line)
+        chosen = {**facts, "halves": halves.rule, "metric": comparison.metric}
         if save and run is not None:
             _save(session, comparison, run / DECISION_FILE, chosen)
-        logger.info("comparison: %s", output)
+        logger.info("comparison: %s, sha256 of its SHA256SUMS: %s", output, digest)
 
     group.on_main(write)
     return comparison

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +21,8 @@ from segformer_spark.evaluation.result_folder import (
 from segformer_spark.metrics.detailed import detailed_report
 from segformer_spark.run.atomic import csv_text
 from segformer_spark.run.checksums import CHECKSUMS, check_checksums, root_digest
-from segformer_spark.run.json_file import read_json_object
-
-
-@dataclass
-class Verification:
-    """What was found.
-
-    Attributes:
-        faults: what is wrong, by file.
-        recomputed: files and figures that follow from the counts and were computed anew.
-        hashed: files of which only the digest was compared.
-        digest: of SHA256SUMS; None without.
-    """
-
-    faults: list[str] = field(default_factory=list)
-    recomputed: list[str] = field(default_factory=list)
-    hashed: list[str] = field(default_factory=list)
-    digest: str | None = None
+from segformer_spark.run.json_file import equal_values, read_json_object
+from segformer_spark.run.verification import Verification
 
 
 def verify_evaluation(folder: Path) -> Verification:
@@ -68,7 +50,7 @@ def _recompute(folder: Path, found: Verification) -> None:
     stored = read_json_object(folder / RESULTS)
     stored.pop("record", None)
     for key in sorted(metrics.keys() | stored.keys()):
-        if key not in stored or key not in metrics or not _equal(stored[key], metrics[key]):
+        if key not in stored or key not in metrics or not equal_values(stored[key], metrics[key]):
             found.faults.append(f"{RESULTS}: {key} does not follow from {COUNTS}{_difference(metrics, stored, key)}")
     found.recomputed.append(f"{RESULTS}: {', '.join(sorted(metrics))}")
     own = tables(counts, of, metrics)
@@ -83,17 +65,6 @@ def _recompute(folder: Path, found: Verification) -> None:
     known = {COUNTS, IMAGES, RESULTS, *own, CHECKSUMS, *OUTSIDE}
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
     found.hashed = [COUNTS, IMAGES, f"{RESULTS}: record", *(name for name in names if name not in known)]
-
-
-def _equal(stored: Any, computed: Any) -> bool:
-    """Whether two JSON values are equal; numbers to the rounding of sums on another processor."""
-    if isinstance(stored, dict) and isinstance(computed, dict):
-        return stored.keys() == computed.keys() and all(_equal(stored[key], computed[key]) for key in stored)
-    if isinstance(stored, list) and isinstance(computed, list):
-        return len(stored) == len(computed) and all(map(_equal, stored, computed))
-    if isinstance(stored, float) and isinstance(computed, float):
-        return math.isclose(stored, computed, rel_tol=1e-9, abs_tol=1e-12)
-    return type(stored) is type(computed) and bool(stored == computed)
 
 
 def _difference(metrics: dict[str, Any], stored: dict[str, Any], key: str) -> str:

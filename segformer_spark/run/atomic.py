@@ -65,7 +65,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        with suppress(NotADirectoryError):  # the reason is said above
+        with suppress(OSError):  # the reason is said above
             temporary.unlink(missing_ok=True)
 
 

@@ -162,7 +162,8 @@ _Dumper.add_representer(float, _represent_float)
 def open_for_training(path: Path, *, resume: bool, overwrite: bool) -> RunDirectory:
     """Decide whether a run may begin here.
 
-    An existing run is refused without `resume` or `overwrite`; `overwrite` removes only what is a run directory.
+    An existing run is refused without `resume` or `overwrite`; `overwrite` removes only what is a run directory. What a
+    run that was killed before it had a configuration left behind is no obstacle.
 
     Raises:
         CheckpointError: the folder exists and was neither to be resumed nor to be overwritten.
@@ -170,7 +171,9 @@ def open_for_training(path: Path, *, resume: bool, overwrite: bool) -> RunDirect
     run = RunDirectory(path)
     for folder in (run.best, run.final):
         recover_folder(folder)
-    if not path.exists() or (path.is_dir() and not _contents(path)) or (run.is_run() and resume):
+    if not path.exists() or (run.is_run() and resume):
+        return run
+    if path.is_dir() and not run.is_run() and not _foreign(run):
         return run
     if run.is_run() and overwrite:
         for old in _contents(path):
@@ -187,6 +190,25 @@ def open_for_training(path: Path, *, resume: bool, overwrite: bool) -> RunDirect
             "or choose another name: --set experiment.name=NAME"
         )
     raise CheckpointError(f"{path}: the folder is not empty and is not a run; choose another output.save_path")
+
+
+def sweep_leftovers(run: RunDirectory) -> None:
+    """Remove what kills left of files and folders that were being written; for who holds the run's lease."""
+    for leftover in run.path.glob(".*.tmp"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _foreign(run: RunDirectory) -> list[Path]:
+    """What lies in a folder without config.yaml beside what a run's start writes before that."""
+    begun = {run.log, run.data_files} if any(run.attempts.glob("*.json")) else set()
+    return [
+        path
+        for path in _contents(run.path)
+        if path not in begun and not (path.name.startswith(".") and path.name.endswith(".tmp"))
+    ]
 
 
 def _contents(path: Path) -> list[Path]:

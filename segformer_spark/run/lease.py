@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -25,10 +26,11 @@ from typing import Any
 
 import psutil
 
-from segformer_spark.errors import RunTakenOver, UserError
+from segformer_spark.errors import DataError, RunTakenOver, UserError
 from segformer_spark.run.atomic import guarded, write_error, write_json, write_text
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.system import now
 
 _HEARTBEAT_SECONDS = 3.0
@@ -57,7 +59,7 @@ class Owner:
         job = environment.get("SLURM_JOB_ID")
         return cls(
             job=job,
-            restart=int(environment.get("SLURM_RESTART_COUNT") or 0) if job else 0,
+            restart=restart_count(environment) if job else 0,
             host=socket.gethostname(),
             pid=os.getpid(),
             pid_started=psutil.Process().create_time(),
@@ -72,6 +74,18 @@ class Owner:
     def supersedes(self, other: Owner) -> bool:
         """Whether this is a later attempt of the same job."""
         return self.job is not None and self.job == other.job and self.restart > other.restart
+
+
+def restart_count(environment: Mapping[str, str]) -> int:
+    """How often SLURM has requeued this job.
+
+    Raises:
+        UserError: SLURM_RESTART_COUNT is no number.
+    """
+    text = environment.get("SLURM_RESTART_COUNT") or "0"
+    if re.fullmatch(r"[0-9]{1,9}", text) is None:
+        raise UserError(f"SLURM_RESTART_COUNT={text!r} is not a number", "Unset it, or submit the job anew.")
+    return int(text)
 
 
 class Lease:
@@ -169,7 +183,7 @@ def _refuse_if_alive(run: Path, number: int, owner: Owner) -> None:
     if number == 0:
         return
     facts = _read_facts(run, number)
-    before = Owner(**{name: facts[name] for name in Owner.__dataclass_fields__}) if facts else None
+    before = _owner_of(facts)
     if (facts and "ended" in facts) or (before is not None and owner.supersedes(before)):
         return
     if _is_alive(run, number, before, owner):
@@ -200,16 +214,25 @@ def _create_exclusively(run: Path, number: int, facts: Mapping[str, Any]) -> Non
 
 def read_attempts(run: Path) -> list[dict[str, Any]]:
     """What is known of each attempt, oldest first; one whose file is damaged is left out."""
-    numbers = sorted(int(path.stem) for path in RunDirectory(run).attempts.glob("[0-9]*.json"))
-    return [facts for number in numbers if (facts := _read_facts(run, number))]
+    return [facts for number in _numbers(run) if (facts := _read_facts(run, number))]
 
 
 def _read_facts(run: Path, number: int) -> dict[str, Any]:
+    """Empty for a file that cannot be read."""
     try:
-        facts: dict[str, Any] = json.loads(_facts_path(run, number).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(_facts_path(run, number))
+    except DataError:
         return {}
-    return facts
+
+
+def _owner_of(facts: Mapping[str, Any]) -> Owner | None:
+    """Who held the lease; None where the file does not say: then signs of life are watched for."""
+    texts, optional = ("host", "pid_namespace"), facts.get("job")
+    known = all(isinstance(facts.get(name), str) for name in texts) and isinstance(optional, str | None)
+    numbers = [facts.get(name) for name in ("restart", "pid", "pid_started")]
+    if not known or any(type(number) not in (int, float) for number in numbers) or not 0 < (numbers[1] or 0) < 2**31:
+        return None
+    return Owner(**{name: facts[name] for name in Owner.__dataclass_fields__})
 
 
 def _is_alive(run: Path, number: int, before: Owner | None, owner: Owner) -> bool:
@@ -237,7 +260,13 @@ def _read_heartbeat(run: Path, number: int) -> str:
 
 
 def _newest(run: Path) -> int:
-    return max((int(path.stem) for path in RunDirectory(run).attempts.glob("[0-9]*.json")), default=0)
+    return max(_numbers(run), default=0)
+
+
+def _numbers(run: Path) -> list[int]:
+    """Of all attempts, in order; copies by hand such as `0003 (1).json` are none."""
+    names = (path.name for path in RunDirectory(run).attempts.glob("*.json"))
+    return sorted(int(name[:-5]) for name in names if re.fullmatch(r"[0-9]{4,9}\.json", name))
 
 
 def _read_latest(run: Path) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from segformer_spark.checkpoint.store import CheckpointStore
+from segformer_spark.checkpoint.store import CheckpointStore, refuse_not_finite
 from segformer_spark.engine.engine import Engine
+from segformer_spark.errors import CheckpointError, TrainingDiverged
 from segformer_spark.training.best import BestTracker
 from segformer_spark.training.progress import Progress, to_stored
 
@@ -34,7 +35,11 @@ class Checkpointer:
         return self.every_steps is not None and progress.step % self.every_steps == 0
 
     def save(self, progress: Progress, best: BestTracker) -> float:
-        """Commit a checkpoint, unless this step has one; returns the seconds spent. Collective."""
+        """Commit a checkpoint, unless this step has one; returns the seconds spent. Collective.
+
+        Raises:
+            TrainingDiverged: weights, moments or statistics are not finite; the last checkpoint that was stands.
+        """
         if self.saved_step == progress.step:
             return 0.0
         started = time.monotonic()
@@ -42,7 +47,15 @@ class Checkpointer:
 
         def save() -> None:
             assert state is not None
-            self.store.save(progress.step, to_stored(state, progress, best, self.configuration))
+            stored = to_stored(state, progress, best, self.configuration)
+            try:
+                refuse_not_finite(stored, f"step {progress.step}")
+            except CheckpointError as error:
+                raise TrainingDiverged(
+                    f"{error.problem}: it is not saved, and the checkpoint before it stands",
+                    "Go on from it with a lower learning rate, or with precision bf16 or fp32.",
+                ) from error
+            self.store.save(progress.step, stored)
 
         self.engine.group.on_main(save)
         self.saved_step = progress.step

@@ -22,7 +22,7 @@ from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import CheckpointError, RunTakenOver, UserError
 from segformer_spark.run.console import duration, log_file, logger
-from segformer_spark.run.directory import RunDirectory, open_for_training
+from segformer_spark.run.directory import RunDirectory, open_for_training, sweep_leftovers
 from segformer_spark.run.lease import Lease, Owner, lease_run, refuse_if_leased
 from segformer_spark.run.metrics_log import MetricsLog
 from segformer_spark.run.outcome import Outcome
@@ -243,6 +243,7 @@ def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> tuple[RunDirec
 
 
 def _begin(start: _Start, resolved: ResolvedConfig, files: FileDigests) -> None:
+    sweep_leftovers(start.run)
     start.run.create(resolved)
     files.write(start.run.data_files)
     start.store.discard_after(start.progress.step)
@@ -253,15 +254,13 @@ def _choose_checkpoint(store: CheckpointStore, resume: str | None) -> Path | Non
     if resume is None:
         return None
     automatic, _, first = resume.partition(",")
-    if resume != "auto" and not (automatic == "auto" and store.committed()):
+    if resume != "auto" and not (automatic == "auto" and store.has_begun):
         path = Path(first if automatic == "auto" else resume)
         if not path.is_dir():
             raise CheckpointError(f"--resume {resume}: there is no such checkpoint folder; give one, or auto")
         verify(path)
         return path
     newest = store.newest_intact()
-    if newest is None and store.committed():
-        raise CheckpointError(f"{store.folder}: all checkpoints are damaged; start again with --overwrite")
     if newest is None:
         logger.info("--resume auto: no checkpoint yet, starting from the beginning")
     return newest

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import resource
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +43,7 @@ def test_the_newest_are_kept_and_saving_twice_replaces(tmp_path: Path) -> None:
     for step in (1, 5, 10, 10):
         store.save(step, stored(step))
     assert [p.name for p in store.committed()] == ["step-00000005", "step-00000010"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["newest", "step-00000005", "step-00000010"]
 
 
 @pytest.mark.parametrize("keep", range(1, 8))
@@ -73,7 +77,7 @@ def test_a_replacement_cut_off_between_its_renames_is_undone(tmp_path: Path) -> 
     (tmp_path / ".step-00000007.99.tmp").mkdir()
     store.clean()
     assert store.newest_intact() == path
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["newest", path.name]
 
 
 class Killed(BaseException):
@@ -135,9 +139,67 @@ def test_a_folder_without_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     path = store.save(1, stored(1))
     (path / "manifest.json").unlink()
     assert store.committed() == []
-    assert store.newest_intact() is None
+    with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged"):
+        store.newest_intact()
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         verify(path)
+
+
+def edit_manifest(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    edit(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.update(files={}), "lacks model.safetensors, optimizer.safetensors, state.json"),
+        (lambda m: m["files"].pop("state.json"), "lacks state.json"),
+        (lambda m: m["files"].update({"../evil": m["files"]["state.json"]}), "names ../evil"),
+        (lambda m: m.update(step=3), "is of step 3"),
+        (lambda m: m.update(format=9), "format 9"),
+        (lambda m: m.update(files=7), "cannot be read"),
+        (lambda m: m.clear(), "cannot be read"),
+    ],
+)
+def test_a_manifest_is_not_trusted_for_completeness(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    good, bad = store.save(1, stored(1)), store.save(2, stored(2))
+    edit_manifest(bad, edit)
+    with pytest.raises(CheckpointError, match=message):
+        verify(bad)
+    assert store.newest_intact() == good
+
+
+def test_checkpoints_that_are_gone_are_no_start_at_zero(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    assert store.newest_intact() is None
+    assert not store.has_begun
+    first, second = store.save(1, stored(1)), store.save(2, stored(2))
+    shutil.rmtree(second)
+    assert store.newest_intact() == first
+    assert "the checkpoint of step 2, the newest that was saved, is gone" in caplog.text
+    shutil.rmtree(first)
+    assert store.has_begun
+    with pytest.raises(CheckpointError, match=r"its checkpoints, to step 2, are gone.*--overwrite"):
+        store.newest_intact()
+
+
+@pytest.mark.parametrize("group", ["model", "moments", "average"])
+def test_a_poisoned_checkpoint_is_passed_over(tmp_path: Path, group: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a version that did not look before it saved."""
+    store = CheckpointStore(tmp_path, keep=3)
+    good = store.save(1, stored(1))
+    poison = {"w": torch.tensor([1.0, float("inf")])}
+    changed = {"model": {"model": poison}, "moments": {"moments": {"exp_avg": poison}}, "average": {"average": poison}}
+    bad = dataclasses.replace(stored(2), **changed[group])
+    store.save(2, bad)
+    assert store.newest_intact() == good
+    assert "w (" in caplog.text
+    assert "not finite" in caplog.text
 
 
 def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
@@ -146,7 +208,7 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".step-00000002.77.tmp").mkdir()
     assert [p.name for p in store.committed()] == ["step-00000001"]
     store.clean()
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["newest", "step-00000001"]
 
 
 def write_on_and_on(folder: Path) -> None:
@@ -188,4 +250,4 @@ def test_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert store.newest_intact() == good
-    assert os.listdir(tmp_path) == ["step-00000001"]
+    assert sorted(os.listdir(tmp_path)) == ["newest", "step-00000001"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ import torch
 from segformer_spark.config.load import load_config
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.choose_decision import choose_decision
-from segformer_spark.evaluation.compare_inference import CompareOptions, Row, _winner
+from segformer_spark.evaluation.compare_inference import CompareOptions
+from segformer_spark.evaluation.comparison_folder import verify_comparison
 from segformer_spark.evaluation.decision import ARGMAX, Decision
 from segformer_spark.evaluation.halves import cut_in_halves
+from segformer_spark.evaluation.judged_rows import Row, _winner
 from segformer_spark.evaluation.postprocessing import Postprocessing
 from segformer_spark.evaluation.saved_decision import decision_record, read_decision, write_decision
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.evaluation.tuning import Sampler, joined, tuned
+from segformer_spark.run.checksums import check_checksums, write_checksums
 from segformer_spark.run.digest import sha256_of
 from tests.ranks import Group, run_on_ranks
 from tests.sessions import group_of_one
@@ -135,6 +139,32 @@ def test_the_comparison_is_the_same_on_any_number_of_ranks(trained_run: Path, tm
     saved = read_decision(run / "decision.json")
     assert saved.model_sha256 == sha256_of(run / "best" / "model.safetensors")
     assert saved.chosen["row"]["name"] == written["winner"]
+    _is_verified(tmp_path / "one")
+
+
+def _is_verified(folder: Path) -> None:
+    """Nothing is wrong; every edited byte is found, and every figure that does not follow from the counts."""
+    found = verify_comparison(folder)
+    assert found.faults == []
+    assert found.recomputed == ["inference.json: rows, winner, metric", "inference.csv", "inference.txt"]
+    rng = random.Random(0)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    assert [path.name for path in files] == [
+        "SHA256SUMS",
+        *(f"inference.{end}" for end in ("csv", "json", "npz", "txt")),
+    ]
+    for number in range(200):
+        path = files[number % len(files)]
+        content = path.read_bytes()
+        place = rng.randrange(len(content))
+        path.write_bytes(content[:place] + bytes([content[place] ^ rng.randrange(1, 256)]) + content[place + 1 :])
+        assert check_checksums(folder) != [], f"byte {place} of {path.name}"
+        path.write_bytes(content)
+    whole = json.loads((folder / "inference.json").read_text())
+    for change in ({"winner": "hflip"}, {"rows": [{**whole["rows"][0], "half_b": {"miou": 0.9}}, *whole["rows"][1:]]}):
+        (folder / "inference.json").write_text(json.dumps({**whole, **change}))
+        write_checksums(folder)
+        assert any("follow" in fault for fault in verify_comparison(folder).faults)
 
 
 def test_the_verb_writes_a_folder_of_its_own(trained_run: Path, tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ SPACECRAFT = (
 CSV_COLUMNS = ("Image name", "Mask name", "Class", "Bounding box")
 TEST_FOLDER = "stream-1-test"
 
+_HIDDEN = re.compile(r"\.[^./]")
+"""Names of files that are left out, as AppleDouble's ._NAME."""
+
 _BOX = re.compile(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)")
 
 
@@ -127,7 +130,7 @@ def _parse_table(root: Path, split: str, table: Path) -> list[SparkRow]:
     return [
         _parse_row(root, split, record, table, reader.line_num)
         for record in reader
-        if not Path(record["Image name"] or "").name.startswith(".")
+        if not _HIDDEN.match(record["Image name"] or "")
     ]
 
 
@@ -176,7 +179,7 @@ def _parse_row(root: Path, split: str, record: dict[str, str], table: Path, line
     image, mask, spacecraft = record["Image name"], record["Mask name"], record["Class"]
     if not image or not mask or not spacecraft:
         raise DataError(f"{where}: image, mask or class is empty")
-    if Path(image).name != image or Path(mask).name != mask:
+    if any(Path(name).name != name or name == ".." or "\0" in name for name in (image, mask)):
         raise DataError(f"{where}: {image!r} and {mask!r} must be file names without folders")
     if spacecraft not in SPACECRAFT:
         raise DataError(f"{where}: the class {spacecraft!r} is not one of {', '.join(SPACECRAFT)}")
