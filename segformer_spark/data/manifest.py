@@ -149,6 +149,31 @@ def check_matches(
         )
 
 
+def changes_since(config: DataConfig, split: str, facts: Sequence[ItemFacts], names: Sequence[str]) -> list[str]:
+    """What differs of a split's files from the manifest that stands; nothing without one of these classes.
+
+    Args:
+        facts: of the files as they are now.
+        names: of the classes.
+    """
+    try:
+        before = read_manifest(config, split)
+    except DataError:
+        return []
+    if before.classes != tuple(names):
+        return []
+    root = Path(config.root)
+    known = {image[kind]: image[f"{kind}_sha256"] for image in before.images for kind in ("image", "mask")}
+    present = {
+        relative_name(path, root): digest
+        for item in facts
+        for path, digest in ((item.image, item.image_sha256), (item.mask, item.mask_sha256))
+    }
+    changed = [f"{name}: has other contents" for name in known if name in present and known[name] != present[name]]
+    changed += [f"{name}: is gone" for name in known if name not in present]
+    return changed + [f"{name}: is new" for name in present if name not in known and name not in before.damaged]
+
+
 def _other_splits(path: Path, dataset: str, classes: Sequence[str]) -> dict[str, Any]:
     """The splits of an existing manifest of the same data set; a file that is something else is written over."""
     try:

@@ -27,6 +27,8 @@ Region = NDArray[np.uint8]
 Spacing = tuple[float, float]
 
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+_EXACT_SQUARE = 2**21
+"""Squared distances below this are the nearest whole number to the square of their float32 root."""
 _SQUARE = np.ones((3, 3), np.uint8)
 
 
@@ -91,7 +93,8 @@ def _box(mask: Region) -> tuple[slice, slice] | None:
 
 def _distances(edges: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.float64]:
     """Distance (H, W) of every pixel to the nearest edge pixel."""
-    if spacing[0] == spacing[1]:
+    if spacing[0] == spacing[1] and sum(side**2 for side in edges.shape) < _EXACT_SQUARE:
         pixels = cv2.distanceTransform((~edges).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        return np.asarray(pixels, np.float64) * spacing[0]
+        # The last bit of its square roots depends on where in memory they lie; the squares are whole numbers.
+        return np.sqrt(np.rint(np.square(pixels, dtype=np.float64))) * spacing[0]
     return np.asarray(ndimage.distance_transform_edt(~edges, sampling=spacing))

@@ -132,7 +132,7 @@ def predict_large(
             advance(len(ids))
         pixels = tuple(int(number) for number in tally.pixels)
         height, width = image.size
-        row = Row(*digests, height, width, tally.confidence / (height * width), pixels)
+        row = Row(*digests, height, width, round(tally.confidence / (height * width), 4), pixels)
         if "overlay" in results.kinds:
             shown = overlay(image.resized(overlay_size(image.size)), small.ids, results.classes)
             write_png(results.path("overlay", name), turn_upright(shown, orientation))

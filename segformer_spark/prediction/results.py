@@ -42,7 +42,8 @@ class Row:
         image_sha256: of the file.
         settings_sha256: of the settings that decided the prediction.
         height, width: of the prediction.
-        confidence: mean over the pixels of the probability of their class.
+        confidence: mean over the pixels of the probability of their class, to four digits: further ones depend on what
+            else was in the batch.
         pixels: per class.
     """
 
@@ -58,14 +59,14 @@ class Row:
         """Of a prediction in memory; `digests` of the file and of the settings."""
         height, width = ids.shape
         pixels = np.bincount(ids.ravel(), minlength=num_classes)
-        return cls(*digests, height, width, confidence, tuple(int(number) for number in pixels))
+        return cls(*digests, height, width, round(confidence, 4), tuple(int(number) for number in pixels))
 
     def cells(self, name: str, classes: ClassInfo) -> dict[str, Any]:
         """A row of predictions.csv."""
         total = self.height * self.width
         shares = {f"share_{label}": f"{own / total:.6f}" for label, own in zip(classes.names, self.pixels, strict=True)}
         sizes = {"width": self.width, "height": self.height}
-        return {"image": name, **sizes, "confidence": f"{self.confidence:.6f}", **shares}
+        return {"image": name, **sizes, "confidence": f"{self.confidence:.4f}", **shares}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segformer_spark.errors import UserError
+from segformer_spark.exit_codes import ExitCode
 from segformer_spark.verbs import data_init
 from segformer_spark.verbs.arguments import (
     IMAGE_SIZE_HELP,
@@ -43,6 +44,11 @@ def add(subparsers: Subparsers) -> None:
     _add_source(parser)
     parser.add_argument("--splits", nargs="+", default=None, help="(default: the configuration's train and val)")
     parser.add_argument("--show", type=positive, default=20, help="problems to print (default: %(default)s)")
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="write a new manifest although files have changed since the one that stands",
+    )
     parser = add_verb(
         actions,
         "stats",
@@ -191,7 +197,7 @@ def make_demo(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """Read everything; 1 when something is wrong."""
-    from segformer_spark.data.manifest import manifest_path, write_manifest
+    from segformer_spark.data.manifest import changes_since, manifest_path, write_manifest
     from segformer_spark.data.registry import open_dataset
     from segformer_spark.data.scan import find_duplicates
     from segformer_spark.run.console import logger
@@ -213,10 +219,20 @@ def check(arguments: argparse.Namespace) -> int:
     if len(problems) > arguments.show:
         logger.warning("and %d more; --show %d prints all", len(problems) - arguments.show, len(problems))
     path = manifest_path(config.data)
+    changes = [f"{c} since {path}" for s, items in facts.items() for c in changes_since(config.data, s, items, names)]
+    if changes and not arguments.accept_changes:
+        for change in changes[: arguments.show]:
+            logger.warning("%s", change)
+        logger.warning(
+            "%d files are not those of the manifest, which stays as it is; --accept-changes takes them for good and "
+            "writes a new one",
+            len(changes),
+        )
+        return ExitCode.FOUND_WRONG
     write_manifest(path, config.data.dataset, Path(config.data.root), names, facts)
     logger.info("manifest: %s", path)
     logger.info("%s", f"{len(problems)} problems" if problems else "no problems found")
-    return 1 if problems else 0
+    return ExitCode.FOUND_WRONG if problems else ExitCode.GOOD
 
 
 def _findings(split: str, items: Sequence[ItemFacts], names: Sequence[str], dataset: str) -> list[str]:

@@ -64,7 +64,7 @@ def test_bands_decide_as_the_whole(
     whole = predict(model, tmp_path / "photos", tmp_path / "whole", 10**9, view=view, tta=tta)
     bands = predict(model, tmp_path / "photos", tmp_path / "bands", 100, view=view, tta=tta)
     for one, other in zip(whole, bands, strict=True):
-        assert other.confidence == pytest.approx(one.confidence, abs=1e-6)
+        assert other.confidence == pytest.approx(one.confidence, abs=1e-4)
         assert (other.height, other.width) == (one.height, one.width)
     for path in sorted((tmp_path / "whole").glob("*/*.png")):
         other_path = tmp_path / "bands" / path.relative_to(tmp_path / "whole")
