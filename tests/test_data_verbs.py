@@ -57,6 +57,33 @@ def test_stats_preview_and_cache(own_spark_root: Path, tmp_path: Path, capsys: p
     assert f"--set data.cache={folder}" in out
 
 
+def test_changed_files_are_not_taken_for_good(own_spark_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flipped bit after the manifest was made is named, and the manifest stays until it is said."""
+    arguments = ("data", "check", "--root", str(own_spark_root), "--num-workers", "0")
+    assert leave(*arguments) == 0
+    manifest = own_spark_root / "manifest.json"
+    before = manifest.read_bytes()
+    assert leave(*arguments) == 0
+    dataset = SparkDataset(own_spark_root, "train")
+    (image, _), (gone, gone_mask) = dataset.files(0), dataset.files(1)
+    content = bytearray(image.read_bytes())
+    content[-20] ^= 1
+    image.write_bytes(content)
+    table = own_spark_root / "train.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join([*lines[:2], *lines[3:]]))
+    capsys.readouterr()
+    assert leave(*arguments) == 1
+    said = capsys.readouterr().out
+    for path, what in ((image, "has other contents"), (gone, "is gone"), (gone_mask, "is gone")):
+        assert f"{path.relative_to(own_spark_root)}: {what} since {manifest}" in said
+    assert "3 files are not those of the manifest, which stays as it is; --accept-changes" in said
+    assert manifest.read_bytes() == before
+    assert leave(*arguments, "--accept-changes") == 0
+    assert manifest.read_bytes() != before
+    assert leave(*arguments) == 0
+
+
 def test_unknown_size(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["data", "cache", "--output", "x", "--size", "-3"])

@@ -146,9 +146,10 @@ def run_name(config: Config) -> str:
         ) from error
     fold = config.data.cross_validation.fold
     name = name if fold is None else f"{name}-fold{fold}"
-    if not re.fullmatch(RUN_NAME_PATTERN, name) or set(name) == {"."}:
+    if not re.fullmatch(RUN_NAME_PATTERN, name) or set(name) == {"."} or name.startswith("-"):
         raise ConfigError(
-            f"experiment.name: {name!r} must be 1 to 64 letters, digits, '.', '_' or '-': it names a folder and a job"
+            f"experiment.name: {name!r} must be 1 to 64 letters, digits, '.', '_' or '-', the first no '-': it names a "
+            "folder and a job"
         )
     return name
 

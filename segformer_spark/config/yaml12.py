@@ -47,21 +47,27 @@ def parse(text: str, source: str) -> tuple[Any, dict[str, int]]:
     Raises:
         ConfigError: not YAML, a duplicate key, or a key that is not a string; with `source` and the line.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             return None, {}
         lines: dict[str, int] = {}
         _check_keys(root, "", source, lines)
         return loader.construct_document(root), lines
+    except RecursionError as error:
+        raise ConfigError(f"{source}: {_TOO_DEEP}") from error
+    except (ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
+        raise ConfigError(f"{source}: a value is not what its tag says: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark is not None else source
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{where}: this is not valid YAML: {problem}") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def parse_scalar(text: str, source: str) -> Any:
@@ -70,12 +76,23 @@ def parse_scalar(text: str, source: str) -> Any:
     return value
 
 
-def _check_keys(node: yaml.Node, prefix: str, source: str, lines: dict[str, int]) -> None:
+MAX_DEPTH, MAX_VALUES = 64, 100_000
+"""Of one file, aliases written out: a few lines of aliases can stand for billions of values."""
+_TOO_DEEP = f"values lie too deep in each other; the limit is {MAX_DEPTH} levels"
+
+
+def _check_keys(node: yaml.Node, prefix: str, source: str, lines: dict[str, int], depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise ConfigError(f"{source}: {_TOO_DEEP}")
+    if len(lines) > MAX_VALUES:
+        raise ConfigError(
+            f"{source}: these are too many values, aliases (*name) written out; the limit is {MAX_VALUES}"
+        )
     if isinstance(node, yaml.SequenceNode):
         for position, child in enumerate(node.value):
             own = f"{prefix}.{position}"
             lines[own] = child.start_mark.line + 1
-            _check_keys(child, own, source, lines)
+            _check_keys(child, own, source, lines, depth + 1)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}
@@ -89,4 +106,4 @@ def _check_keys(node: yaml.Node, prefix: str, source: str, lines: dict[str, int]
         seen[key] = line
         dotted = f"{prefix}.{key}" if prefix else key
         lines[dotted] = line
-        _check_keys(value_node, dotted, source, lines)
+        _check_keys(value_node, dotted, source, lines, depth + 1)

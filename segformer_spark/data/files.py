@@ -11,8 +11,12 @@ from pathlib import Path
 
 from segformer_spark.errors import DataError
 from segformer_spark.run.console import logger
+from segformer_spark.run.regular_file import open_regular
 
 _UNUSED_NAMED = 5
+
+MAX_BYTES = 2**32
+"""Of a file that is read as a whole; an image of `data.max_pixels` has less than a gigabyte."""
 
 ReadFile = Callable[[Path], bytes]
 
@@ -21,10 +25,13 @@ def read_file(path: Path) -> bytes:
     """The content of a file.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, is no regular file, or is larger than MAX_BYTES.
     """
-    with named(path):
-        return path.read_bytes()
+    with named(path), open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: {size} bytes are too many for an image, mask or list; the limit is {MAX_BYTES}")
+        return stream.read()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import PIL.Image
 import PIL.ImageCms
 
 from segformer_spark.errors import DataError
+from segformer_spark.run.regular_file import open_regular
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {
@@ -94,7 +95,7 @@ def read_header(path: Path) -> ImageHeader:
         DataError: it cannot be read, is empty or no image.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             start = stream.read(len(_PNG))
             if start != _PNG:
                 stream.seek(0)

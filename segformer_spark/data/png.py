@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from segformer_spark.data.dataset import Color
 from segformer_spark.run.atomic import atomic_file
+from segformer_spark.run.regular_file import open_regular
 
+_MOST_TEXT = 2**20
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE = 0, 2, 3
 _UP = 2
@@ -112,12 +114,14 @@ def write_png(
 def read_text_chunk(path: Path, keyword: str) -> str | None:
     """The text that `PngWriter` stored under a keyword; None where there is none, or the file is no PNG."""
     wanted = keyword.encode("latin-1") + b"\0\0\0\0\0"
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         if stream.read(8) != _SIGNATURE:
             return None
         while len(header := stream.read(8)) == 8:
             length, name = struct.unpack(">I4s", header)
             if name in (b"IDAT", b"IEND"):
+                return None
+            if length > _MOST_TEXT:
                 return None
             data = stream.read(length)
             stream.read(4)

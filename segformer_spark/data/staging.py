@@ -20,6 +20,7 @@ from segformer_spark.errors import DataError, UserError
 from segformer_spark.run.atomic import write_text
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
+from segformer_spark.run.regular_file import open_regular
 
 _PREFIX, _COMPLETE = "segformer_spark-", ".complete"
 _BLOCK = 2**22
@@ -152,7 +153,7 @@ def _is_copied(source: Path, target: Path) -> bool:
 def _copy_verified(source: Path, target: Path, progress: Callable[[int], None]) -> None:
     temporary = target.with_name(f".{target.name}.tmp")
     digest = hashlib.sha256()
-    with source.open("rb") as reader, temporary.open("wb") as writer:
+    with open_regular(source) as reader, temporary.open("wb") as writer:
         while block := reader.read(_BLOCK):
             digest.update(block)
             writer.write(block)

@@ -96,5 +96,5 @@ def _distances(edges: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.float64
     if spacing[0] == spacing[1] and sum(side**2 for side in edges.shape) < _EXACT_SQUARE:
         pixels = cv2.distanceTransform((~edges).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         # The last bit of its square roots depends on where in memory they lie; the squares are whole numbers.
-        return np.sqrt(np.rint(np.square(pixels, dtype=np.float64))) * spacing[0]
+        return np.asarray(np.sqrt(np.rint(np.square(pixels, dtype=np.float64))) * spacing[0])
     return np.asarray(ndimage.distance_transform_edt(~edges, sampling=spacing))

@@ -55,6 +55,12 @@ def test_lines_of_keys() -> None:
     assert lines == {"a": 1, "b": 2, "b.c": 3, "b.d": 5}
 
 
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
+)
+"""Ten to the twelfth values."""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -63,6 +69,14 @@ def test_lines_of_keys() -> None:
         ("a: [1, 2\n", "x.yaml:2: this is not valid YAML"),
         ("1: a\n", "x.yaml:1: the key '1' is not a name"),
         ("a: !!python/object:os.system x\n", "not valid YAML"),
+        ("a: !!int x\n", "a value is not what its tag says"),
+        ("a: !!bool maybe\n", "a value is not what its tag says"),
+        ("a: !!timestamp 2020-99-99\n", "x.yaml"),
+        ("a: \x07\n", "x.yaml"),
+        ("a: " + "[" * 100 + "]" * 100, "too deep in each other; the limit is 64 levels"),
+        ("a: " + "[" * 100_000, "too deep in each other; the limit is 64 levels"),
+        ("a: " + "9" * 5000, "a value is not what its tag says"),
+        (BOMB, "too many values, aliases (*name) written out; the limit is 100000"),
     ],
 )
 def test_refusals_name_the_line(text: str, message: str) -> None:

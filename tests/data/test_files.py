@@ -30,6 +30,30 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path / "images")) for path in found] == ["2.png", "linked/deep/1.png"]
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "sparse"])
+def test_what_is_no_file_is_not_waited_for(own_spark_root: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As image, and as mask."""
+    config = load_config(overrides=[f"data.root={own_spark_root}"]).config.data
+    dataset = open_dataset(config, "train")
+    said = {"pipe": "a pipe", "device": "a device", "folder": "a folder", "sparse": "bytes are too many"}[kind]
+    for index, which in ((0, 0), (1, 1)):
+        path = dataset.files(index)[which]
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.touch()
+            os.truncate(path, 20 * 2**30)
+        with pytest.raises(DataError, match=f"{path.name}.*{said}"):
+            dataset.load(index)
+    assert leave("data", "check", "--root", str(own_spark_root), "--num-workers", "0") == 1
+    assert "2 problems" in capsys.readouterr().out
+
+
 def test_a_link_to_a_folder_above_is_named(tmp_path: Path) -> None:
     (tmp_path / "images" / "x").mkdir(parents=True)
     (tmp_path / "images" / "x" / "back").symlink_to(tmp_path / "images")
