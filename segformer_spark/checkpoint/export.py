@@ -3,34 +3,39 @@ other models have the names of the library that they come from."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import SegformerImageProcessor
 
 from segformer_spark.checkpoint.model_readme import readme_text
-from segformer_spark.config.image_size import Size, parse_size, size_text
+from segformer_spark.config.image_size import ImageSize, Size, height_width, parse_size, size_text
 from segformer_spark.config.schema import InferenceConfig, ModelConfig
+from segformer_spark.config.section import Section
 from segformer_spark.data.dataset import ClassInfo
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD
-from segformer_spark.errors import CheckpointError, ConfigError
+from segformer_spark.errors import CheckpointError, ConfigError, DataError
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.pretrained import load_network, load_whole
+from segformer_spark.models.published_config import read_segformer_config
 from segformer_spark.models.registry import build_network
 from segformer_spark.models.segformer import SegFormer
 from segformer_spark.models.weights import CARD
 from segformer_spark.run.atomic import atomic_folder, write_json, write_text
+from segformer_spark.run.checksums import write_checksums
 from segformer_spark.run.console import logger
+from segformer_spark.run.json_file import read_json_object
+
+_MOST_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ def export_model(
     folder: Path,
     card: ModelCard,
 ) -> None:
-    """Write weights, config.json, preprocessor_config.json, README.md and the card; all or nothing. For rank 0.
+    """Write weights, config.json, preprocessor_config.json, README.md, the card and SHA256SUMS; all or nothing. For
+    rank 0.
 
     Args:
         weights: fp32 tensors by stored name; live_names maps the model's names to those.
@@ -104,6 +110,7 @@ def export_model(
         _processor(card).save_pretrained(temporary)
         write_json(temporary / CARD, asdict(card))
         write_text(temporary / "README.md", readme_text(card, transformers=isinstance(model, SegFormer)))
+        write_checksums(temporary)
 
 
 def _config_json(card: ModelCard) -> dict[str, Any]:
@@ -133,41 +140,69 @@ def read_card(folder: Path) -> ModelCard:
     if not (folder / CARD).is_file() and (folder / "config.json").is_file():
         return _published_card(folder)
     try:
-        return card_of(json.loads((folder / CARD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return card_of(read_json_object(folder / CARD, _MOST_BYTES))
+    except (DataError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: this is not a model exported by segformer_spark ({CARD}: {error}). "
             "Give a run's best/ or final/ folder, such as runs/NAME/best."
         ) from error
 
 
+class _CardFile(Section):
+    """The card as JSON."""
+
+    dataset: str
+    class_names: list[str] = Field(min_length=1, max_length=65_536)
+    colors: list[Annotated[tuple[int, int, int], Field(strict=False)]]
+    background: int | None
+    image_size: ImageSize
+    inference: dict[str, Any] = Field(default_factory=dict)
+    step: int = Field(ge=0)
+    epoch: int = Field(ge=0)
+    metrics: dict[str, float | None]
+    run: str
+    model: dict[str, Any] = Field(default_factory=lambda: {"name": "segformer"})
+    flip_pairs: list[Annotated[tuple[str, str], Field(strict=False)]] | None = None
+    exif_orientation: Literal["stored", "upright"] = "upright"  # models exported before there was a choice
+    recipe: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _classes_go_together(self) -> _CardFile:
+        number = len(self.class_names)
+        if len(self.colors) != number or not all(0 <= channel <= 255 for color in self.colors for channel in color):
+            raise ValueError(f"{len(self.colors)} colours of {number} classes, each of three numbers from 0 to 255")
+        if self.background is not None and not 0 <= self.background < number:
+            raise ValueError(f"background {self.background} is none of {number} classes")
+        unknown = {name for pair in self.flip_pairs or () for name in pair} - set(self.class_names)
+        if unknown:
+            raise ValueError(f"flip_pairs: {', '.join(sorted(unknown))} is no class")
+        return self
+
+
 def card_of(raw: dict[str, Any]) -> ModelCard:
     """The card that JSON holds.
 
     Raises:
-        ValueError, KeyError, TypeError: it is none.
+        ValueError: it is none; the key is named.
     """
-    raw = {"inference": {}, "exif_orientation": "upright", **raw}  # models exported before there was a choice
-    raw["image_size"] = parse_size(raw["image_size"])
-    raw["class_names"] = tuple(raw["class_names"])
-    raw["colors"] = tuple(tuple(color) for color in raw["colors"])
-    if raw.get("flip_pairs") is not None:
-        raw["flip_pairs"] = tuple((first, second) for first, second in raw["flip_pairs"])
-    return ModelCard(**raw)
+    try:
+        own = _CardFile.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+    values = {name: getattr(own, name) for name in _CardFile.model_fields}
+    lists = {"class_names": tuple(own.class_names), "colors": tuple(own.colors)}
+    pairs = None if own.flip_pairs is None else tuple(own.flip_pairs)
+    return ModelCard(**{**values, **lists, "flip_pairs": pairs, "image_size": height_width(own.image_size)})
 
 
 def _published_card(folder: Path) -> ModelCard:
     """Classes from config.json; the input's size from preprocessor_config.json or a name such as ...-ade-640-640."""
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        names = {int(index): str(name) for index, name in config["id2label"].items()}
-        if config["model_type"] != "segformer":
-            raise ValueError(f"its model_type is {config['model_type']!r}, segformer is known")
-        if sorted(names) != list(range(len(names))):
-            raise ValueError("its classes are not numbered 0, 1, ...")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        names: dict[int, str] = read_segformer_config(folder).id2label
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{folder}: neither a model exported by segformer_spark nor a published SegFormer (config.json: {error})"
+            f"{folder}: neither a model exported by segformer_spark nor a published SegFormer: {error.problem}"
         ) from error
     size = _published_size(folder)
     if size is None:
@@ -193,9 +228,9 @@ def _published_card(folder: Path) -> ModelCard:
 
 def _published_size(folder: Path) -> Size | None:
     try:
-        processor: dict[str, Any] = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        processor = read_json_object(folder / "preprocessor_config.json", _MOST_BYTES)
         return parse_size([processor["size"][side] for side in ("height", "width")])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, ValueError, KeyError, TypeError):
         named = re.search(r"-(\d+)-(\d+)$", folder.name)
         return parse_size([int(side) for side in named.groups()]) if named else None
 
@@ -214,7 +249,12 @@ def load_model(folder: Path) -> tuple[SegmentationModel, ModelCard]:
     """
     while True:
         card = read_card(folder)
-        model = _load_weights(folder, card)
+        try:
+            model = _load_weights(folder, card)
+        except CheckpointError:
+            if read_card(folder) == card:
+                raise
+            continue
         if read_card(folder) == card:
             model.eval()
             return model, card

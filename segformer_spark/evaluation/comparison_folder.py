@@ -118,4 +118,4 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
         | {f"{half}_{name}": value for half in ("half_a", "half_b") for name, value in row[half].items()}
         for row in rows
     ]
-    return csv_text(list(flat[0]), flat)
+    return csv_text(list(dict.fromkeys(key for row in flat for key in row)), flat)

@@ -32,6 +32,7 @@ from segformer_spark.export.quantize import quantize
 from segformer_spark.models.segformer import SegFormer
 from segformer_spark.prediction.inputs import find_images
 from segformer_spark.run.atomic import atomic_file, atomic_folder, write_text
+from segformer_spark.run.checksums import write_checksums
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.directory import RunDirectory
@@ -99,6 +100,7 @@ def _copy(session: Session, output: Path) -> None:
                 shutil.copyfile(file, folder / file.name)
         text = readme_text(session.card, transformers=transformers, intervals=_intervals(session))
         write_text(folder / "README.md", text)
+        write_checksums(folder)
 
 
 def _carry_decision(session: Session, output: Path) -> None:
@@ -113,6 +115,8 @@ def _carry_decision(session: Session, output: Path) -> None:
     weights = output if output.is_file() else output / session.weights_file.name
     record = {**saved.model_dump(), "model_sha256": sha256_of(weights)}
     write_decision(decision_path(output, None), record)
+    if output.is_dir():
+        write_checksums(output)
 
 
 def _intervals(session: Session) -> dict[str, Any]:

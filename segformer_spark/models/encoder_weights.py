@@ -21,7 +21,7 @@ from torch import Tensor
 from segformer_spark.errors import CheckpointError
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.positions import fit_positions
-from segformer_spark.models.weights import trained_size
+from segformer_spark.models.weights import check_header, trained_size
 from segformer_spark.run.console import logger
 
 _WRAPPERS = ("state_dict", "model_state", "model")
@@ -119,6 +119,7 @@ def read_state(path: Path) -> State:
     """
     try:
         if path.suffix == ".safetensors":
+            check_header(path)
             tensors: State = load_file(path)
             return tensors
         content: Any = torch.load(path, map_location="cpu", weights_only=True)

@@ -21,9 +21,16 @@ from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.models.classifier_rows import follows_names, take_rows_by_name
 from segformer_spark.models.encoder_weights import fit_stored_positions, load_encoder, read_state
 from segformer_spark.models.interface import SegmentationModel
+from segformer_spark.models.published_config import read_segformer_config
 from segformer_spark.models.registry import ENCODER_REPOSITORIES, build_network, find_architecture
 from segformer_spark.models.segformer import SegFormer, build_segformer, segformer_config
-from segformer_spark.models.weights import encoder_folder, locate_weights, repository_id, weights_folder
+from segformer_spark.models.weights import (
+    check_weights_folder,
+    encoder_folder,
+    locate_weights,
+    repository_id,
+    weights_folder,
+)
 from segformer_spark.run.atomic import atomic_folder, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
@@ -126,6 +133,7 @@ def load_whole(model: SegmentationModel, folder: Path, *, new_classes: bool = Fa
     Raises:
         CheckpointError: the folder is damaged or holds another model.
     """
+    check_weights_folder(folder)
     state = read_state(folder / "model.safetensors")
     live = {stored: name for name, stored in model.stored_names().items()}
     own = model.state_dict()
@@ -185,10 +193,11 @@ def load_network(folder: Path, *, config: Any = None) -> SegformerForSemanticSeg
     Raises:
         CheckpointError: the folder is damaged or holds another model.
     """
+    check_weights_folder(folder)
     try:
         network, report = SegformerForSemanticSegmentation.from_pretrained(
             folder,
-            config=config,
+            config=read_segformer_config(folder) if config is None else config,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,

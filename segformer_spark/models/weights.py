@@ -8,11 +8,18 @@ from pathlib import Path
 from segformer_spark.config.image_size import Size, parse_size
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.config.variants import VARIANTS
-from segformer_spark.errors import CheckpointError, UserError
+from segformer_spark.errors import CheckpointError, DataError, UserError
 from segformer_spark.models.registry import ENCODER_REPOSITORIES, encoder_of
+from segformer_spark.run.checksums import CHECKSUMS, check_checksums
+from segformer_spark.run.digest import sha256_of
+from segformer_spark.run.json_file import read_json_object
+from segformer_spark.run.regular_file import open_regular
 
 CARD = "segformer_spark.json"
 """In a model folder of this package: its classes, and how it is shown images."""
+
+_MOST_HEADER = 2**24
+"""A header has some 100 bytes for each tensor; the largest networks have thousands."""
 
 SOURCES = ("ade20k", "cityscapes", "imagenet")
 
@@ -23,6 +30,50 @@ def trained_size(folder: Path) -> Size | None:
         return parse_size(json.loads((folder / CARD).read_text(encoding="utf-8"))["image_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def check_weights_folder(folder: Path) -> None:
+    """Whether the files of a model folder are those that were written, as far as it says so: SHA256SUMS of an export,
+    fetched.json of fetched weights. Other folders, and exports of before 0.3, have neither.
+
+    Raises:
+        CheckpointError: weights are missing, cut or changed, or so large a header that it is none.
+    """
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(f"{folder}: there is no model.safetensors in it; weights in several files are not read")
+    check_header(weights)
+    if (folder / CHECKSUMS).is_file():
+        faults = check_checksums(folder, unlisted=False)
+        if faults:
+            raise CheckpointError(
+                f"{folder}: {len(faults)} files are not as they were exported, first {faults[0]}",
+                f"Take another model or copy; where it was changed on purpose, remove {CHECKSUMS}.",
+            )
+    elif (folder / "fetched.json").is_file():
+        try:
+            expected = read_json_object(folder / "fetched.json", 2**20).get("sha256")
+        except DataError as error:
+            raise CheckpointError(f"{error.problem}", "Fetch the weights again.") from error
+        if sha256_of(weights) != expected:
+            raise CheckpointError(
+                f"{weights}: the file is damaged, its sha256 is not that of fetched.json", "Fetch it again."
+            )
+
+
+def check_header(weights: Path) -> None:
+    """Raise CheckpointError for a safetensors file whose header cannot be one (format: 8 bytes of length, JSON)."""
+    try:
+        with open_regular(weights) as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            size = stream.seek(0, 2)
+    except OSError as error:
+        raise CheckpointError(f"{weights}: the weights cannot be read: {error.strerror}") from error
+    if not 2 <= length <= min(_MOST_HEADER, size - 8):
+        raise CheckpointError(
+            f"{weights}: this is no safetensors file: its header would have {length} bytes; a file has {size}, and the "
+            f"limit is {_MOST_HEADER}"
+        )
 
 
 def repository_id(variant: str, source: str) -> str:

@@ -27,8 +27,13 @@ def root_digest(folder: Path) -> str:
     return hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()
 
 
-def check_checksums(folder: Path, outside: Iterable[str] = ()) -> list[str]:
-    """What is wrong with the files of a folder: changed, missing, or not listed; empty when all agree."""
+def check_checksums(folder: Path, outside: Iterable[str] = (), *, unlisted: bool = True) -> list[str]:
+    """What is wrong with the files of a folder: changed, missing, or not listed; empty when all agree.
+
+    Args:
+        unlisted: files that are not listed are faults; False leaves them alone, as they lie in a folder that others
+            add to.
+    """
     try:
         text = (folder / CHECKSUMS).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -47,7 +52,7 @@ def check_checksums(folder: Path, outside: Iterable[str] = ()) -> list[str]:
         faults.append(f"{CHECKSUMS}: is cut off, or its lines are out of order")
     present = set(_files(folder, set(outside)))
     faults += [f"{name}: missing" for name in sorted(listed.keys() - present)]
-    faults += [f"{name}: not in {CHECKSUMS}" for name in sorted(present - listed.keys())]
+    faults += [f"{name}: not in {CHECKSUMS}" for name in sorted(present - listed.keys()) if unlisted]
     faults += [
         f"{name}: changed" for name in sorted(present & listed.keys()) if sha256_of(folder / name) != listed[name]
     ]

@@ -21,6 +21,7 @@ from segformer_spark.data.loader import TrainLoader
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import CheckpointError, RunTakenOver, UserError
+from segformer_spark.models.weights import check_weights_folder
 from segformer_spark.run.console import duration, log_file, logger
 from segformer_spark.run.directory import RunDirectory, open_for_training, sweep_leftovers
 from segformer_spark.run.lease import Lease, Owner, lease_run, refuse_if_leased
@@ -65,7 +66,7 @@ class TrainOptions:
 class _Start:
     """Where a training begins; `stored` is the checkpoint at `source`, on the first rank; None for a fresh start.
 
-    `changed_sets` are those of train and val that are others than at the checkpoint.
+    `changed_sets` are those of train and val that are others than at the checkpoint; `warnings` are for the log.
     """
 
     run: RunDirectory
@@ -75,6 +76,7 @@ class _Start:
     progress: Progress
     best: BestTracker
     changed_sets: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 def run_training(
@@ -102,6 +104,7 @@ def run_training(
         if progress.step == 0:
             group.on_main(lambda: _say_findings(resolved.config, setup))
         for warning in (
+            *start.warnings,
             lr_warning(resolved.config, setup.plan),
             single_image_note(resolved.config, setup.plan, setup.model),
         ):
@@ -178,6 +181,7 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
     if source is None:
         return _Start(run, store, None, None, Progress(), best)
     stored, state = _read_on_main(source, group)
+    warnings: list[str] = []
     accept = options.accept_changes
     changed = check_compatible(state, config, setup.plan, setup.configuration, accept_changes=accept)
     progress = progress_of(state)
@@ -185,11 +189,24 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
         progress.validated_step = None
     elif source.parent.resolve() == run.checkpoints.resolve():
         restore_best(state, best)
+        lost = None if best.score is None else group.on_main(lambda: _why_lost(run.best))
+        if lost is not None:
+            warnings.append(f"the best model, of step {best.step}, is lost ({lost}): it is chosen anew from here on")
+            best.score = best.step = None
     else:
         logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
     if state["num_train_images"] != len(setup.train_set):
         progress.position.step = 0  # the order of another number of images has nothing in common with this one
-    return _Start(run, store, source, stored, progress, best, changed)
+    return _Start(run, store, source, stored, progress, best, changed, warnings)
+
+
+def _why_lost(best: Path) -> str | None:
+    """Why a run's best model cannot be used any more; None where it can."""
+    try:
+        check_weights_folder(best)
+    except CheckpointError as error:
+        return error.problem
+    return None
 
 
 def _read_on_main(source: Path, group: Group) -> tuple[StoredState | None, dict[str, Any]]:

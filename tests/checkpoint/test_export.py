@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from segformer_spark.errors import CheckpointError, ConfigError
 from segformer_spark.models.pretrained import build_model
 from segformer_spark.models.registry import describe_model
 from segformer_spark.models.segformer import SegFormer, portable_names, segformer_config
+from segformer_spark.models.weights import CARD as CARD_FILE
 from tests.tiny import tiny_segformer
 
 CARD = ModelCard(
@@ -68,7 +71,8 @@ def test_plain_transformers_gives_the_same_weights_and_logits(exported: tuple[Se
 def test_file_names_are_the_published_ones(exported: tuple[SegFormer, Path]) -> None:
     _, folder = exported
     assert sorted(p.name for p in folder.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "segformer_spark.json",
+        "README.md", "SHA256SUMS", "config.json", "model.safetensors", "preprocessor_config.json",
+        "segformer_spark.json",
     ]  # fmt: skip
     assert "segformer.encoder.block.0.0.attention.self.query.weight" in load_file(folder / "model.safetensors")
 
@@ -109,6 +113,61 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
         read_card(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", CARD_FILE, "preprocessor_config.json"])
+@pytest.mark.parametrize("damage", ["flip", "zero tail", "cut", "missing"])
+def test_damage_to_an_export_is_noticed(
+    exported: tuple[SegFormer, Path], tmp_path: Path, name: str, damage: str
+) -> None:
+    folder = Path(shutil.copytree(exported[1], tmp_path / "best"))
+    path = folder / name
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "flip":
+        # In the middle of the values, or of a text that stays JSON.
+        place = len(content) // 2 if name == "model.safetensors" else content.rindex(b"5")
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    else:
+        path.write_bytes(content[:-9] + (b"\0" * 9 if damage == "zero tail" else b""))
+    with pytest.raises(CheckpointError, match=r"not as they were exported|cannot be|not a model|there is no model"):
+        load_model(folder)
+
+
+def test_files_beside_an_export_do_no_harm(exported: tuple[SegFormer, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported[1], tmp_path / "best"))
+    (folder / "notes.txt").write_text("the one we sent")
+    load_model(folder)
+    (folder / "SHA256SUMS").unlink()
+    load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 0}, "image_size"),
+        ({"image_size": "big"}, "image_size"),
+        ({"background": 9}, "background 9 is none of 3 classes"),
+        ({"class_names": None}, "class_names"),
+        ({"class_names": []}, "class_names"),
+        ({"colors": [[0, 0, 0]]}, "1 colours of 3 classes"),
+        ({"colors": [[0, 0, 0], [1, 1, 1], [0, 0, 999]]}, "from 0 to 255"),
+        ({"step": -1}, "step"),
+        ({"metrics": {"miou": "high"}}, "metrics"),
+        ({"flip_pairs": [["left", "right"]]}, "left, right is no class"),
+        ({"exif_orientation": "sideways"}, "exif_orientation"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_card_is_read_strictly(
+    exported: tuple[SegFormer, Path], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    folder = Path(shutil.copytree(exported[1], tmp_path / "best"))
+    card = json.loads((folder / CARD_FILE).read_text())
+    (folder / CARD_FILE).write_text(json.dumps({**card, **change}))
+    with pytest.raises(CheckpointError, match=message):
+        read_card(folder)
+
+
 def test_the_view_is_part_of_the_model() -> None:
     view = CARD.view()
     assert (view.size, view.config.crops, view.config.crop_margin) == ((64, 64), "two_pass", 0.5)
@@ -142,7 +201,7 @@ def test_other_models_come_back_as_they_were(name: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         assert torch.equal(again(images), model(images))
     (tmp_path / "best" / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="no safetensors file"):
         load_model(tmp_path / "best")
 
 

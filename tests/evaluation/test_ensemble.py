@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.evaluation.session import InferenceSettings, Session, make_ensemble
+from segformer_spark.run.checksums import write_checksums
 from tests.ranks import run_on_ranks
 from tests.sessions import group_of_one
 from tests.training.short_run import short_run
@@ -33,6 +34,7 @@ def variant(run: Path, target: Path, seed: int, fold: int | None = None) -> Path
         if tensor.is_floating_point():
             weights[name] = tensor + 0.002 * torch.randn(tensor.shape, generator=generator)
     save_file(weights, file, metadata={"format": "pt"})
+    write_checksums(file.parent)
     config = yaml.safe_load((target / "config.yaml").read_text())
     config["data"]["cross_validation"] = {"fold": fold, "num_folds": NUM_FOLDS, "group_by": None}
     (target / "config.yaml").write_text(yaml.safe_dump(config))
@@ -122,7 +124,7 @@ def test_what_is_no_longer_the_ensemble_is_refused(folds: list[Path], tmp_path: 
     with pytest.raises(UserError, match="this exists"):
         make_ensemble(folds[:2], folder)
     variant(folds[2], tmp_path / "new", 7)
-    shutil.copy(tmp_path / "new" / "best" / "model.safetensors", folds[1] / "best" / "model.safetensors")
+    shutil.copytree(tmp_path / "new" / "best", folds[1] / "best", dirs_exist_ok=True)
     with group_of_one() as group, pytest.raises(CheckpointError, match="has other weights than when the ensemble"):
         Session.open(folder, InferenceSettings(), group)
     shutil.rmtree(folds[1])

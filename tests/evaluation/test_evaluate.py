@@ -17,6 +17,7 @@ from segformer_spark.errors import UserError
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 from segformer_spark.evaluation.pictures import draw_categories, draw_confusion
 from segformer_spark.evaluation.session import InferenceSettings
+from segformer_spark.run.checksums import write_checksums
 from tests.conftest import NUM_VAL, SIDE
 from tests.ranks import Group, run_on_ranks
 
@@ -130,6 +131,7 @@ def test_a_model_of_other_classes_is_refused(trained_run: Path, tmp_path: Path) 
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     card = run / "best" / "segformer_spark.json"
     card.write_text(card.read_text().replace('"panels"', '"antenna"'))
+    write_checksums(card.parent)
     assert "knows the classes background, body, antenna" in run_on_ranks(1, fails, str(run), str(tmp_path / "x"))[0]
 
 

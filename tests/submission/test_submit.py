@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from segformer_spark.data.window import window_around
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.session import InferenceSettings
+from segformer_spark.run.checksums import write_checksums
 from segformer_spark.submission.submit import SubmitOptions, run_submission
 from tests.conftest import NUM_TEST, SIDE
 from tests.data.image_files import encode, picture, save
@@ -116,6 +117,7 @@ def test_a_model_of_other_classes_is_refused(trained_run: Path, spark_root: Path
     model = Path(shutil.copytree(trained_run / "best", tmp_path / "model"))
     card = model / "segformer_spark.json"
     card.write_text(card.read_text().replace('"panels"', '"antenna"'))
+    write_checksums(card.parent)
     (message,) = run_on_ranks(1, submit, str(model), str(spark_root / "stream-1-test"), str(tmp_path / "o"))
     assert "needs the classes background, body, panels" in message
 
@@ -169,6 +171,7 @@ def everything_is_body(trained_run: Path, tmp_path_factory: pytest.TempPathFacto
     tensors["decode_head.classifier.weight"].zero_()
     tensors["decode_head.classifier.bias"].copy_(torch.tensor([0.0, 5.0, 0.0]))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_checksums(folder)
     return folder
 
 

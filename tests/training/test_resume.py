@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from segformer_spark.engine.engine import Engine
+from segformer_spark.models.weights import check_weights_folder
 from segformer_spark.run.metrics_log import MetricsLog
 from tests.ranks import Group, run_on_ranks, start_on_ranks
 from tests.training.short_run import SHORT, short_run
@@ -237,3 +239,19 @@ def test_sigterm_to_torchrun_saves_on_all_ranks(spark_root: Path, tmp_path: Path
     assert "stop requested (SIGTERM): saving a checkpoint, then leaving" in rest
     newest = sorted((path / "checkpoints").iterdir())[-1]
     assert json.loads((newest / "state.json").read_text())["progress"]["step"] == losses_in(path)[-1][0]
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_a_best_model_that_is_lost_is_said_and_chosen_anew(spark_root: Path, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    run_on_ranks(1, short_run, str(spark_root), str(run), (), None, 4)
+    weights = run / "best" / "model.safetensors"
+    if damage == "missing":
+        shutil.rmtree(run / "best")
+    else:
+        content = bytearray(weights.read_bytes())
+        content[-5] ^= 1
+        weights.write_bytes(content)
+    run_on_ranks(1, short_run, str(spark_root), str(run), (), "auto")
+    assert "the best model, of step 3, is lost (" in (run / "log.txt").read_text()
+    check_weights_folder(run / "best")
