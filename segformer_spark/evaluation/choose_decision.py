@@ -9,6 +9,7 @@ from typing import Any
 
 from segformer_spark.config.load import ResolvedConfig
 from segformer_spark.distributed.process_group import Group
+from segformer_spark.distributed.result_lease import hold_results
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.compare_inference import CompareOptions, compare_inference
 from segformer_spark.evaluation.comparison_folder import write_comparison
@@ -38,6 +39,21 @@ def choose_decision(
     Raises:
         UserError: the model lies in no run directory and is to be saved, or its run is being trained.
     """
+    with hold_results(output, group):
+        return _choose(resolved, model, split, output, inference, options, group, save=save)
+
+
+def _choose(
+    resolved: ResolvedConfig,
+    model: Path,
+    split: str,
+    output: Path,
+    inference: InferenceSettings,
+    options: CompareOptions,
+    group: Group,
+    *,
+    save: bool,
+) -> Comparison:
     config = resolved.config
     settings = replace(inference, view=resolved.overridden("inference"), num_workers=config.data.num_workers)
     session = Session.open(model, settings, group, config.data, split)

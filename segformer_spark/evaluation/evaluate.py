@@ -8,6 +8,7 @@ from typing import Any
 
 from segformer_spark.config.load import ResolvedConfig
 from segformer_spark.distributed.process_group import Group
+from segformer_spark.distributed.result_lease import hold_results
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.collect import collect, forget
 from segformer_spark.evaluation.drawn_images import draw_images
@@ -56,6 +57,11 @@ def run_evaluation(resolved: ResolvedConfig, options: EvaluateOptions, group: Gr
     Raises:
         UserError: model, data set and configuration do not go together.
     """
+    with hold_results(options.output, group):
+        return _evaluate(resolved, options, group)
+
+
+def _evaluate(resolved: ResolvedConfig, options: EvaluateOptions, group: Group) -> dict[str, Any]:
     config = resolved.config
     settings = replace(options.inference, view=resolved.overridden("inference"), num_workers=config.data.num_workers)
     models = [options.model, *options.others]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from segformer_spark.metrics.surface import Spacing
 from segformer_spark.run.checksums import check_checksums
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.json_file import read_json_object
+from segformer_spark.run.lease import Owner, lease_results
 from segformer_spark.run.record import result_record
 
 
@@ -117,8 +119,9 @@ def _joined(found: Sequence[tuple[ImageCounts, Description]]) -> tuple[ImageCoun
 
 
 def _written(output: Path, counts: ImageCounts, of: Description, record: dict[str, Any]) -> dict[str, Any]:
-    metrics = write_results(output, counts, of, record)
-    digest = seal(output)
+    with lease_results(output, Owner.here(os.environ)):
+        metrics = write_results(output, counts, of, record)
+        digest = seal(output)
     for line in text_table(metrics):
         logger.info("%s", line)
     logger.info("results: %s, sha256 of its SHA256SUMS: %s", output, digest)

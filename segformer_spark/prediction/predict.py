@@ -14,6 +14,7 @@ from segformer_spark.data.image_header import ImageHeader, read_header, refuse_t
 from segformer_spark.data.large_image import LargeImage, can_read_in_bands
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.distributed.process_group import Group
+from segformer_spark.distributed.result_lease import hold_results
 from segformer_spark.errors import ConfigError, DataError, UserError
 from segformer_spark.evaluation.enlarged import Keep
 from segformer_spark.evaluation.record import session_record
@@ -22,8 +23,10 @@ from segformer_spark.prediction.inputs import InputImage, find_images
 from segformer_spark.prediction.large import LARGE_PIXELS, predict_large, why_not_in_bands
 from segformer_spark.prediction.results import Kind, Results, Row
 from segformer_spark.run.atomic import write_csv, write_json
+from segformer_spark.run.checksums import LEASE
 from segformer_spark.run.console import logger, progress, progress_bar
 from segformer_spark.run.digest import sha256_of
+from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.record import host_record
 from segformer_spark.run.system import now
 
@@ -62,6 +65,11 @@ def run_prediction(options: PredictOptions, group: Group) -> list[Row]:
     Raises:
         UserError: unsuitable model or images, or results of another model in the way.
     """
+    with hold_results(options.output, group):
+        return _predict(options, group)
+
+
+def _predict(options: PredictOptions, group: Group) -> list[Row]:
     started = now()
     images = group.on_main(lambda: find_images(options.inputs, options.output))
     session = Session.open([options.model, *options.others], options.inference, group)
@@ -200,8 +208,8 @@ def _prepare(
     """Indices of the images without results, or with those of other contents."""
     path = options.output / _SETTINGS
     options.output.mkdir(parents=True, exist_ok=True)
-    before = {"decision": None} | json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if before is None and any(options.output.iterdir()):
+    before = {"decision": None} | read_json_object(path) if path.is_file() else None
+    if before is None and any(child.name != LEASE for child in options.output.iterdir()):
         raise UserError(f"{options.output}: the folder is not empty and holds no predictions", "Give another --output.")
     if before is not None and before != settings and not options.overwrite:
         differing = ", ".join(key for key in settings if before.get(key) != settings[key])

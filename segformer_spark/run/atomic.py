@@ -28,11 +28,15 @@ _guards: dict[Path, Callable[[], None]] = {}
 def guarded(folder: Path, guard: Callable[[], None]) -> Iterator[None]:
     """Ask `guard` before anything in `folder` is written, for the duration of the block."""
     key = folder.resolve()
+    before = _guards.get(key)
     _guards[key] = guard
     try:
         yield
     finally:
-        del _guards[key]
+        if before is None:
+            del _guards[key]
+        else:
+            _guards[key] = before
 
 
 def ask_guard(path: Path) -> None:

@@ -11,6 +11,9 @@ from segformer_spark.run.atomic import write_text
 from segformer_spark.run.digest import sha256_of
 
 CHECKSUMS = "SHA256SUMS"
+LEASE = ".lease"
+"""Where a folder of results has the files of its lease (`run.lease`), which are no results."""
+
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 
@@ -62,5 +65,9 @@ def check_checksums(folder: Path, outside: Iterable[str] = (), *, unlisted: bool
 def _files(folder: Path, outside: set[str]) -> dict[str, Path]:
     """{name as it is written: file} below a folder; bytes that are not UTF-8 are escaped with a backslash."""
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    own = {name: path for name, path in paths.items() if name != CHECKSUMS and name not in outside}
+    own = {
+        name: path
+        for name, path in paths.items()
+        if name != CHECKSUMS and name not in outside and not name.startswith(f"{LEASE}/")
+    }
     return {name.encode("utf-8", "backslashreplace").decode(): path for name, path in own.items()}

@@ -1,8 +1,10 @@
-"""The lease of a run directory: one attempt at a time has the right to write into it.
+"""The lease of a folder: one attempt at a time has the right to write into it.
 
-    attempts/0003.json    who holds the lease (job, restart, host, process), from which step; "ended" when released
-    attempts/0003.alive   a counter that the owner moves on every few seconds
-    attempts/latest       the number of the newest attempt
+    0003.json    who holds the lease (job, restart, host, process), from which step; "ended" when released
+    0003.alive   a counter that the owner moves on every few seconds
+    latest       the number of the newest attempt
+
+These lie in attempts/ of a run directory, and in .lease/ of a folder of results.
 
 A job that was requeued takes the run over from its own earlier attempt, which may still live on a node that SLURM lost
 sight of. From then on the earlier attempt's writes are refused (fencing: Kleppmann 2016, "How to do distributed
@@ -28,6 +30,7 @@ import psutil
 
 from segformer_spark.errors import DataError, RunTakenOver, UserError
 from segformer_spark.run.atomic import guarded, write_error, write_json, write_text
+from segformer_spark.run.checksums import LEASE
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.json_file import read_json_object
@@ -88,8 +91,30 @@ def restart_count(environment: Mapping[str, str]) -> int:
     return int(text)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What is leased, where the lease's files lie, and how messages say what its holder does.
+
+    `fix`: what to do when somebody else holds it.
+    """
+
+    subject: Path
+    folder: Path
+    held: str
+    fix: str
+
+
+def _of_run(run: Path) -> _Place:
+    fix = "Wait for it or cancel it, or choose another name: experiment.name"
+    return _Place(run, RunDirectory(run).attempts, "this run is being trained", fix)
+
+
+def _of_results(folder: Path) -> _Place:
+    return _Place(folder, folder / LEASE, "this folder is being written", "Wait for it, or give another --output")
+
+
 class Lease:
-    """An attempt's hold on a run.
+    """An attempt's hold on a folder.
 
     Attributes:
         number: of the attempt, from 1 on.
@@ -97,22 +122,20 @@ class Lease:
         outcome: how the attempt ended, for the batch script; set before the hold ends.
     """
 
-    def __init__(self, run: Path, number: int, facts: Mapping[str, Any]) -> None:
-        self.run, self.number, self.lost = run, number, False
+    def __init__(self, place: _Place, number: int, facts: Mapping[str, Any]) -> None:
+        self._place, self.number, self.lost = place, number, False
         self.outcome: str | None = None
         self._facts = dict(facts)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Raise RunTakenOver if a later attempt holds the run."""
-        latest = _read_latest(self.run)
-        if latest > self.number:
+        """Raise RunTakenOver if a later attempt holds the folder."""
+        try:
+            _refuse_if_taken_over(self._place, self.number)
+        except RunTakenOver:
             self.lost = True
-            raise RunTakenOver(
-                f"{self.run}: attempt {latest} has taken this run over; attempt {self.number} "
-                f"({socket.gethostname()}) ends and writes nothing more"
-            )
+            raise
 
     def begin(self) -> None:
         """Show heartbeats from now on."""
@@ -124,12 +147,12 @@ class Lease:
         self._thread.join()
         try:
             end = {"ended": now(), "outcome": self.outcome}
-            write_json(_facts_path(self.run, self.number), {**self._facts, **end})
+            write_json(_facts_path(self._place, self.number), {**self._facts, **end})
         except UserError as error:
             logger.warning("%s", error)  # the next attempt finds out by itself
 
     def _send_heartbeats(self) -> None:
-        path, count, warned = _alive_path(self.run, self.number), 0, False
+        path, count, warned = _alive_path(self._place, self.number), 0, False
         while True:
             try:
                 path.write_text(str(count), encoding="ascii")
@@ -152,23 +175,46 @@ def lease_run(run: Path, from_step: int, owner: Owner) -> Iterator[Lease]:
     Raises:
         UserError: the run is held by another job or process that is alive.
     """
-    folder = RunDirectory(run).attempts
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {**asdict(owner), "from_step": from_step, "started": now()}
-    before = _newest(run)
-    _refuse_if_alive(run, before, owner)
+    with _leased(_of_run(run), owner, {"from_step": from_step}) as lease:
+        yield lease
+
+
+@contextmanager
+def lease_results(folder: Path, owner: Owner) -> Iterator[Lease]:
+    """The same for a folder of results, which may lie in a run that is being trained."""
+    with _leased(_of_results(folder), owner, {}) as lease:
+        yield lease
+
+
+@contextmanager
+def follow_results(folder: Path, number: int) -> Iterator[None]:
+    """For the other ranks of the process that holds a folder of results by attempt `number`: their writes are refused,
+    too, once it is taken over."""
+    with guarded(folder, lambda: _refuse_if_taken_over(_of_results(folder), number)):
+        yield
+
+
+@contextmanager
+def _leased(place: _Place, owner: Owner, more: Mapping[str, Any]) -> Iterator[Lease]:
+    try:
+        place.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(place.folder, error) from error
+    facts = {**asdict(owner), **more, "started": now()}
+    before = _newest(place)
+    _refuse_if_alive(place, before, owner)
     number = before + 1
-    _create_exclusively(run, number, facts)
-    write_text(folder / "latest", str(number))
-    newest = _newest(run)
+    _create_exclusively(place, number, facts)
+    write_text(place.folder / "latest", str(number))
+    newest = _newest(place)
     if newest > number:
         # A later attempt has announced itself while this one did: its number must stand.
-        write_text(folder / "latest", str(newest))
-    lease = Lease(run, number, facts)
+        write_text(place.folder / "latest", str(newest))
+    lease = Lease(place, number, facts)
     lease.check()
     lease.begin()
     try:
-        with guarded(run, lease.check):
+        with guarded(place.subject, lease.check):
             yield lease
     finally:
         lease.end()
@@ -176,27 +222,34 @@ def lease_run(run: Path, from_step: int, owner: Owner) -> Iterator[Lease]:
 
 def refuse_if_leased(run: Path, owner: Owner) -> None:
     """Raise UserError if another job or process holds the run and is alive."""
-    _refuse_if_alive(run, _newest(run), owner)
+    place = _of_run(run)
+    _refuse_if_alive(place, _newest(place), owner)
 
 
-def _refuse_if_alive(run: Path, number: int, owner: Owner) -> None:
-    if number == 0:
-        return
-    facts = _read_facts(run, number)
-    before = _owner_of(facts)
-    if (facts and "ended" in facts) or (before is not None and owner.supersedes(before)):
-        return
-    if _is_alive(run, number, before, owner):
-        who = before.describe() if before is not None else "another process"
-        raise UserError(
-            f"{run}: this run is being trained at this moment by {who} (attempt {number}). "
-            "Wait for it or cancel it, or choose another name: experiment.name"
+def _refuse_if_taken_over(place: _Place, number: int) -> None:
+    latest = _read_latest(place)
+    if latest > number:
+        raise RunTakenOver(
+            f"{place.subject}: attempt {latest} has taken this over; attempt {number} ({socket.gethostname()}) ends "
+            "and writes nothing more"
         )
 
 
-def _create_exclusively(run: Path, number: int, facts: Mapping[str, Any]) -> None:
+def _refuse_if_alive(place: _Place, number: int, owner: Owner) -> None:
+    if number == 0:
+        return
+    facts = _read_facts(place, number)
+    before = _owner_of(facts)
+    if (facts and "ended" in facts) or (before is not None and owner.supersedes(before)):
+        return
+    if _is_alive(place, number, before, owner):
+        who = before.describe() if before is not None else "another process"
+        raise UserError(f"{place.subject}: {place.held} at this moment by {who} (attempt {number}). {place.fix}")
+
+
+def _create_exclusively(place: _Place, number: int, facts: Mapping[str, Any]) -> None:
     """Of two that start at once, one gets the number; whoever sees the file sees all of it."""
-    path = _facts_path(run, number)
+    path = _facts_path(place, number)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as stream:
@@ -205,7 +258,9 @@ def _create_exclusively(run: Path, number: int, facts: Mapping[str, Any]) -> Non
             os.fsync(stream.fileno())
         os.link(temporary, path)
     except FileExistsError as error:
-        raise UserError(f"{run}: another process has begun this run at the same moment; start one of them") from error
+        raise UserError(
+            f"{place.subject}: another process has begun here at the same moment; start one of them"
+        ) from error
     except OSError as error:
         raise write_error(path, error) from error
     finally:
@@ -214,13 +269,14 @@ def _create_exclusively(run: Path, number: int, facts: Mapping[str, Any]) -> Non
 
 def read_attempts(run: Path) -> list[dict[str, Any]]:
     """What is known of each attempt, oldest first; one whose file is damaged is left out."""
-    return [facts for number in _numbers(run) if (facts := _read_facts(run, number))]
+    place = _of_run(run)
+    return [facts for number in _numbers(place) if (facts := _read_facts(place, number))]
 
 
-def _read_facts(run: Path, number: int) -> dict[str, Any]:
+def _read_facts(place: _Place, number: int) -> dict[str, Any]:
     """Empty for a file that cannot be read."""
     try:
-        return read_json_object(_facts_path(run, number))
+        return read_json_object(_facts_path(place, number))
     except DataError:
         return {}
 
@@ -235,7 +291,7 @@ def _owner_of(facts: Mapping[str, Any]) -> Owner | None:
     return Owner(**{name: facts[name] for name in Owner.__dataclass_fields__})
 
 
-def _is_alive(run: Path, number: int, before: Owner | None, owner: Owner) -> bool:
+def _is_alive(place: _Place, number: int, before: Owner | None, owner: Owner) -> bool:
     """Whether that attempt gives heartbeats; `before` None: who it is cannot be read."""
     if before is not None and (before.host, before.pid_namespace) == (owner.host, owner.pid_namespace):
         try:
@@ -243,48 +299,48 @@ def _is_alive(run: Path, number: int, before: Owner | None, owner: Owner) -> boo
             return abs(started - before.pid_started) < 1
         except psutil.NoSuchProcess:
             return False
-    logger.info("%s: looking for a heartbeat of attempt %d for %d s", run, number, _WATCH_SECONDS)
-    first, deadline = _read_heartbeat(run, number), time.monotonic() + _WATCH_SECONDS
+    logger.info("%s: looking for a heartbeat of attempt %d for %d s", place.subject, number, _WATCH_SECONDS)
+    first, deadline = _read_heartbeat(place, number), time.monotonic() + _WATCH_SECONDS
     while time.monotonic() < deadline:
         time.sleep(_HEARTBEAT_SECONDS / 4)
-        if _read_heartbeat(run, number) != first:
+        if _read_heartbeat(place, number) != first:
             return True
     return False
 
 
-def _read_heartbeat(run: Path, number: int) -> str:
+def _read_heartbeat(place: _Place, number: int) -> str:
     try:
-        return _alive_path(run, number).read_text(encoding="ascii")
+        return _alive_path(place, number).read_text(encoding="ascii")
     except OSError:
         return ""
 
 
-def _newest(run: Path) -> int:
-    return max(_numbers(run), default=0)
+def _newest(place: _Place) -> int:
+    return max(_numbers(place), default=0)
 
 
-def _numbers(run: Path) -> list[int]:
+def _numbers(place: _Place) -> list[int]:
     """Of all attempts, in order; copies by hand such as `0003 (1).json` are none."""
-    names = (path.name for path in RunDirectory(run).attempts.glob("*.json"))
+    names = (path.name for path in place.folder.glob("*.json"))
     return sorted(int(name[:-5]) for name in names if re.fullmatch(r"[0-9]{4,9}\.json", name))
 
 
-def _read_latest(run: Path) -> int:
+def _read_latest(place: _Place) -> int:
     """The announced number, in a file: network file systems ask the server when one is opened; a listing may be old."""
     try:
-        return int((RunDirectory(run).attempts / "latest").read_text(encoding="ascii"))
+        return int((place.folder / "latest").read_text(encoding="ascii"))
     except FileNotFoundError:
         return 0  # the run was removed: whatever replaces it writes its own
     except (OSError, ValueError) as error:
-        raise UserError(f"{run}: attempts/latest cannot be read: {error}") from error
+        raise UserError(f"{place.folder / 'latest'}: cannot be read: {error}") from error
 
 
-def _facts_path(run: Path, number: int) -> Path:
-    return RunDirectory(run).attempts / f"{number:04d}.json"
+def _facts_path(place: _Place, number: int) -> Path:
+    return place.folder / f"{number:04d}.json"
 
 
-def _alive_path(run: Path, number: int) -> Path:
-    return RunDirectory(run).attempts / f"{number:04d}.alive"
+def _alive_path(place: _Place, number: int) -> Path:
+    return place.folder / f"{number:04d}.alive"
 
 
 def _pid_namespace() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +57,17 @@ def encode(ids: Mask) -> NDArray[np.bool_]:
     return np.stack([ids == BODY, np.zeros(ids.shape, np.bool_), ids == PANELS], axis=-1)
 
 
-def write_prediction(path: Path, ids: Mask) -> None:
-    """Write one npz, atomically and with the same bytes for the same ids."""
+def write_prediction(path: Path, ids: Mask, tag: str = "") -> None:
+    """Write one npz, atomically and with the same bytes for the same ids and tag.
+
+    Args:
+        tag: what it was made of, in the comment of the npz, which is a zip; readers of arrays do not see it.
+    """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **{_KEY: encode(ids)})
+    if tag:
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.comment = tag.encode("ascii")
     with atomic_file(path) as stream:
         stream.write(buffer.getvalue())
 
@@ -77,12 +84,15 @@ def prediction_size(image: Path, decoding: Decoding) -> tuple[int, int]:
     return decoding.shown_size(open_image(image, decoding).header)
 
 
-def check_prediction(source: Path | io.BytesIO, size: tuple[int, int] | None, name: str | None = None) -> str | None:
+def check_prediction(
+    source: Path | io.BytesIO, size: tuple[int, int] | None, name: str | None = None, tag: str | None = None
+) -> str | None:
     """What is wrong with one npz, or None.
 
     Args:
         size: (height, width) of its image; None for any.
         name: for messages; None is that of the path.
+        tag: that it was written with; None for any.
     """
     name = name or Path(str(source)).name
     try:
@@ -90,10 +100,13 @@ def check_prediction(source: Path | io.BytesIO, size: tuple[int, int] | None, na
             if archive.files != [_KEY]:
                 return f"{name}: holds {archive.files}, expected one array {_KEY!r}"
             data = archive[_KEY]
+            found = archive.zip.comment.decode("ascii", "replace")
     except (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError) as error:
         return f"{name}: cannot be read: {error}"
     except (zipfile.BadZipFile, zlib.error, AttributeError) as error:
         return f"{name}: cannot be read: {error}"
+    if tag is not None and found != tag:
+        return f"{name}: is of another image, model or setting (its comment says: {found or 'nothing'})"
     if data.dtype != np.bool_:
         return f"{name}: dtype {data.dtype}, expected bool"
     shape = (*size, 3) if size is not None else (*data.shape[:2], 3)
@@ -106,8 +119,13 @@ def check_prediction(source: Path | io.BytesIO, size: tuple[int, int] | None, na
     return None
 
 
-def validate_folder(folder: Path, images: Sequence[Path], decoding: Decoding = AS_STORED) -> None:
+def validate_folder(
+    folder: Path, images: Sequence[Path], decoding: Decoding = AS_STORED, tags: Mapping[str, str] | None = None
+) -> None:
     """Check every prediction against its image, and that none is missing or extra.
+
+    Args:
+        tags: by file name, that they were written with; None for any.
 
     Raises:
         UserError: with the first few faults.
@@ -117,7 +135,8 @@ def validate_folder(folder: Path, images: Sequence[Path], decoding: Decoding = A
     faults = [f"{name}: missing" for name in sorted(expected.keys() - present)]
     faults += [f"{name}: no such test image" for name in sorted(present - expected.keys())]
     for name in sorted(expected.keys() & present):
-        fault = check_prediction(folder / name, prediction_size(expected[name], decoding))
+        tag = None if tags is None else tags[name]
+        fault = check_prediction(folder / name, prediction_size(expected[name], decoding), tag=tag)
         if fault is not None:
             faults.append(fault)
     if faults:

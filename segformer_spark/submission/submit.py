@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from segformer_spark.data.png import write_png
 from segformer_spark.data.readers.spark import read_boxes
 from segformer_spark.data.sampler import rank_indices
 from segformer_spark.distributed.process_group import Group
+from segformer_spark.distributed.result_lease import hold_results
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.record import session_record
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.digest import sha256_of
+from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.record import host_record
 from segformer_spark.run.system import now
 from segformer_spark.submission.spark_format import (
@@ -71,6 +74,11 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
     Raises:
         UserError: unsuitable model or images, predictions of another model in the way, or an invalid result.
     """
+    with hold_results(options.output, group):
+        return _submit(options, group)
+
+
+def _submit(options: SubmitOptions, group: Group) -> Path:
     started = now()
     session = Session.open([options.model, *options.others], options.inference, group)
     card, view = session.card, session.view
@@ -81,8 +89,10 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
         )
     images = list_images(options.images)
     boxes = _boxes(options, view, images)
-    settings = group.on_main(lambda: _settings(options, session, images))
-    todo = group.on_main(lambda: _prepare(options, images, settings, session.loading.decoding))
+    digests = group.on_main(lambda: [sha256_of(image) for image in images])
+    settings = group.on_main(lambda: _settings(options, session, images, digests))
+    tags = _tags(settings, images, digests)
+    todo = group.on_main(lambda: _prepare(options, images, settings, tags, session.loading.decoding))
     own = [todo[index] for index in rank_indices(len(todo), group.rank, group.world_size)]
     if group.is_main:
         logger.info("%d test images, %d predicted already, %d to do", len(images), len(images) - len(todo), len(todo))
@@ -90,16 +100,18 @@ def run_submission(options: SubmitOptions, group: Group) -> Path:
     bar = progress(predictions, total=len(own), label="predicting", visible=group.is_main)
     with group.sharing_errors():
         for item, ids in bar:
-            write_prediction(options.output / submission_name(images[item.index]), ids.cpu().numpy())
+            name = submission_name(images[item.index])
+            write_prediction(options.output / name, ids.cpu().numpy(), tags[name])
     hosts = group.gather(host_record(group.device))
 
     def finish() -> Path:
-        validate_folder(options.output, images, session.loading.decoding)
+        validate_folder(options.output, images, session.loading.decoding, tags)
         target = options.output / _ZIP
         write_zip(options.output, images, target)
         manifest = {
             **settings,
             "num_images": len(images),
+            "files": {name: sha256_of(options.output / name) for name in sorted(tags)},
             "zip": _ZIP,
             "zip_sha256": sha256_of(target),
             **session_record(session, hosts, started),
@@ -144,7 +156,18 @@ def _boxes(options: SubmitOptions, view: InferenceView, images: list[Path]) -> d
     return boxes
 
 
-def _settings(options: SubmitOptions, session: Session, images: list[Path]) -> dict[str, Any]:
+def _tags(settings: Mapping[str, Any], images: Sequence[Path], digests: Sequence[str]) -> dict[str, str]:
+    """{file: what ties it to its image and to what decided its prediction}."""
+    whole = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return {
+        submission_name(image): f"image sha256 {digest}, settings sha256 {whole}"
+        for image, digest in zip(images, digests, strict=True)
+    }
+
+
+def _settings(
+    options: SubmitOptions, session: Session, images: Sequence[Path], digests: Sequence[str]
+) -> dict[str, Any]:
     """What decides the predictions: they may only be mixed when it is equal."""
     return {
         "model_sha256": session.weights_digest(),
@@ -155,28 +178,30 @@ def _settings(options: SubmitOptions, session: Session, images: list[Path]) -> d
         "tta": session.tta,
         "decision": session.decision_record(),
         "precision": options.inference.precision,
-        "images_sha256": _images_digest(images),
+        "images_sha256": _images_digest(images, digests),
     }
 
 
-def _images_digest(images: list[Path]) -> str:
+def _images_digest(images: Sequence[Path], digests: Sequence[str]) -> str:
     """Names and contents of the test images: another year's set has the same names."""
     digest = hashlib.sha256()
-    for image in images:
-        digest.update(f"{image.name} {sha256_of(image)}\n".encode())
+    for image, own in zip(images, digests, strict=True):
+        digest.update(f"{image.name} {own}\n".encode())
     return digest.hexdigest()
 
 
-def _prepare(options: SubmitOptions, images: list[Path], settings: dict[str, Any], decoding: Decoding) -> list[int]:
+def _prepare(
+    options: SubmitOptions,
+    images: Sequence[Path],
+    settings: dict[str, Any],
+    tags: Mapping[str, str],
+    decoding: Decoding,
+) -> list[int]:
     """Indices of the images without a valid prediction."""
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / _SETTINGS
     present = sorted(options.output.glob("*.npz"))
-    before = (
-        {"exif_orientation": "upright", "decision": None} | json.loads(path.read_text(encoding="utf-8"))
-        if path.is_file()
-        else None
-    )
+    before = {"exif_orientation": "upright", "decision": None} | read_json_object(path) if path.is_file() else None
     if present and before != settings and not options.overwrite:
         raise UserError(
             f"{options.output}: holds {len(present)} predictions of another model, other images or other settings; "
@@ -191,6 +216,7 @@ def _prepare(options: SubmitOptions, images: list[Path], settings: dict[str, Any
 
     def is_done(image: Path) -> bool:
         target = options.output / submission_name(image)
-        return target.is_file() and check_prediction(target, prediction_size(image, decoding)) is None
+        size = prediction_size(image, decoding)
+        return target.is_file() and check_prediction(target, size, tag=tags[target.name]) is None
 
     return [index for index, image in enumerate(images) if not is_done(image)]

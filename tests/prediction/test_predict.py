@@ -243,7 +243,7 @@ def test_a_foreign_model_is_named(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "upernet", "id2label": {"0": "a"}}')
     found = alone(tmp_path / "model", photos, tmp_path / "out")
-    assert "its model_type is 'upernet', segformer is known" in found
+    assert "its model_type is 'upernet', segformer is expected" in found
 
 
 def test_crops_around_boxes_need_another_way(model: Path, photos: Path, tmp_path: Path) -> None:

@@ -12,8 +12,17 @@ import pytest
 from segformer_spark.errors import RunTakenOver, UserError
 from segformer_spark.run import lease as module
 from segformer_spark.run.atomic import atomic_folder, write_text
-from segformer_spark.run.lease import Lease, Owner, lease_run, read_attempts, refuse_if_leased
+from segformer_spark.run.lease import (
+    Lease,
+    Owner,
+    follow_results,
+    lease_results,
+    lease_run,
+    read_attempts,
+    refuse_if_leased,
+)
 from segformer_spark.run.metrics_log import MetricsLog
+from tests.ranks import forked
 
 HERE = Owner.here({})
 JOB = dataclasses.replace(HERE, job="7", host="node1")
@@ -88,7 +97,7 @@ def test_a_requeued_job_takes_over_and_the_old_attempt_cannot_write(tmp_path: Pa
     with lease_run(tmp_path, 0, JOB) as old:
         write_text(tmp_path / "a.txt", "old")
         log.append({"step": 1, "kind": "train"})
-        later = Lease(tmp_path, 2, {})
+        later = Lease(module._of_run(tmp_path), 2, {})
         refuse_if_leased(tmp_path, dataclasses.replace(JOB, restart=1))
         (tmp_path / "attempts" / "latest").write_text("2")  # as the later attempt does, in its own process
         for write in (
@@ -96,7 +105,7 @@ def test_a_requeued_job_takes_over_and_the_old_attempt_cannot_write(tmp_path: Pa
             lambda: log.append({"step": 2, "kind": "train"}),
             lambda: _fill(tmp_path / "checkpoints" / "step"),
         ):
-            with pytest.raises(RunTakenOver, match="attempt 2 has taken this run over"):
+            with pytest.raises(RunTakenOver, match="attempt 2 has taken this over"):
                 write()
         _wait(lambda: old.lost)
         later.check()
@@ -126,7 +135,7 @@ def test_writes_elsewhere_are_not_asked(tmp_path: Path) -> None:
 
 
 def test_two_that_begin_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_newest", lambda run: 0)
+    monkeypatch.setattr(module, "_newest", lambda place: 0)
     with lease_run(tmp_path, 0, JOB):
         pass
     with pytest.raises(UserError, match="at the same moment"), lease_run(tmp_path, 0, HERE):
@@ -138,10 +147,10 @@ def test_one_that_was_overtaken_while_it_began(tmp_path: Path, monkeypatch: pyte
     """Its late announcement must not hide the number of the attempt that has the run."""
     original = module._create_exclusively
 
-    def overtaken(run: Path, number: int, facts: Any) -> None:
-        original(run, number, facts)
-        original(run, number + 1, facts)
-        (run / "attempts" / "latest").write_text(str(number + 1))
+    def overtaken(place: Any, number: int, facts: Any) -> None:
+        original(place, number, facts)
+        original(place, number + 1, facts)
+        (place.folder / "latest").write_text(str(number + 1))
 
     monkeypatch.setattr(module, "_create_exclusively", overtaken)
     with pytest.raises(RunTakenOver), lease_run(tmp_path, 0, JOB):
@@ -155,3 +164,31 @@ def test_an_attempt_whose_file_is_damaged_is_watched(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="at this moment by another process \\(attempt 1\\)"):
             refuse_if_leased(tmp_path, HERE)
         assert read_attempts(tmp_path) == []
+
+
+def write_on(folder: str) -> None:
+    """Another process, which holds a folder of results until it is killed."""
+    with lease_results(Path(folder), Owner.here({})):
+        write_text(Path(folder) / "begun", "x")
+        time.sleep(600)
+
+
+def test_a_folder_of_results_has_one_writer(tmp_path: Path) -> None:
+    """Beside a run that trains; a killed writer leaves the folder to the next."""
+    results = tmp_path / "submission"
+    with lease_run(tmp_path, 0, JOB):
+        process = forked(write_on, str(results))
+        _wait((results / "begun").exists)
+        with (
+            pytest.raises(UserError, match=r"this folder is being written at this moment by process \d+.*--output"),
+            lease_results(results, HERE),
+        ):
+            pass
+        process.kill()
+        process.join()
+        with lease_results(results, HERE) as lease:
+            assert lease.number == 2
+            with follow_results(results, 1), pytest.raises(RunTakenOver, match="attempt 2 has taken this over"):
+                write_text(results / "stray", "x")
+    assert not (results / "stray").exists()
+    write_text(tmp_path / "log", "the run's own lease is another")

@@ -15,6 +15,7 @@ from segformer_spark.data.window import window_around
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.session import InferenceSettings
 from segformer_spark.run.checksums import write_checksums
+from segformer_spark.submission.spark_format import write_prediction
 from segformer_spark.submission.submit import SubmitOptions, run_submission
 from tests.conftest import NUM_TEST, SIDE
 from tests.data.image_files import encode, picture, save
@@ -85,7 +86,26 @@ def test_it_continues_where_it_was_cut_off(finished: Path, trained_run: Path, sp
     run_on_ranks(2, submit, *paths(trained_run, spark_root, output), "hflip")
     assert (output / "test_00000_layer.npz").stat().st_mtime_ns == kept
     assert digest(output / "submission.zip") == digest(finished / "submission.zip")
-    assert not list(output.glob(".*"))
+    assert [path.name for path in output.glob(".*")] == [".lease"]
+
+
+def test_swapped_and_foreign_files_are_predicted_anew(
+    finished: Path, trained_run: Path, spark_root: Path, tmp_path: Path
+) -> None:
+    """By their comment: they are valid predictions, of another image, or of another model."""
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    first, second = (output / f"test_0000{number}_layer.npz" for number in (0, 1))
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    ids = np.zeros((SIDE, SIDE), np.uint8)
+    write_prediction(output / "test_00002_layer.npz", ids, "image sha256 0, settings sha256 0")
+    write_prediction(output / "test_00003_layer.npz", ids)
+    run_on_ranks(1, submit, *paths(trained_run, spark_root, output), "hflip")
+    assert (first.read_bytes(), second.read_bytes()) == (one, other)
+    assert digest(output / "submission.zip") == digest(finished / "submission.zip")
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["files"]["test_00002_layer.npz"] == digest(output / "test_00002_layer.npz")
 
 
 def test_predictions_of_other_settings_are_not_mixed(
