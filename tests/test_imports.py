@@ -21,7 +21,7 @@ LAYERS = [
     {"engine", "checkpoint"},
     {"evaluation"},
     {"training", "submission", "prediction", "report"},
-    {"export"},
+    {"export", "verification"},
     {"demo", "cluster", "bench", "agreement", "anomaly"},
     {"study"},
     {"verbs"},

@@ -127,7 +127,9 @@ def _text(environment: Mapping[str, str], name: str) -> str:
 
 def _tasks_on_node(environment: Mapping[str, str]) -> int:
     """SLURM_STEP_TASKS_PER_NODE is `2(x3),1`: two tasks on three nodes, one on the fourth."""
-    text = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", "1"))
+    text = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE"))
+    if text is None:
+        return _integer(environment, "SLURM_LOCALID") + 1  # at least
     node, tasks = _integer(environment, "SLURM_NODEID", "0"), 0
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part)

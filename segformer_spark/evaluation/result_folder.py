@@ -27,8 +27,8 @@ from segformer_spark.run.checksums import CHECKSUMS, write_checksums
 from segformer_spark.run.json_file import read_json_object
 
 COUNTS, IMAGES, RESULTS = "counts.npz", "images.json", "results.json"
-REPORT, REPORT_DIGEST = "report.html", "report.html.sha256"
-OUTSIDE = (REPORT, REPORT_DIGEST, "report.md")
+REPORT, REPORT_TEXT, REPORT_DIGEST = "report.html", "report.md", "report.html.sha256"
+OUTSIDE = (REPORT, REPORT_DIGEST, REPORT_TEXT)
 """Reports show the digest of SHA256SUMS: they are not in there; report.html has a digest of its own."""
 
 PER_IMAGE, CONFUSION = "per_image.csv", "confusion.csv"

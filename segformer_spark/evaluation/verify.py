@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from segformer_spark.evaluation.result_folder import (
     OUTSIDE,
     REPORT,
     REPORT_DIGEST,
+    REPORT_TEXT,
     RESULTS,
     read_counted,
     tables,
@@ -21,6 +21,7 @@ from segformer_spark.evaluation.result_folder import (
 from segformer_spark.metrics.detailed import detailed_report
 from segformer_spark.run.atomic import csv_text
 from segformer_spark.run.checksums import CHECKSUMS, check_checksums, root_digest
+from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.json_file import equal_values, read_json_object
 from segformer_spark.run.verification import Verification
 
@@ -36,7 +37,7 @@ def verify_evaluation(folder: Path) -> Verification:
     found = Verification(check_checksums(folder, OUTSIDE))
     if (folder / CHECKSUMS).is_file():
         found.digest = root_digest(folder)
-    _check_report(folder, found)
+    found.faults += check_report(folder, found.digest).faults
     try:
         _recompute(folder, found)
     except DataError as error:
@@ -72,17 +73,26 @@ def _difference(metrics: dict[str, Any], stored: dict[str, Any], key: str) -> st
     return f": {other} in the file, {one} computed" if isinstance(one, float | int | None) else ""
 
 
-def _check_report(folder: Path, found: Verification) -> None:
-    report, own = folder / REPORT, folder / REPORT_DIGEST
-    if not report.exists() and not own.exists():
-        return
+def check_report(folder: Path, digest: str | None = None) -> Verification:
+    """Compare report.html and report.md, if there are any, with the digests beside them.
+
+    Args:
+        digest: of the evaluation's SHA256SUMS, which the report shows.
+    """
+    found = Verification()
+    own = folder / REPORT_DIGEST
+    present = [name for name in (REPORT, REPORT_TEXT) if (folder / name).exists()]
+    if not present and not own.exists():
+        return found
     try:
-        line = own.read_text(encoding="ascii")
-        digest = hashlib.sha256(report.read_bytes()).hexdigest()
-    except (OSError, UnicodeDecodeError) as error:
+        written = own.read_text(encoding="ascii").splitlines()
+        lines = {name: sha256 for sha256, name in (line.split("  ", 1) for line in written)}
+        for name in sorted({REPORT, *present, *lines}):
+            if lines.get(name) is None or sha256_of(folder / name) != lines[name]:
+                found.faults.append(f"{name}: changed")
+        if not found.faults and digest is not None and digest not in (folder / REPORT).read_text(encoding="utf-8"):
+            found.faults.append(f"{REPORT}: shows another digest than that of {CHECKSUMS}")
+    except (OSError, ValueError) as error:
         found.faults.append(f"{REPORT}: cannot be checked: {error}")
-        return
-    if line != f"{digest}  {REPORT}\n":
-        found.faults.append(f"{REPORT}: changed")
-    elif found.digest is not None and found.digest not in report.read_text(encoding="utf-8"):
-        found.faults.append(f"{REPORT}: shows another digest than that of {CHECKSUMS}")
+    found.hashed = [REPORT, REPORT_TEXT]
+    return found

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from segformer_spark.evaluation.result_folder import REPORT, REPORT_DIGEST
+from segformer_spark.evaluation.result_folder import REPORT, REPORT_DIGEST, REPORT_TEXT
 from segformer_spark.report.content import read_content
 from segformer_spark.report.templating import rendered
 from segformer_spark.run.atomic import write_text
-
-MARKDOWN = "report.md"
+from segformer_spark.run.digest import sha256_of
 
 
 def write_report(path: Path) -> Path:
-    """Write report.html, its digest line and report.md into a run directory or an evaluation's folder.
+    """Write report.html, report.md and their digests into a run directory or an evaluation's folder.
 
     Returns:
         The path of report.html.
@@ -23,9 +21,7 @@ def write_report(path: Path) -> Path:
         UserError: `path` is neither, or cannot be read.
     """
     content = read_content(path)
-    html = rendered("report.html.j2", content=content)
-    write_text(path / REPORT, html)
-    digest = hashlib.sha256((path / REPORT).read_bytes()).hexdigest()
-    write_text(path / REPORT_DIGEST, f"{digest}  {REPORT}\n")
-    write_text(path / MARKDOWN, rendered("report.md.j2", content=content))
+    for name in (REPORT, REPORT_TEXT):
+        write_text(path / name, rendered(f"{name}.j2", content=content))
+    write_text(path / REPORT_DIGEST, "".join(f"{sha256_of(path / name)}  {name}\n" for name in (REPORT, REPORT_TEXT)))
     return path / REPORT

@@ -24,6 +24,7 @@ from segformer_spark.errors import UserError
 from segformer_spark.evaluation.record import session_record
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.run.atomic import write_json
+from segformer_spark.run.checksums import CHECKSUMS, write_checksums
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.json_file import read_json_object
@@ -39,8 +40,9 @@ from segformer_spark.submission.spark_format import (
     write_prediction,
     write_zip,
 )
+from segformer_spark.submission.verify import MANIFEST, SETTINGS
 
-_SETTINGS, _MANIFEST, _ZIP = "settings.json", "manifest.json", "submission.zip"
+_ZIP = "submission.zip"
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,10 @@ def _submit(options: SubmitOptions, group: Group) -> Path:
             "zip_sha256": sha256_of(target),
             **session_record(session, hosts, started),
         }
-        write_json(options.output / _MANIFEST, manifest)
+        write_json(options.output / MANIFEST, manifest)
         _draw_previews(options, session, images)
+        digest = write_checksums(options.output)
+        logger.info("sha256 of its SHA256SUMS: %s", digest)
         return target
 
     target = group.on_main(finish)
@@ -199,7 +203,7 @@ def _prepare(
 ) -> list[int]:
     """Indices of the images without a valid prediction."""
     options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / _SETTINGS
+    path = options.output / SETTINGS
     present = sorted(options.output.glob("*.npz"))
     before = {"exif_orientation": "upright", "decision": None} | read_json_object(path) if path.is_file() else None
     if present and before != settings and not options.overwrite:
@@ -210,8 +214,8 @@ def _prepare(
     if options.overwrite:
         for old in present:
             old.unlink()
-    for leftover in options.output.glob(".*.tmp"):
-        leftover.unlink()
+    for leftover in (*options.output.glob(".*.tmp"), options.output / CHECKSUMS):
+        leftover.unlink(missing_ok=True)
     write_json(path, settings)
 
     def is_done(image: Path) -> bool:

@@ -103,6 +103,33 @@ def test_one_task_needs_no_rendezvous() -> None:
     assert detect_launch({**SLURM, "SLURM_NTASKS": "1"}).launcher == "single"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE='-1' is not a number"),
+        ({"WORLD_SIZE": "0"}, "the number of processes is 0"),
+        ({"WORLD_SIZE": "٨"}, "is not a number"),
+        ({"WORLD_SIZE": "8.0"}, "is not a number"),
+        ({"WORLD_SIZE": " 8"}, "is not a number"),
+        ({"WORLD_SIZE": "9" * 40}, "is not a number"),
+        ({"RANK": "8"}, "rank 8 is none of 8 processes"),
+        ({"LOCAL_RANK": "4"}, "local rank 4 is none of 4 on this node"),
+        ({"LOCAL_WORLD_SIZE": "9"}, "9 processes on this node, 8 in all"),
+        ({"MASTER_PORT": "0"}, "port 0 is none"),
+        ({"MASTER_PORT": "99999"}, "port 99999 is none"),
+    ],
+)
+def test_numbers_that_no_launcher_sets(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        detect_launch({**TORCHRUN, **changes})
+    assert message in str(error.value)
+
+
+def test_a_node_list_of_billions_takes_no_memory() -> None:
+    with pytest.raises(UserError, match=r"local rank|processes on this node"):
+        detect_launch({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "999999999(x999999999)"})
+
+
 @pytest.mark.parametrize("broken", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
 def test_incomplete_variables_are_named(broken: str) -> None:
     environment = {name: value for name, value in TORCHRUN.items() if name != broken}

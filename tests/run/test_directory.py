@@ -8,7 +8,7 @@ import yaml
 
 from segformer_spark.config.load import load_config
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.run.directory import RunDirectory, locate_model, model_name, open_for_training
+from segformer_spark.run.directory import RunDirectory, locate_model, model_name, open_for_training, sweep_leftovers
 
 
 def make(path: Path) -> RunDirectory:
@@ -42,6 +42,25 @@ def test_overwrite_removes_runs_only(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="not a run"):
             open_for_training(tmp_path, resume=resume, overwrite=overwrite)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_what_a_start_that_was_killed_left_is_no_obstacle(tmp_path: Path) -> None:
+    """Between the lease and config.yaml; without a lease it is somebody's folder."""
+    run = RunDirectory(tmp_path / "r")
+    run.attempts.mkdir(parents=True)
+    run.log.write_text("begun")
+    with pytest.raises(CheckpointError, match="not a run"):
+        open_for_training(run.path, resume=True, overwrite=False)
+    (run.attempts / "0001.json").write_text("{}")
+    (run.path / ".config.yaml.77.tmp").write_text("half")
+    (run.path / ".best.77.tmp").mkdir()
+    for resume in (True, False):
+        assert open_for_training(run.path, resume=resume, overwrite=False) == run
+    sweep_leftovers(run)
+    assert sorted(path.name for path in run.path.iterdir()) == ["attempts", "log.txt"]
+    (run.path / "thesis.tex").write_text("x")
+    with pytest.raises(CheckpointError, match="not a run"):
+        open_for_training(run.path, resume=True, overwrite=True)
 
 
 def test_an_empty_or_missing_folder_is_fine(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""A run: its checkpoints, models, evaluations and submission, and that its records can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from segformer_spark.checkpoint.names import checkpoint_folders
+from segformer_spark.checkpoint.store import newest_committed
+from segformer_spark.errors import UserError
+from segformer_spark.evaluation.comparison_folder import COMPARISON, verify_comparison
+from segformer_spark.evaluation.result_folder import COUNTS, RESULTS
+from segformer_spark.evaluation.saved_decision import DECISION_FILE, read_decision
+from segformer_spark.evaluation.verify import check_report, verify_evaluation
+from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.json_file import read_json_object
+from segformer_spark.run.verification import Verification
+from segformer_spark.submission.verify import verify_submission
+from segformer_spark.verification.models import verify_checkpoint, verify_model
+
+
+def verify_run(path: Path) -> Verification:
+    """Everything in a run directory that has a digest, one part after another; parts are named in what is found."""
+    run, found = RunDirectory(path), check_report(path)
+    for name, read in _records(run).items():
+        try:
+            read()
+            found.unchecked.append(name)
+        except UserError as error:
+            found.faults.append(error.problem)
+    present = checkpoint_folders(run.checkpoints)
+    last = newest_committed(run.checkpoints)
+    if last is not None and not present:
+        found.faults.append(f"checkpoints: all are gone; the newest was of step {last}")
+    parts: list[tuple[Path, Callable[[Path], Verification]]] = [(folder, verify_checkpoint) for folder in present]
+    parts += [(folder, verify_model) for folder in (run.best, run.final, *path.glob("average-*")) if folder.is_dir()]
+    for folder in sorted(run.evaluation.glob("*")):
+        if (folder / COMPARISON).is_file():
+            parts.append((folder, verify_comparison))
+        elif (folder / RESULTS).is_file() or (folder / COUNTS).is_file():
+            parts.append((folder, verify_evaluation))
+    if (run.submission / "manifest.json").is_file():
+        parts.append((run.submission, verify_submission))
+    for folder, verify in parts:
+        name = folder.relative_to(path).as_posix()
+        own = verify(folder)
+        found.faults += [f"{name}: {fault}" for fault in own.faults]
+        for listed, kept in ((own.recomputed, found.recomputed), (own.hashed, found.hashed)):
+            kept.extend([f"{name}/ ({len(listed)} files or figures)"] if listed else [])
+        found.unchecked += [f"{name}/{one}" for one in own.unchecked]
+    return found
+
+
+def _records(run: RunDirectory) -> dict[str, Callable[[], object]]:
+    """{file: how it is read}, of those that are there."""
+    decision = run.path / DECISION_FILE
+    files: dict[Path, Callable[[], object]] = {
+        run.config: run.load_config,
+        run.params_json: lambda: read_json_object(run.params_json),
+        run.data_files: lambda: read_json_object(run.data_files),
+        decision: lambda: read_decision(decision),
+    }
+    return {path.name: read for path, read in files.items() if path.exists()}
