@@ -20,6 +20,7 @@ from segformer_spark.verbs import (
     agreement,
     anomaly,
     bench,
+    checkpoints,
     data,
     demo,
     doctor,
@@ -101,7 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     first = (init, demo, data, weights, params, train, sweep, tune, bench, doctor, job)
-    for module in (*first, evaluate, report, verify, inference, predict, export, study, agreement, anomaly, runs):
+    then = (evaluate, report, verify, inference, predict, export, study, agreement, anomaly, runs, checkpoints)
+    for module in (*first, *then):
         module.add(subparsers)
     return parser
 

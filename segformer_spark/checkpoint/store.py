@@ -69,11 +69,19 @@ class StoredState:
 class CheckpointStore:
     """The checkpoints of one run. Writing and choosing are for rank 0; reading is for all."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, keep_every: int | None = None) -> None:
+        """
+        Args:
+            keep: how many of the newest stay, two at least: the newest may prove damaged.
+            keep_every: checkpoints of every so many steps stay for good.
+        """
+        self.folder, self.keep, self.keep_every = folder, max(2, keep), keep_every
 
-    def save(self, step: int, stored: StoredState) -> Path:
+    def save(self, step: int, stored: StoredState, best_step: int | None = None) -> Path:
         """Commit a checkpoint and remove the oldest ones.
+
+        Args:
+            best_step: that of the best model, whose checkpoint stays.
 
         Raises:
             UserError: it could not be written; older checkpoints are untouched.
@@ -89,10 +97,28 @@ class CheckpointStore:
             files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
             write_json(temporary / MANIFEST, {"format": _FORMAT, "step": step, "files": files})
         write_text(self.folder / NEWEST, f"{step}\n")
-        others = [old for old in self.committed() if old != path]
-        for old in others[: max(0, len(others) - (self.keep - 1))]:
+        for old in self.superfluous(best_step, newest=path):
             _remove(old)
         return path
+
+    def superfluous(self, best_step: int | None, newest: Path | None = None) -> list[Path]:
+        """The checkpoints that nothing keeps.
+
+        Args:
+            best_step: that of the best model.
+            newest: counts as the newest, whatever its step: after a fall back past a damaged one, steps count up anew.
+        """
+        others = [path for path in self.committed() if path != newest]
+        old = others[: max(0, len(others) - (self.keep - (newest is not None)))]
+        every = self.keep_every
+        return [path for path in old if step_of(path) != best_step and (every is None or step_of(path) % every != 0)]
+
+    def prune(self, best_step: int | None) -> list[Path]:
+        """Remove what nothing keeps; returns it."""
+        removed = self.superfluous(best_step)
+        for path in removed:
+            _remove(path)
+        return removed
 
     def committed(self) -> list[Path]:
         """Committed checkpoints, oldest first; whether they are intact is for `verify`."""

@@ -127,12 +127,27 @@ class OutputConfig(Section):
     )
     checkpoint_every_steps: int | None = field(
         None,
-        "Checkpoint after every N optimizer steps; null: at the end of every epoch only.",
+        "Checkpoint after every N optimizer steps, too; null: at the end of epochs only.",
         env="CHECKPOINT_EVERY",
         ge=1,
         resume_safe=True,
     )
-    keep_checkpoints: int = field(2, "Newest checkpoints kept for resuming.", ge=1, le=100, resume_safe=True)
+    checkpoint_every_epochs: int = field(
+        1, "Checkpoint at the end of every N-th epoch, and of the run.", ge=1, resume_safe=True
+    )
+    checkpoint_every_minutes: float | None = field(
+        None, "Checkpoint when the last one is N minutes old, too.", gt=0, resume_safe=True
+    )
+    keep_checkpoints: int = field(
+        2,
+        "Newest checkpoints kept for resuming; two and the best model's are kept always.",
+        ge=1,
+        le=100,
+        resume_safe=True,
+    )
+    keep_every: int | None = field(
+        None, "Keep the checkpoints of every N-th step for good, beside the newest.", ge=1, resume_safe=True
+    )
     log_every_steps: int = field(10, "One log line per N optimizer steps.", ge=1, resume_safe=True)
     tensorboard: bool = field(True, "Write TensorBoard scalars and pictures.", resume_safe=True)
     trackers: list[TrackerName] = field(

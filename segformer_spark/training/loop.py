@@ -93,7 +93,7 @@ class Loop:
         batches = iter(bar)
         consensus = self._agree(batches)
         for last in (number == left - 1 for number in range(left)):
-            step_batches = consensus.result()
+            step_batches, is_late = consensus.result(), consensus.saves
             if step_batches is None:
                 reason = self.stop.reason or "another rank"
                 logger.info("stop requested (%s): saving a checkpoint, then leaving", reason)
@@ -105,7 +105,8 @@ class Loop:
             if self.progress.position.epoch > epoch:
                 self.progress.epoch_seconds.append(round(self.progress.unfinished_seconds, 2))
                 self.progress.unfinished_seconds = 0.0
-            validates, saves = self.validation.is_due(self.progress), self.checkpointer.is_due(self.progress)
+            validates = self.validation.is_due(self.progress)
+            saves = is_late or self.checkpointer.is_due(self.progress)
             if validates or saves:
                 consensus.wait()
                 self._read()
@@ -144,7 +145,8 @@ class Loop:
             logger.info("the next batch did not come before the request to stop")
         except UserError as error:
             failure = error
-        return Consensus(self.engine.group, found, failure, stops=self.stop.reason is not None)
+        stops, saves = self.stop.reason is not None, self.checkpointer.is_late
+        return Consensus(self.engine.group, found, failure, stops=stops, saves=saves)
 
     def _train_step(self, batches: Sequence[TrainBatch], epoch: int) -> None:
         """Launch a step, then read the one before: the device has work while the host waits for numbers."""

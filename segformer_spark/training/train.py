@@ -152,7 +152,7 @@ def _train(
             loader=loader,
             schedule=setup.schedule,
             validation=Validation(engine, setup, config, reporter, best, export, run.best),
-            checkpointer=Checkpointer(start.store, engine, config.output.checkpoint_every_steps, setup.configuration),
+            checkpointer=Checkpointer(start.store, engine, config.output, setup.configuration),
             reporter=reporter,
             config=config.training,
             progress=progress,
@@ -174,7 +174,7 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
     """The run directory and where to continue from; writes nothing yet. Collective."""
     config = resolved.config
     run, source = group.on_main(lambda: _open_run(resolved, options))
-    store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints)
+    store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints, config.output.keep_every)
     stopping = config.training.early_stopping
     metric = selection_metric(config, setup.val_set.classes)
     best = BestTracker(patience=stopping.patience, min_delta=stopping.min_delta, metric=metric)

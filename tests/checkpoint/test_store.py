@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from segformer_spark.checkpoint.names import step_of
 from segformer_spark.checkpoint.store import CheckpointStore, StoredState, read, verify
 from segformer_spark.errors import CheckpointError, UserError
 from tests.ranks import forked
@@ -48,18 +49,35 @@ def test_the_newest_are_kept_and_saving_twice_replaces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", range(1, 8))
 def test_as_many_are_kept_as_asked_for(tmp_path: Path, keep: int) -> None:
+    """Two at least: the newest may prove damaged."""
     store = CheckpointStore(tmp_path, keep=keep)
     for step in range(1, 10):
         store.save(step, stored(step))
-        assert [int(p.name[-8:]) for p in store.committed()] == list(range(max(1, step - keep + 1), step + 1))
+        assert [int(p.name[-8:]) for p in store.committed()] == list(range(max(1, step - max(2, keep) + 1), step + 1))
+
+
+def steps_of(store: CheckpointStore) -> list[int]:
+    return [step_of(path) for path in store.committed()]
+
+
+def test_the_best_and_every_nth_stay(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2, keep_every=10)
+    for step in range(2, 33, 2):
+        store.save(step, stored(step), best_step=14 if step >= 14 else None)
+    assert steps_of(store) == [10, 14, 20, 30, 32]
+    store.save(34, stored(34), best_step=34)
+    assert steps_of(store) == [10, 20, 30, 32, 34], "what is no longer the best goes"
+    assert [step_of(path) for path in CheckpointStore(tmp_path, keep=2).prune(20)] == [10, 30]
+    assert steps_of(store) == [20, 32, 34]
 
 
 def test_the_one_just_written_is_never_removed(tmp_path: Path) -> None:
     """After falling back past a damaged checkpoint, steps count up from below its number."""
-    store = CheckpointStore(tmp_path, keep=1)
-    store.save(200, stored(200))
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (200, 300):
+        store.save(step, stored(step))
     assert store.save(160, stored(160)) in store.committed()
-    assert [p.name for p in store.committed()] == ["step-00000160"]
+    assert steps_of(store) == [160, 300]
 
 
 def test_later_steps_are_discarded_when_a_run_goes_on_from_an_earlier_one(tmp_path: Path) -> None:

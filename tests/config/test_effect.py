@@ -361,6 +361,11 @@ ELSEWHERE = {
     ),
     "training.ema.decay": ("engine/test_average.py", "test_the_engine_averages_evaluates_and_exports"),
     "output.checkpoint_every_steps": (RESUME, "test_killed_in_mid_epoch_and_resumed_is_bit_equal"),
+    **{
+        f"output.checkpoint_every_{unit}": ("training/test_checkpointer.py", "test_steps_epochs_and_minutes")
+        for unit in ("epochs", "minutes")
+    },
+    "output.keep_every": ("checkpoint/test_store.py", "test_the_best_and_every_nth_stay"),
     "output.keep_checkpoints": ("checkpoint/test_store.py", "test_as_many_are_kept_as_asked_for"),
     "output.log_every_steps": (RESUME, "test_every_step_counts_once_in_the_training_loss"),
     "output.tensorboard": (TRAIN, "test_tensorboard_has_the_same_scalars"),

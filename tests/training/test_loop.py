@@ -87,6 +87,8 @@ class Validating:
 
 
 class Saving:
+    is_late = False
+
     seconds = 0.0
 
     def __init__(self, parts: Parts) -> None:
