@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segformer_spark import __version__
-from segformer_spark.errors import PeersNotFound, PortTaken, UserError
+from segformer_spark.errors import PeersNotFound, PortTaken, ReplicasDiffer, UserError
 from segformer_spark.exit_codes import ExitCode
 from segformer_spark.verbs import (
     agreement,
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except UserError as error:
         _print_error(error)
-        own = {PeersNotFound: ExitCode.PEER_LOST, PortTaken: ExitCode.PORT_TAKEN}
+        own = {PeersNotFound: ExitCode.PEER_LOST, ReplicasDiffer: ExitCode.PEER_LOST, PortTaken: ExitCode.PORT_TAKEN}
         status = own.get(type(error), ExitCode.USER_ERROR)
     except BrokenPipeError:
         # The reader of the output, such as head, has seen enough; what is left in the buffer goes nowhere.

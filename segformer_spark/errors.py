@@ -42,6 +42,10 @@ class PeersNotFound(UserError):
     """The ranks did not meet; the command line leaves with ExitCode.PEER_LOST, since another attempt may succeed."""
 
 
+class ReplicasDiffer(UserError):
+    """Ranks have different weights; the command line leaves with ExitCode.PEER_LOST, since other nodes may succeed."""
+
+
 class PortTaken(UserError):
     """The port at which the ranks were to meet is in use; the command line leaves with ExitCode.PORT_TAKEN."""
 

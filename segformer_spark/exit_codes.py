@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
     PORT_TAKEN = 86
     """The port that the ranks of a job were told to meet at is in use."""
     PEER_LOST = 87
-    """A rank has not heard from another one: a node or the network between them is gone."""
+    """A rank has not heard from another one, or has other weights: a node or the network is gone or broken."""
 
 
 class RequeueVerdict(IntEnum):

@@ -210,6 +210,13 @@ class HardwareConfig(Section):
         ge=1,
         resume_safe=True,
     )
+    compare_ranks_every: int | None = field(
+        200,
+        "Every N steps, and before each checkpoint, ranks compare their weights and statistics; one that differs ends "
+        "the run. null: never.",
+        ge=1,
+        resume_safe=True,
+    )
 
     @field_validator("compile", mode="before")
     @classmethod

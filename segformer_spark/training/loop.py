@@ -12,6 +12,7 @@ from segformer_spark.data.loader import TrainBatch, TrainLoader
 from segformer_spark.data.workers import LoadingInterrupted
 from segformer_spark.engine.engine import Engine
 from segformer_spark.engine.launched import FinishedStep, StepResult
+from segformer_spark.engine.replicas import compare_replicas
 from segformer_spark.errors import TrainingDiverged, UserError
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.lease import Lease
@@ -33,6 +34,7 @@ class Loop:
 
     Attributes:
         lease: rank 0's right to write into the run directory.
+        compare_every: steps between comparisons of the ranks' weights; None for never.
     """
 
     engine: Engine
@@ -45,6 +47,7 @@ class Loop:
     progress: Progress
     stop: StopRequest
     lease: Lease | None = None
+    compare_every: int | None = None
     skipped_in_a_row: int = 0
     _unread: Callable[[], None] | None = None
 
@@ -107,9 +110,13 @@ class Loop:
                 self.progress.unfinished_seconds = 0.0
             validates = self.validation.is_due(self.progress)
             saves = is_late or self.checkpointer.is_due(self.progress)
-            if validates or saves:
+            every = self.compare_every
+            compares = every is not None and self.progress.step % every == 0
+            if validates or saves or compares:
                 consensus.wait()
                 self._read()
+            if compares:
+                self._compare_replicas()
             if validates:
                 self.reporter.end_interval()
             if saves:
@@ -184,7 +191,13 @@ class Loop:
                 "use bf16 or fp32, or a lower learning rate"
             )
 
+    def _compare_replicas(self) -> None:
+        if self.compare_every is not None:
+            compare_replicas(self.engine.model, self.engine.group, self.progress.step)
+
     def _save_checkpoint(self) -> None:
+        """Save what all ranks agree on."""
+        self._compare_replicas()
         self.reporter.exclude(self.checkpointer.save(self.progress, self.validation.best))
 
 

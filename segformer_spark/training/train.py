@@ -158,6 +158,7 @@ def _train(
             progress=progress,
             stop=stop,
             lease=lease,
+            compare_every=config.hardware.compare_ranks_every,
         ).run()
         if outcome is not Outcome.STOPPED:
             export.write(run.final, progress, {})
