@@ -62,6 +62,8 @@ def test_row_without_its_file(own_spark_root: Path) -> None:
         ("Cheops", "Sputnik", "train.csv:3: the class 'Sputnik' is not one of"),
         ("Bounding box", "Box", "train.csv:1: the columns Bounding box are missing"),
         ("image_00000_img.jpg", "../x_img.jpg", "must be file names without folders"),
+        ("image_00000_img.jpg", "..", "must be file names without folders"),
+        ("image_00000_img.jpg", ".", "must be file names without folders"),
         ('"(', '"[', "train.csv:2: the bounding box"),
         ("VenusExpress", "", "train.csv:2: image, mask or class is empty"),
     ],
