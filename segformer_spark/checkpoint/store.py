@@ -163,6 +163,8 @@ class CheckpointStore:
         for old in self.folder.glob(".step-*.old"):
             recover_folder(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
             shutil.rmtree(old, ignore_errors=True)
+        for leftover in self.folder.glob(f".{NEWEST}.*.tmp"):
+            leftover.unlink(missing_ok=True)
         for suffix in ("tmp", _DELETED):
             for leftover in self.folder.glob(f".step-*.{suffix}"):
                 shutil.rmtree(leftover, ignore_errors=True)

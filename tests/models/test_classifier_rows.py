@@ -15,6 +15,7 @@ from segformer_spark.errors import CheckpointError
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.pretrained import build_model
 from segformer_spark.models.registry import describe_model
+from segformer_spark.run.checksums import write_checksums
 from tests.tiny import TINY, export_live, untrained_card
 
 SOURCE = ("background", "cat", "dog")
@@ -75,6 +76,7 @@ def test_equal_names_take_everything(tmp_path: Path) -> None:
 def test_a_published_model_says_names_in_its_configuration(tmp_path: Path) -> None:
     exported("segformer", tmp_path)
     (tmp_path / "segformer_spark.json").unlink()
+    (tmp_path / "SHA256SUMS").unlink()
     same = build_model(config("segformer", str(tmp_path)), ("dog", "cat", "background"), seed=2)
     assert [float(row[0]) for row in classifier(same)["decode_head.classifier.weight"].flatten(1)] == [3, 2, 1]
     # Of another number of classes it has other classes: nothing is taken over, as ever.
@@ -85,6 +87,7 @@ def test_a_published_model_says_names_in_its_configuration(tmp_path: Path) -> No
 def test_unnamed_classes_keep_their_places(tmp_path: Path) -> None:
     exported("segformer", tmp_path)
     (tmp_path / "segformer_spark.json").unlink()
+    (tmp_path / "SHA256SUMS").unlink()
     content = json.loads((tmp_path / "config.json").read_text())
     content["id2label"] = {str(number): f"LABEL_{number}" for number in range(3)}
     (tmp_path / "config.json").write_text(json.dumps(content))
@@ -96,5 +99,6 @@ def test_unnamed_classes_keep_their_places(tmp_path: Path) -> None:
 def test_a_damaged_card_is_named(tmp_path: Path, content: str) -> None:
     exported("segformer", tmp_path)
     (tmp_path / "segformer_spark.json").write_text(content)
+    write_checksums(tmp_path)
     with pytest.raises(CheckpointError, match="the names of its classes cannot be read"):
         build_model(config("segformer", str(tmp_path)), SOURCE, seed=2)
