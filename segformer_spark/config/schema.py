@@ -145,6 +145,11 @@ class OutputConfig(Section):
         le=100,
         resume_safe=True,
     )
+    save_in_background: bool = field(
+        True,
+        "Write checkpoints beside the training, from a copy in the memory of the first rank; false waits for each.",
+        resume_safe=True,
+    )
     keep_every: int | None = field(
         None, "Keep the checkpoints of every N-th step for good, beside the newest.", ge=1, resume_safe=True
     )

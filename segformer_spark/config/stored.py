@@ -15,8 +15,9 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from segformer_spark.config.fields import FIELDS, flatten
-from segformer_spark.config.load import ResolvedConfig, assign, load_config, validate
+from segformer_spark.config.load import ResolvedConfig, assign, load_config, read_file, validate
 from segformer_spark.config.schema import Config
+from segformer_spark.errors import ConfigError
 
 _PRECISION = "training.precision"
 
@@ -49,7 +50,13 @@ def stored_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
 def load_stored_config(
     path: Path, *, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
 ) -> ResolvedConfig:
-    """A run's config.yaml, completed, with overrides on top (`load_config`)."""
+    """A run's config.yaml, completed, with overrides on top (`load_config`).
+
+    Raises:
+        ConfigError: it cannot be used, or is empty.
+    """
+    if not read_file(path)[0]:
+        raise ConfigError(f"{path}: the run's configuration is empty: the file is damaged")
     return load_config(path, overrides=overrides, environment=environment, complete=complete)
 
 

@@ -73,7 +73,10 @@ def read_ensemble(path: Path) -> list[tuple[Path, str]]:
     Raises:
         UserError: the file is damaged, or a member is gone.
     """
-    members = [(path.parent / one.model, one.sha256) for one in read_typed(path, "list of models", _Ensemble).members]
+    members = [
+        (Path(os.path.normpath(path.parent / one.model)), one.sha256)
+        for one in read_typed(path, "list of models", _Ensemble).members
+    ]
     for member, _ in members:
         if not member.exists():
             raise CheckpointError(f"{path}: its member {member} is gone")

@@ -7,6 +7,7 @@ False, channel 2 solar panels; the classes exclude each other.
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -100,10 +101,12 @@ def check_prediction(
             if archive.files != [_KEY]:
                 return f"{name}: holds {archive.files}, expected one array {_KEY!r}"
             data = archive[_KEY]
+            if not isinstance(data, np.ndarray):
+                return f"{name}: {_KEY!r} is no array"
             found = archive.zip.comment.decode("ascii", "replace")
     except (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError) as error:
         return f"{name}: cannot be read: {error}"
-    except (zipfile.BadZipFile, zlib.error, AttributeError) as error:
+    except (zipfile.BadZipFile, zlib.error, AttributeError, RuntimeError, struct.error) as error:
         return f"{name}: cannot be read: {error}"
     if tag is not None and found != tag:
         return f"{name}: is of another image, model or setting (its comment says: {found or 'nothing'})"

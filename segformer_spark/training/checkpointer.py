@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from segformer_spark.checkpoint.store import CheckpointStore, refuse_not_finite
+from segformer_spark.checkpoint.store import CheckpointStore, StoredState, refuse_not_finite
 from segformer_spark.config.schema import OutputConfig
 from segformer_spark.engine.engine import Engine
-from segformer_spark.errors import CheckpointError, TrainingDiverged
+from segformer_spark.errors import CheckpointError, RunTakenOver, TrainingDiverged, UserError
+from segformer_spark.run.console import logger
 from segformer_spark.training.best import BestTracker
 from segformer_spark.training.progress import Progress, to_stored
 
 
 class Checkpointer:
-    """Saves the engine's state and the run's counters.
+    """Saves the engine's state and the run's counters: a snapshot in memory, which a thread writes meanwhile.
 
     Attributes:
         output: how often checkpoints are saved.
         configuration: what a checkpoint remembers of the configuration.
-        saved_step: step of the last checkpoint of this process; `seconds`: how long it took.
+        saved_step: step of the last checkpoint of this process.
         clock: seconds, for `output.checkpoint_every_minutes`.
     """
 
@@ -35,7 +37,9 @@ class Checkpointer:
         self.store, self.engine, self.output, self.configuration = store, engine, output, configuration
         self.clock, self._saved_at = clock, clock()
         self.saved_step: int | None = None
-        self.seconds = 0.0
+        self._snapshot_seconds = self._write_seconds = 0.0
+        self._thread: threading.Thread | None = None
+        self._error: UserError | None = None
 
     def is_due(self, progress: Progress) -> bool:
         """At the end of an epoch, and every so many steps. Equal on all ranks."""
@@ -50,30 +54,87 @@ class Checkpointer:
         minutes = self.output.checkpoint_every_minutes
         return minutes is not None and self.clock() - self._saved_at >= 60 * minutes
 
-    def save(self, progress: Progress, best: BestTracker) -> float:
-        """Commit a checkpoint, unless this step has one; returns the seconds spent. Collective.
+    def save(self, progress: Progress, best: BestTracker, *, wait: bool = True) -> float:
+        """Take a snapshot, unless this step has one, and begin to write it; returns the seconds spent. Collective.
+
+        A snapshot that could not be written (a full disk) is named in the log; the checkpoint before it stands, and the
+        next one is tried.
+
+        Args:
+            wait: return when the checkpoint stands on disk.
 
         Raises:
             TrainingDiverged: weights, moments or statistics are not finite; the last checkpoint that was stands.
+            UserError: the run was taken over; with `wait`, the checkpoint could not be written.
         """
-        if self.saved_step == progress.step:
-            return 0.0
         started = time.monotonic()
-        state = self.engine.export_state()
+        if wait or self.saved_step != progress.step:
+            self._finish(raises=False)
+        if self.saved_step != progress.step:
+            self._begin(progress, best)
+            self._snapshot_seconds = time.monotonic() - started
+        if wait or not self.output.save_in_background:
+            self._finish(raises=wait)
+        return time.monotonic() - started
 
-        def save() -> None:
+    @property
+    def seconds(self) -> float:
+        """How long the last checkpoint took: the snapshot and, on the rank that writes, its writing."""
+        return self._snapshot_seconds + self._write_seconds
+
+    def close(self) -> None:
+        """Wait for what is being written, on this rank; what went wrong is logged."""
+        error = self._join()
+        if error is not None:
+            logger.warning("%s", error)
+
+    def _begin(self, progress: Progress, best: BestTracker) -> None:
+        state = self.engine.export_state()
+        step, best_step = progress.step, best.step
+
+        def begin() -> None:
             assert state is not None
             stored = to_stored(state, progress, best, self.configuration)
             try:
-                refuse_not_finite(stored, f"step {progress.step}")
+                refuse_not_finite(stored, f"step {step}")
             except CheckpointError as error:
                 raise TrainingDiverged(
                     f"{error.problem}: it is not saved, and the checkpoint before it stands",
                     "Go on from it with a lower learning rate, or with precision bf16 or fp32.",
                 ) from error
-            self.store.save(progress.step, stored, best.step)
+            self._write(step, stored, best_step)
 
-        self.engine.group.on_main(save)
-        self.saved_step, self._saved_at = progress.step, self.clock()
-        self.seconds = time.monotonic() - started
-        return self.seconds
+        self.engine.group.on_main(begin)
+        self.saved_step, self._saved_at = step, self.clock()
+
+    def _write(self, step: int, stored: StoredState, best_step: int | None) -> None:
+        """In a thread: hashing and writing leave Python's lock to the training."""
+
+        def write() -> None:
+            started = time.monotonic()
+            try:
+                self.store.save(step, stored, best_step)
+            except UserError as error:
+                self._error = error
+            self._write_seconds = time.monotonic() - started
+
+        self._thread = threading.Thread(target=write, name="checkpoint")
+        self._thread.start()
+
+    def _join(self) -> UserError | None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        error, self._error = self._error, None
+        return error
+
+    def _finish(self, *, raises: bool) -> None:
+        """Wait for the checkpoint that is being written. Collective."""
+        error = self.engine.group.on_main(self._join)
+        if error is None:
+            return
+        step, self.saved_step = self.saved_step, None
+        if raises or isinstance(error, RunTakenOver):
+            raise error
+        logger.warning("%s", error)
+        logger.warning("the checkpoint of step %s could not be saved: training goes on, the one before it stands", step)

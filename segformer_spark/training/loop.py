@@ -68,11 +68,11 @@ class Loop:
             stopped = self._run_epoch()
             self._read()
             if stopped:
-                self._save_checkpoint()
+                self._save_checkpoint(wait=True)
                 logger.info("checkpoint of step %d saved in %.1f s", self.progress.step, self.checkpointer.seconds)
                 return Outcome.STOPPED
         finished = self.progress.step >= self.schedule.total_steps
-        self._save_checkpoint()
+        self._save_checkpoint(wait=True)
         if finished and self.progress.validated_step != self.progress.step:
             self.validation.run(self.progress)
         self.engine.group.raise_common(self.reporter.failure)
@@ -98,8 +98,7 @@ class Loop:
         for last in (number == left - 1 for number in range(left)):
             step_batches, is_late = consensus.result(), consensus.saves
             if step_batches is None:
-                reason = self.stop.reason or "another rank"
-                logger.info("stop requested (%s): saving a checkpoint, then leaving", reason)
+                logger.info("stop requested (%s): saving a checkpoint, then leaving", self.stop.whole_reason)
                 return True
             if self.looks_ahead and not last:
                 consensus = self._agree(batches)
@@ -195,10 +194,10 @@ class Loop:
         if self.compare_every is not None:
             compare_replicas(self.engine.model, self.engine.group, self.progress.step)
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self, *, wait: bool = False) -> None:
         """Save what all ranks agree on."""
         self._compare_replicas()
-        self.reporter.exclude(self.checkpointer.save(self.progress, self.validation.best))
+        self.reporter.exclude(self.checkpointer.save(self.progress, self.validation.best, wait=wait))
 
 
 def _grouped(batches: Iterator[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ class StopRequest:
     reason: str | None = None
     deadline: float | None = None
     _interrupts: int = field(default=0, repr=False)
+    _parent: int = field(default_factory=os.getppid, repr=False)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Signal handler. A launcher forwards Ctrl-C once more, so only the third one leaves at once."""
@@ -32,6 +34,12 @@ class StopRequest:
         self._interrupts += number == signal.SIGINT
         if self._interrupts >= _IMPATIENCE:
             raise KeyboardInterrupt
+
+    @property
+    def whole_reason(self) -> str:
+        """The reason for people, with what has become of the launcher since."""
+        gone = "" if os.getppid() == self._parent else ": the process that started this one is gone"
+        return f"{self.reason or 'another rank'}{gone}"
 
     def look_at_the_clock(self, reserve: float) -> None:
         """Ask to stop when less than `reserve` seconds are left: the signal before the limit may not come."""

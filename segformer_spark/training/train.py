@@ -35,6 +35,7 @@ from segformer_spark.training.plan import lr_warning, selection_metric, single_i
 from segformer_spark.training.progress import Progress, engine_state, progress_of, restore_best
 from segformer_spark.training.record import TrainingRecord
 from segformer_spark.training.reporter import Reporter
+from segformer_spark.training.same_start import refuse_different_starts
 from segformer_spark.training.setup import Setup, prepare
 from segformer_spark.training.sinks import ConsoleSink, FileSink, Sink
 from segformer_spark.training.stop import StopRequest
@@ -90,6 +91,7 @@ def run_training(
     place = RunDirectory(run_path(resolved.config))
     if options.resume is not None and place.is_run():
         resolved = as_begun(resolved, place.config)
+    refuse_different_starts(resolved.config, group)
     files = read_digests(place.data_files, Path(resolved.config.data.root))
     setup = prepare(resolved.config, group, options.local_cache, files)
     start = _find_start(resolved, options, setup, group)
@@ -139,7 +141,8 @@ def _train(
         pin=group.device.type == "cuda",
         interrupted=lambda: stop.reason is not None,
     )
-    try:
+    with ExitStack() as closing:
+        closing.callback(loader.close)
         engine = Engine(setup.model, setup.loss, config, setup.plan, group)
         if start.source is not None:
             engine.import_state(None if start.stored is None else engine_state(start.stored))
@@ -147,12 +150,14 @@ def _train(
             logger.info("resumed from %s at step %d", start.source, progress.step)
         group.on_main(lambda: reporter.start(progress.step, validated=progress.validated_step == progress.step))
         export = ModelExport(engine, config, setup.train_set.classes)
+        checkpointer = Checkpointer(start.store, engine, config.output, setup.configuration)
+        closing.callback(checkpointer.close)
         outcome = Loop(
             engine=engine,
             loader=loader,
             schedule=setup.schedule,
             validation=Validation(engine, setup, config, reporter, best, export, run.best),
-            checkpointer=Checkpointer(start.store, engine, config.output, setup.configuration),
+            checkpointer=checkpointer,
             reporter=reporter,
             config=config.training,
             progress=progress,
@@ -166,8 +171,6 @@ def _train(
                 reporter.hparams(flatten(config.model_dump()), best.metric, best.score, best.step)
             group.raise_common(reporter.failure)
         group.on_main(reporter.close)
-    finally:
-        loader.close()
     return outcome
 
 
@@ -184,8 +187,11 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
     stored, state = _read_on_main(source, group)
     warnings: list[str] = []
     accept = options.accept_changes
-    changed = check_compatible(state, config, setup.plan, setup.configuration, accept_changes=accept)
-    progress = progress_of(state)
+    try:
+        changed = check_compatible(state, config, setup.plan, setup.configuration, accept_changes=accept)
+        progress = progress_of(state)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source}: its state.json is not one of this package: {error!r}") from error
     if "val" in changed:
         progress.validated_step = None
     elif source.parent.resolve() == run.checkpoints.resolve():

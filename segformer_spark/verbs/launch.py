@@ -21,11 +21,13 @@ def joined(hardware: HardwareConfig) -> Iterator[Group]:
     """The ranks that the launcher started, with logging and threads set up."""
     from segformer_spark.distributed.devices import choose_device, set_threads, use_deterministic_algorithms
     from segformer_spark.distributed.environment import detect_launch
+    from segformer_spark.distributed.launcher import stop_with_launcher
     from segformer_spark.distributed.process_group import process_group
     from segformer_spark.run.allocator import keep_freed_memory
     from segformer_spark.run.console import logger, setup_logging
 
     launch = detect_launch(os.environ)
+    stop_with_launcher(launch)
     setup_logging(launch.rank, launch.world_size)
     if launch.notice:
         logger.info("%s", launch.notice)

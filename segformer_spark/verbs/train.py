@@ -93,7 +93,9 @@ def choose_resume(resolved: ResolvedConfig) -> str | None:
 
     given = os.environ.get("RESUME") or None
     own = Owner.here(os.environ)
-    if own.restart == 0 or not any(attempt["job"] == own.job for attempt in read_attempts(run_path(resolved.config))):
+    if own.restart == 0 or not any(
+        attempt.get("job") == own.job for attempt in read_attempts(run_path(resolved.config))
+    ):
         return given
     return "auto" if given in (None, "auto") else f"auto,{given}"
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from segformer_spark.checkpoint.names import checkpoint_folders
 from segformer_spark.checkpoint.store import newest_committed
-from segformer_spark.errors import UserError
+from segformer_spark.config.fields import flatten
+from segformer_spark.config.stored import stored_fields
+from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.evaluation.comparison_folder import COMPARISON, verify_comparison
 from segformer_spark.evaluation.result_folder import COUNTS, RESULTS
 from segformer_spark.evaluation.saved_decision import DECISION_FILE, read_decision
@@ -28,6 +30,7 @@ def verify_run(path: Path) -> Verification:
             found.unchecked.append(name)
         except UserError as error:
             found.faults.append(error.problem)
+    found.faults += _differences(run) if not found.faults else []
     present = checkpoint_folders(run.checkpoints)
     last = newest_committed(run.checkpoints)
     if last is not None and not present:
@@ -49,6 +52,25 @@ def verify_run(path: Path) -> Verification:
             kept.extend([f"{name}/ ({len(listed)} files or figures)"] if listed else [])
         found.unchecked += [f"{name}/{one}" for one in own.unchecked]
     return found
+
+
+def _differences(run: RunDirectory) -> list[str]:
+    """Settings of config.yaml that training_params.json has otherwise."""
+    if not run.params_json.is_file():
+        return []
+    recorded = read_json_object(run.params_json).get("config")
+    if not isinstance(recorded, dict):
+        return [f"{run.params_json.name}: has no configuration"]
+    try:
+        other = stored_fields(recorded)
+    except ConfigError as error:
+        return [f"{run.params_json.name}: {error}"]
+    own = flatten(run.load_config().config.model_dump(mode="json"))
+    return [
+        f"{run.config.name}: {name} is {value!r}, {run.params_json.name} has {other[name]!r}"
+        for name, value in own.items()
+        if other[name] != value
+    ]
 
 
 def _records(run: RunDirectory) -> dict[str, Callable[[], object]]:

@@ -365,6 +365,10 @@ ELSEWHERE = {
         f"output.checkpoint_every_{unit}": ("training/test_checkpointer.py", "test_steps_epochs_and_minutes")
         for unit in ("epochs", "minutes")
     },
+    "output.save_in_background": (
+        "training/test_checkpointer.py",
+        "test_the_snapshot_has_the_values_of_its_step_and_training_goes_on",
+    ),
     "output.keep_every": ("checkpoint/test_store.py", "test_the_best_and_every_nth_stay"),
     "output.keep_checkpoints": ("checkpoint/test_store.py", "test_as_many_are_kept_as_asked_for"),
     "output.log_every_steps": (RESUME, "test_every_step_counts_once_in_the_training_loss"),

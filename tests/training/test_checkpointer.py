@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 import torch
 
 from segformer_spark.checkpoint.names import committed, step_of
-from segformer_spark.checkpoint.store import CheckpointStore
+from segformer_spark.checkpoint.store import CheckpointStore, read
 from segformer_spark.config.schema import OutputConfig
 from segformer_spark.data.sampler import Position
 from segformer_spark.engine.state import EngineState
-from segformer_spark.errors import TrainingDiverged
+from segformer_spark.errors import TrainingDiverged, UserError
 from segformer_spark.training.best import BestTracker
 from segformer_spark.training.checkpointer import Checkpointer
 from segformer_spark.training.progress import Progress
@@ -33,11 +34,10 @@ class Clock:
 def checkpointer(folder: Path, group: Group, clock: Clock, value: float = 1.0, **settings: Any) -> Checkpointer:
     class Engine:
         def __init__(self) -> None:
-            self.group = group
+            self.group, self.weights = group, {"w": torch.tensor([1.0, value])}
 
         def export_state(self) -> EngineState:
-            weights = {"w": torch.tensor([1.0, value])}
-            return EngineState(weights, {}, {}, 1, None)
+            return EngineState({name: tensor.clone() for name, tensor in self.weights.items()}, {}, {}, 1, None)
 
     engine: Any = Engine()
     return Checkpointer(CheckpointStore(folder, 5), engine, OutputConfig(**settings), {}, clock)
@@ -59,6 +59,65 @@ def test_steps_epochs_and_minutes(tmp_path: Path) -> None:
         assert not own.is_late
         clock.now += 10**6
         assert not checkpointer(tmp_path, group, clock).is_late
+
+
+class SlowStore(CheckpointStore):
+    """Writes when it is let, and fails when it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, 5)
+        self.go, self.full = threading.Event(), False
+
+    def save(self, step: int, stored: Any, best_step: int | None = None) -> Path:
+        assert self.go.wait(10)
+        if self.full:
+            raise UserError(f"step {step}: cannot be written: No space left on device")
+        return super().save(step, stored, best_step)
+
+
+def test_the_snapshot_has_the_values_of_its_step_and_training_goes_on(tmp_path: Path) -> None:
+    """The tensors and counters change while it is written."""
+    with group_of_one() as group:
+        own, store = checkpointer(tmp_path, group, Clock()), SlowStore(tmp_path)
+        own.store = store
+        progress, best = Progress(step=3), BestTracker(None, 0.0)
+        own.save(progress, best, wait=False)
+        engine: Any = own.engine
+        engine.weights["w"].fill_(99.0)
+        progress.step, best.score = 4, 0.9
+        assert committed(tmp_path) == []
+        store.go.set()
+        own.save(progress, best, wait=True)
+    found = [(step_of(path), read(path)) for path in committed(tmp_path)]
+    assert [(step, float(one.model["w"][0]), one.state["progress"]["step"]) for step, one in found] == [
+        (3, 1.0, 3),
+        (4, 99.0, 4),
+    ]
+    assert [one.state["best"]["score"] for _, one in found] == [None, 0.9]
+
+
+def test_a_full_disk_is_said_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with group_of_one() as group:
+        own, store = checkpointer(tmp_path, group, Clock()), SlowStore(tmp_path)
+        own.store = store
+        store.go.set()
+        best = BestTracker(None, 0.0)
+        own.save(Progress(step=1), best, wait=False)
+        own.save(Progress(step=2), best, wait=False)
+        store.full = True
+        own.save(Progress(step=3), best, wait=False)
+        own.save(Progress(step=4), best, wait=False)
+        store.full = False
+        own.save(Progress(step=5), best, wait=True)
+        assert "the checkpoint of step 3 could not be saved: training goes on" in caplog.text
+        assert "No space left" in caplog.text
+        assert {1, 2, 5} <= {step_of(path) for path in committed(tmp_path)}
+        store.full = True
+        with pytest.raises(UserError, match="step 6: cannot be written"):
+            own.save(Progress(step=6), best, wait=True)
+        store.full = False
+        own.save(Progress(step=6), best, wait=True)
+        assert step_of(committed(tmp_path)[-1]) == 6, "the same step is tried again"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

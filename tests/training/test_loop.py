@@ -97,7 +97,7 @@ class Saving:
     def is_due(self, progress: Progress) -> bool:
         return progress.position.step == 0
 
-    def save(self, progress: Progress, best: BestTracker) -> float:
+    def save(self, progress: Progress, best: BestTracker, *, wait: bool = False) -> float:
         if self.saved != progress.step:
             self.saved = progress.step
             self.parts.events.append(f"save {progress.step}")

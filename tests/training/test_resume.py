@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -237,6 +238,22 @@ def test_sigterm_to_torchrun_saves_on_all_ranks(spark_root: Path, tmp_path: Path
     rest, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "stop requested (SIGTERM): saving a checkpoint, then leaving" in rest
+    newest = sorted((path / "checkpoints").iterdir())[-1]
+    assert json.loads((newest / "state.json").read_text())["progress"]["step"] == losses_in(path)[-1][0]
+
+
+def test_ranks_whose_torchrun_is_killed_save_and_leave(spark_root: Path, tmp_path: Path) -> None:
+    """Within seconds, and without pages of frames; who watches them is told why."""
+    path = tmp_path / "run"
+    process = start(command(spark_root, path, "--set", "training.epochs=200"))
+    wait_for_step(process, 3)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    assert not alive
+    rest, _ = process.communicate(timeout=10)
+    assert "SIGTERM: the process that started this one is gone" in rest
+    assert "Traceback" not in rest
     newest = sorted((path / "checkpoints").iterdir())[-1]
     assert json.loads((newest / "state.json").read_text())["progress"]["step"] == losses_in(path)[-1][0]
 

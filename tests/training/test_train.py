@@ -246,7 +246,8 @@ def test_a_missing_checkpoint_is_an_error(spark_root: Path, trained_run: Path) -
 
 
 def full_disk(group: Group, root: str, path: str, limit: int) -> tuple[str, str]:
-    """No file may grow beyond `limit` bytes; the model has 320 kB, its moments twice as many."""
+    """No file may grow beyond `limit` bytes; the model has 320 kB, its moments twice as many. A checkpoint that cannot
+    be written ends the run when it was the last."""
     import resource
     import signal
 
@@ -259,7 +260,7 @@ def full_disk(group: Group, root: str, path: str, limit: int) -> tuple[str, str]
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(("limit", "file"), [(400_000, "checkpoints"), (200_000, "checkpoints"), (300, "config.yaml")])
+@pytest.mark.parametrize(("limit", "file"), [(400_000, "checkpoints"), (200_000, "best"), (300, "config.yaml")])
 def test_a_full_disk_ends_all_ranks_with_the_reason(spark_root: Path, tmp_path: Path, limit: int, file: str) -> None:
     path = tmp_path / "run"
     for kind, text in run_on_ranks(2, full_disk, str(spark_root), str(path), limit):
@@ -268,7 +269,7 @@ def test_a_full_disk_ends_all_ranks_with_the_reason(spark_root: Path, tmp_path: 
         assert file in text
     if limit > 1000:
         assert json.loads((path / "training_params.json").read_text())["status"] == "failed"
-    assert not (path / "best").exists()
+    assert (path / "best").exists() == (limit == 400_000)
     assert not list(path.rglob("*.tmp"))
 
 

@@ -73,6 +73,13 @@ def test_a_run_is_what_was_written(whole_run: Path, capsys: pytest.CaptureFixtur
     assert (kind, found.faults) == ("run", [])
 
 
+def test_a_setting_changed_by_hand_is_named(whole_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("epochs: 3", "epochs: 4"))
+    assert verify_path(run)[1].faults == ["config.yaml: training.epochs is 4, training_params.json has 3"]
+
+
 def test_damage_to_any_file_of_a_run_is_named(whole_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
     rng = random.Random(0)
