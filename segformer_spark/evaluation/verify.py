@@ -85,8 +85,10 @@ def check_report(folder: Path, digest: str | None = None) -> Verification:
     if not present and not own.exists():
         return found
     try:
-        written = own.read_text(encoding="ascii").splitlines()
+        *written, rest = own.read_text(encoding="ascii").split("\n")
         lines = {name: sha256 for sha256, name in (line.split("  ", 1) for line in written)}
+        if rest:
+            found.faults.append(f"{REPORT_DIGEST}: is cut off")
         for name in sorted({REPORT, *present, *lines}):
             if lines.get(name) is None or sha256_of(folder / name) != lines[name]:
                 found.faults.append(f"{name}: changed")
