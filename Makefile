@@ -44,8 +44,7 @@ study-demo: install
 	$(BIN)/python -m segformer_spark study-demo
 
 test: install-dev
-	@# Three workers on two cores: tests of several ranks wait for each other half of the time.
-	$(BIN)/python -m pytest -n 3 --dist worksteal --ignore tests/slurm
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/slurm
 	@# Each worker has a cluster of its own; most of a test there is waiting.
 	$(BIN)/python -m pytest -n 4 --dist load --maxschedchunk 1 tests/slurm
 

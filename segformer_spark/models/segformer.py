@@ -241,11 +241,21 @@ def portable_names(model: SegFormer) -> dict[str, str]:
     Found by asking `save_pretrained` itself, with one number per tensor, so it holds in every transformers version.
     """
     prefix = "network."
-    names = [name.removeprefix(prefix) for name in model.state_dict()]
+    names = tuple(name.removeprefix(prefix) for name in model.state_dict())
+    if names not in _portable:
+        _portable[names] = _asked(model, names)
+    return {prefix + name: stored for name, stored in _portable[names].items()}
+
+
+_portable: dict[tuple[str, ...], dict[str, str]] = {}
+"""{names of a network: what `save_pretrained` makes of them}; asking takes a tenth of a second."""
+
+
+def _asked(model: SegFormer, names: tuple[str, ...]) -> dict[str, str]:
     probe = {name: torch.tensor([number]) for number, name in enumerate(names)}
     with tempfile.TemporaryDirectory() as folder:
         model.network.save_pretrained(folder, state_dict=probe)
         stored = load_file(Path(folder) / "model.safetensors")
-    portable = {prefix + names[int(number)]: name for name, number in stored.items()}
+    portable = {names[int(number)]: name for name, number in stored.items()}
     assert len(portable) == len(names), "transformers dropped or merged tensors on saving"
     return portable

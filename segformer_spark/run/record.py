@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import getpass
 import importlib.metadata
 import json
@@ -52,7 +54,13 @@ def configuration_record(resolved: ResolvedConfig) -> dict[str, Any]:
 
 
 def software_record() -> dict[str, Any]:
-    """Versions of this package, Python and every installed package, and the state of the source tree."""
+    """Versions of this package, Python and every installed package, and the state of the source tree, as this process
+    first found them."""
+    return copy.deepcopy(_software())
+
+
+@functools.lru_cache(maxsize=1)
+def _software() -> dict[str, Any]:
     installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     return {
         "segformer_spark": __version__,

@@ -111,6 +111,7 @@ def test_the_loader_benchmark_renders_its_set_once(source: str, tmp_path: Path) 
     assert (tmp_path / "rendered_64_2" / "train.csv").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.sweep
 def test_ranks_work_together(tmp_path: Path) -> None:
     settings = json.loads((PROJECT_ROOT / "ds_configs" / "zero1.json").read_text())
     settings["zero_optimization"]["reduce_bucket_size"] = 1000

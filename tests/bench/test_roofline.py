@@ -244,6 +244,7 @@ def test_a_compiled_step_is_as_inductor_plans_it() -> None:
     assert 0.5 * eager["bytes"] < compiled["bytes"] < 1.3 * eager["bytes"]
 
 
+@pytest.mark.sweep
 def test_inductors_bytes_of_a_known_graph() -> None:
     """A sum of two vectors reads both and writes one; a product is a kernel of its own."""
 

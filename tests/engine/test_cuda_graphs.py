@@ -69,7 +69,7 @@ def steps(group: Group, overrides: tuple[str, ...], micro: int) -> dict[str, Any
     return {"losses": losses, "weights": state, "evaluated": evaluated.numpy(), "said": said}
 
 
-@pytest.mark.parametrize("kernels", ["plain", "gpu"])
+@pytest.mark.parametrize("kernels", [pytest.param("plain", marks=pytest.mark.sweep), "gpu"])
 @pytest.mark.parametrize(
     ("world", "precision", "stage"),
     [(1, "fp32", 1), pytest.param(2, "bf16", 2, marks=pytest.mark.sweep), (3, "fp32", 0)],

@@ -32,6 +32,7 @@ def test_the_run_explains_itself() -> None:
     assert sum(file.stat().st_size for file in RUN.path.rglob("*") if file.is_file()) < 9e6
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(ROOT is None, reason="CAMVID_ROOT is not set")
 def test_evaluation_gives_the_figures_of_its_card(tmp_path: Path) -> None:
     """To the rounding of weights to fp16."""

@@ -92,6 +92,7 @@ def test_a_difference_is_an_error_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.sweep
 def test_a_model_of_fixed_size_says_so(tmp_path: Path) -> None:
     """smp's U-Net answers torch.export for one size only."""
     config = ModelConfig(name="unet", encoder="resnet18", pretrained="none")

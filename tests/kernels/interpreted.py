@@ -74,7 +74,7 @@ def broken() -> float:
 if __name__ == "__main__":
     json.dump(
         {
-            "differences": differences(CPU, [torch.float32, torch.bfloat16]),
+            "differences": differences(CPU, [getattr(torch, name) for name in sys.argv[1:]]),
             "traffic": traffic(),
             "broken": broken(),
         },

@@ -22,12 +22,12 @@ pytestmark = pytest.mark.skipif(NO_TRITON, reason="torch's builds without CUDA b
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the interpreter found; minutes, so that one worker waits for the other."""
-    found = made_once(tmp_path_factory, "interpreted_kernels", _interpret) / "found.json"
-    return json.loads(found.read_text())
+    found = made_once(tmp_path_factory, "interpreted_kernels", lambda folder: _interpret(folder, "float32"))
+    return json.loads((found / "found.json").read_text())
 
 
-def _interpret(folder: Path) -> None:
-    command = [sys.executable, "-m", "tests.kernels.interpreted"]
+def _interpret(folder: Path, *precisions: str) -> None:
+    command = [sys.executable, "-m", "tests.kernels.interpreted", *precisions]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -41,6 +41,12 @@ def test_every_kernel_computes_its_plain_formula(interpreted: Any) -> None:
     assert all(own["float32"] < 1e-5 for own in interpreted["differences"].values())
     assert max(TOLERANCE.values()) < 0.05
     assert interpreted["differences"]["normalize"]["float32"] == 0, "a GPU is fed with the CPU's values"
+
+
+@pytest.mark.sweep
+def test_in_half_precision_too(tmp_path: Path) -> None:
+    _interpret(tmp_path, "bfloat16")
+    assert wrong(json.loads((tmp_path / "found.json").read_text())["differences"]) == {}
 
 
 def test_a_wrong_kernel_is_found(interpreted: Any) -> None:

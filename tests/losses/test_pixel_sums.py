@@ -75,7 +75,7 @@ def on_rank(group: Group, kind: str) -> tuple[float, NDArray[np.float32]]:
     return value.item(), (gradient / group.world_size).numpy()
 
 
-@pytest.mark.parametrize("kind", ["ce_dice", "lovasz"])
+@pytest.mark.parametrize("kind", ["ce_dice", pytest.param("lovasz", marks=pytest.mark.sweep)])
 def test_ranks_agree_with_fp64_at_512_pixels(kind: Any) -> None:
     logits, labels = scene(IMAGES, SIDE)
     exact = logits.double().requires_grad_()

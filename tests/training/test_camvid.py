@@ -49,6 +49,7 @@ def test_camvid_trains_with_crops_and_weights_from_its_manifest(tmp_path: Path) 
         run_on_ranks(1, short_run, str(root), str(tmp_path / "other"), settings)
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(ROOT is None, reason="CAMVID_ROOT is not set")
 def test_a_few_steps_on_real_images_learn(tmp_path: Path) -> None:
     settings = (*CAMVID, "data.image_size=96", "training.max_steps=40", "data.val_subset=4", "training.epochs=1")

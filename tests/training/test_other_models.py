@@ -74,6 +74,7 @@ def test_batches_that_a_model_cannot_be_trained_with(
     assert message in run_on_ranks(1, refused, str(spark_root), str(tmp_path / "run"), (*UNET, *settings))[0]
 
 
+@pytest.mark.sweep
 def test_rectangles_train_one_image_at_a_time(spark_root: Path, tmp_path: Path) -> None:
     """Study B's model 5 at toy size: trained, cut off, resumed bit for bit, and evaluated at its own size."""
     settings = (

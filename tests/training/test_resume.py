@@ -116,7 +116,7 @@ def ends_for_rank_1(group: Group, root: str, path: str) -> list[float]:
     return short_run(group, root, path, deadline=time.time() if group.rank == 1 else None)
 
 
-@pytest.mark.parametrize("stop_at", [2, 3, 5])
+@pytest.mark.parametrize("stop_at", [2, *(pytest.param(step, marks=pytest.mark.sweep) for step in (3, 5))])
 def test_stopped_on_request_and_resumed_is_bit_equal(
     spark_root: Path, trained_run: Path, tmp_path: Path, stop_at: int
 ) -> None:
@@ -229,6 +229,7 @@ def test_ctrl_c_saves_and_leaves(spark_root: Path, tmp_path: Path) -> None:
     assert json.loads((newest / "state.json").read_text())["progress"]["step"] == losses_in(path)[-1][0]
 
 
+@pytest.mark.sweep
 def test_sigterm_to_torchrun_saves_on_all_ranks(spark_root: Path, tmp_path: Path) -> None:
     """torchrun passes it on, waits for its workers, and reports a status of its own."""
     path = tmp_path / "run"

@@ -108,7 +108,7 @@ def test_best_holds_the_best_validation(trained_run: Path) -> None:
     assert (card["metrics"]["spark_score"], -card["step"]) == max(scores)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.sweep), 3])
 def test_validation_does_not_depend_on_ranks(spark_root: Path, trained_run: Path, tmp_path: Path, world: int) -> None:
     """One optimizer step of a vanishing rate, then validation: the same counts over any number of ranks."""
 
