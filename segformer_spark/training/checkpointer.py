@@ -39,7 +39,7 @@ class Checkpointer:
         self.saved_step: int | None = None
         self._snapshot_seconds = self._write_seconds = 0.0
         self._thread: threading.Thread | None = None
-        self._error: UserError | None = None
+        self._error: Exception | None = None
 
     def is_due(self, progress: Progress) -> bool:
         """At the end of an epoch, and every so many steps. Equal on all ranks."""
@@ -114,14 +114,14 @@ class Checkpointer:
             started = time.monotonic()
             try:
                 self.store.save(step, stored, best_step)
-            except UserError as error:
+            except Exception as error:  # noqa: BLE001 - raised again by the thread that trains
                 self._error = error
             self._write_seconds = time.monotonic() - started
 
         self._thread = threading.Thread(target=write, name="checkpoint")
         self._thread.start()
 
-    def _join(self) -> UserError | None:
+    def _join(self) -> Exception | None:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()
@@ -134,7 +134,7 @@ class Checkpointer:
         if error is None:
             return
         step, self.saved_step = self.saved_step, None
-        if raises or isinstance(error, RunTakenOver):
+        if raises or isinstance(error, RunTakenOver) or not isinstance(error, UserError):
             raise error
         logger.warning("%s", error)
         logger.warning("the checkpoint of step %s could not be saved: training goes on, the one before it stands", step)

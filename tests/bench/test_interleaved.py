@@ -81,6 +81,7 @@ def test_ratios_are_pairwise_and_their_median_is_quoted() -> None:
     assert second.split() == ["b", "2000.0", "2.00", "2.00", "1.00", "3.00", "12", "50", "%"]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", ["train", "infer"])
 def test_implementations_of_a_model_benchmark_run(kind: str) -> None:
     benchmark = model_benchmark(TINY.model_copy(update={"kind": kind}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -155,3 +156,26 @@ def test_a_frozen_encoder_is_stored_without_moments() -> None:
     state = run_on_ranks(2, frozen, 2)[0]
     assert all(name.startswith("decode_head.") for name in state["moments"]["exp_avg"])
     assert any(name.startswith("segformer.encoder.") for name in state["parameters"])
+
+
+def exported_and_stepped(group: Group, stage: int, overrides: tuple[str, ...]) -> bool:
+    """Whether an exported state is the same after more steps: a checkpoint is written while training goes on."""
+    engine = make_engine(group, stage, overrides=overrides)
+    engine.train_step(own_batches(0, engine.plan, group.rank), 0)
+    state = engine.export_state()
+    before = copy.deepcopy(state)
+    for step in (1, 2):
+        engine.train_step(own_batches(step, engine.plan, group.rank), step)
+    if state is None or before is None:
+        return True
+    assert_equal(plain(state), plain(before))
+    for name, value in (before.average or {}).items():
+        assert state.average is not None
+        assert torch.equal(state.average[name], value)
+    return True
+
+
+@pytest.mark.parametrize(("world", "stage"), [(1, 0), (1, 1), (2, 2)])
+def test_an_exported_state_is_a_copy(world: int, stage: int) -> None:
+    settings = ("training.ema.decay=0.9",)
+    assert run_on_ranks(world, exported_and_stepped, stage, settings) == [True] * world

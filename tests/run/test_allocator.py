@@ -31,5 +31,6 @@ def faults(mode: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.sweep
 def test_freed_maps_are_not_faulted_in_again() -> None:
     assert faults("keep") < 0.2 * faults("plain")

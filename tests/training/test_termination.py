@@ -20,7 +20,7 @@ from segformer_spark.exit_codes import ExitCode
 from tests.training.short_run import SHORT
 
 ROOT = Path(__file__).parents[2]
-MOMENTS = int(os.environ.get("TERMINATION_MOMENTS", "3"))
+MOMENTS = int(os.environ.get("TERMINATION_MOMENTS", "2"))
 """`TERMINATION_MOMENTS=20 pytest tests/training/test_termination.py -s` tries more and prints how long each took."""
 
 _LONGEST, _HANG = 9.0, 120.0
