@@ -138,7 +138,7 @@ def gradients(group: Group, compiled: bool) -> dict[str, NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize(
-    ("kernels", "setting"), [("cpu", "true"), pytest.param("gpu", "auto", marks=pytest.mark.sweep)]
+    ("kernels", "setting"), [pytest.param(*own, marks=pytest.mark.sweep) for own in (("cpu", "true"), ("gpu", "auto"))]
 )
 def test_a_compiled_encoder_trains_with_exact_accumulation(kernels: Setting, setting: str) -> None:
     """With and without gradients in turn. The graphs are run as traced: no C++ compiler, a second instead of ten."""

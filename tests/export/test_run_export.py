@@ -15,7 +15,7 @@ from segformer_spark.checkpoint.export import load_model
 from tests.once import made_once
 from tests.verbs import leave
 
-KINDS = (("onnx", "model.onnx"), ("torch-export", "model.pt2"), ("safetensors", "model"))
+KINDS = (("onnx", "model.onnx"), ("safetensors", "model"))
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,11 @@ def exported(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return made_once(tmp_path_factory, "exported_run", make)
 
 
-def test_a_program_of_torch_export_needs_nothing_of_this_package(exported: Path, trained_run: Path) -> None:
-    program = torch.export.load(exported / "model.pt2").module()
+@pytest.mark.sweep
+def test_a_program_of_torch_export_needs_nothing_of_this_package(trained_run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.pt2"
+    assert leave("export", str(trained_run), "--format", "torch-export", "--output", str(file)) == 0
+    program = torch.export.load(file).module()
     model, _ = load_model(trained_run / "best")
     images = torch.randn(3, 3, 97, 131)
     with torch.inference_mode():
