@@ -110,7 +110,7 @@ class Loop:
             validates = self.validation.is_due(self.progress)
             saves = is_late or self.checkpointer.is_due(self.progress)
             every = self.compare_every
-            compares = every is not None and self.progress.step % every == 0
+            compares = not saves and every is not None and self.progress.step % every == 0
             if validates or saves or compares:
                 consensus.wait()
                 self._read()
