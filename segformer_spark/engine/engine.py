@@ -279,6 +279,13 @@ class Engine:
         with self.average.in_place_of(self.model):
             yield
 
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps that changed the weights; under fp16 an overflow drops some."""
+        from segformer_spark.engine.transfer import applied_updates
+
+        return applied_updates(self.engine)
+
     def export_state(self) -> EngineState | None:
         """Weights, moments and buffers by stored name, on the CPU of the first rank; None on the others. Collective."""
         from segformer_spark.engine.transfer import export_state

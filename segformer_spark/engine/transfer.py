@@ -35,7 +35,7 @@ def export_state(engine: Any, names: dict[str, str], *, keep: bool) -> EngineSta
         names: live names -> stored names.
     """
     module: nn.Module = engine.module
-    step = _optimizer_step(engine)
+    step = applied_updates(engine)
     if step > 0:
         _link_moments(engine)
     trained = {names[live]: parameter for live, parameter in module.named_parameters() if parameter.requires_grad}
@@ -170,7 +170,7 @@ def _base_state(engine: Any) -> Any:
     return engine.optimizer.optimizer.state if _uses_zero(engine) else engine.optimizer.state
 
 
-def _optimizer_step(engine: Any) -> int:
+def applied_updates(engine: Any) -> int:
     """Updates that were applied: as the optimizer counts them, or DeepSpeed where it (SGD) does not."""
     if not _counts_steps(engine.basic_optimizer):
         return int(engine.global_steps - engine.skipped_steps)

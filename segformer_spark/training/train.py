@@ -67,7 +67,7 @@ class TrainOptions:
 class _Start:
     """Where a training begins; `stored` is the checkpoint at `source`, on the first rank; None for a fresh start.
 
-    `changed_sets` are those of train and val that are others than at the checkpoint; `warnings` are for the log.
+    `changed_sets` are those of train and val that are others than at the checkpoint; `warnings` are for the log; `updates` that the run has applied are known in the end.
     """
 
     run: RunDirectory
@@ -78,6 +78,7 @@ class _Start:
     best: BestTracker
     changed_sets: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    updates: int = 0
 
 
 def run_training(
@@ -120,6 +121,7 @@ def run_training(
         except BaseException as error:
             _close_after_failure(record, reporter, progress, start.best, error)
             raise
+        record.record["updates"] = start.updates
         group.on_main(lambda: record.finish(outcome, progress, start.best, None))
         _log_outcome(start, outcome, resolved.config)
     return run, outcome
@@ -165,6 +167,7 @@ def _train(
             lease=lease,
             compare_every=config.hardware.compare_ranks_every,
         ).run()
+        start.updates = engine.num_updates
         if outcome is not Outcome.STOPPED:
             export.write(run.final, progress, {})
             if best.score is not None and best.step is not None:
@@ -313,7 +316,7 @@ def _say_findings(config: Config, setup: Setup) -> None:
 def _log_outcome(start: _Start, outcome: Outcome, config: Config) -> None:
     run, progress, best = start.run, start.progress, start.best
     spent = duration(sum(progress.epoch_seconds) + progress.unfinished_seconds)
-    logger.info("%s after %d steps, %s", outcome.value, progress.step, spent)
+    logger.info("%s after %d steps, %d updates applied, %s", outcome.value, progress.step, start.updates, spent)
     if best.score is not None:
         logger.info("best %s %.4f at step %s: %s", best.metric, best.score, best.step, run.best)
     if outcome is Outcome.STOPPED:

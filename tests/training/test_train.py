@@ -39,7 +39,7 @@ def test_the_run_directory_explains_itself(trained_run: Path) -> None:
 def test_the_record(trained_run: Path) -> None:
     record = yaml.safe_load((trained_run / "training_params.yaml").read_text())
     assert record["status"] == "completed"
-    assert record["steps"] == 9
+    assert record["steps"] == record["updates"] == 9
     assert len(record["seconds_per_epoch"]) == 3
     assert record["started"] <= record["ended"]
     assert record["runtime"]["world_size"] == 1
