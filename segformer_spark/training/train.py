@@ -67,7 +67,8 @@ class TrainOptions:
 class _Start:
     """Where a training begins; `stored` is the checkpoint at `source`, on the first rank; None for a fresh start.
 
-    `changed_sets` are those of train and val that are others than at the checkpoint; `warnings` are for the log; `updates` that the run has applied are known in the end.
+    `changed_sets` are those of train and val that are others than at the checkpoint; `warnings` are for the log;
+    `updates` is known in the end: the optimizer steps that changed the weights.
     """
 
     run: RunDirectory
