@@ -16,6 +16,7 @@ from segformer_spark.evaluation.saved_decision import DECISION_FILE, read_decisi
 from segformer_spark.evaluation.verify import check_report, verify_evaluation
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.json_file import read_json_object
+from segformer_spark.run.record import scrub
 from segformer_spark.run.verification import Verification
 from segformer_spark.submission.verify import verify_submission
 from segformer_spark.verification.models import verify_checkpoint, verify_model
@@ -65,7 +66,7 @@ def _differences(run: RunDirectory) -> list[str]:
         other = stored_fields(recorded)
     except ConfigError as error:
         return [f"{run.params_json.name}: {error}"]
-    own = flatten(run.load_config().config.model_dump(mode="json"))
+    own = flatten(scrub(run.load_config().config.model_dump(mode="json")))  # as the record, without machine paths
     return [
         f"{run.config.name}: {name} is {value!r}, {run.params_json.name} has {other[name]!r}"
         for name, value in own.items()
