@@ -64,7 +64,8 @@ class Checkpointer:
             wait: return when the checkpoint stands on disk.
 
         Raises:
-            TrainingDiverged: weights, moments or statistics are not finite; the last checkpoint that was stands.
+            TrainingDiverged: weights, moments or statistics of this step or, without `wait`, of the checkpoint before
+                are not finite; the last one that was stands.
             UserError: the run was taken over; with `wait`, the checkpoint could not be written.
         """
         started = time.monotonic()
@@ -94,15 +95,7 @@ class Checkpointer:
 
         def begin() -> None:
             assert state is not None
-            stored = to_stored(state, progress, best, self.configuration)
-            try:
-                refuse_not_finite(stored, f"step {step}")
-            except CheckpointError as error:
-                raise TrainingDiverged(
-                    f"{error.problem}: it is not saved, and the checkpoint before it stands",
-                    "Go on from it with a lower learning rate, or with precision bf16 or fp32.",
-                ) from error
-            self._write(step, stored, best_step)
+            self._write(step, to_stored(state, progress, best, self.configuration), best_step)
 
         self.engine.group.on_main(begin)
         self.saved_step, self._saved_at = step, self.clock()
@@ -113,6 +106,7 @@ class Checkpointer:
         def write() -> None:
             started = time.monotonic()
             try:
+                _refuse_diverged(step, stored)
                 self.store.save(step, stored, best_step)
             except Exception as error:  # noqa: BLE001 - raised again by the thread that trains
                 self._error = error
@@ -134,7 +128,18 @@ class Checkpointer:
         if error is None:
             return
         step, self.saved_step = self.saved_step, None
-        if raises or isinstance(error, RunTakenOver) or not isinstance(error, UserError):
+        is_passing = isinstance(error, UserError) and not isinstance(error, RunTakenOver | TrainingDiverged)
+        if raises or not is_passing:
             raise error
         logger.warning("%s", error)
         logger.warning("the checkpoint of step %s could not be saved: training goes on, the one before it stands", step)
+
+
+def _refuse_diverged(step: int, stored: StoredState) -> None:
+    try:
+        refuse_not_finite(stored, f"step {step}")
+    except CheckpointError as error:
+        raise TrainingDiverged(
+            f"{error.problem}: it is not saved, and the checkpoint before it stands",
+            "Go on from it with a lower learning rate, or with precision bf16 or fp32.",
+        ) from error

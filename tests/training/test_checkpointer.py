@@ -129,6 +129,9 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path, value: float) -
             TrainingDiverged, match=r"step 2: w \(weights\) has values that are not finite: it is not saved"
         ):
             own.save(Progress(step=2), BestTracker(None, 0.0))
+        own.save(Progress(step=3), BestTracker(None, 0.0), wait=False)
+        with pytest.raises(TrainingDiverged, match="step 3"):
+            own.save(Progress(step=4), BestTracker(None, 0.0), wait=False)
     assert [step_of(path) for path in committed(tmp_path)] == [1]
 
 
