@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import SegformerImageProcessor
 
 from segformer_spark.checkpoint.model_readme import readme_text
+from segformer_spark.config.explain import first_problem
 from segformer_spark.config.image_size import ImageSize, Size, height_width, parse_size, size_text
 from segformer_spark.config.schema import InferenceConfig, ModelConfig
 from segformer_spark.config.section import Section
@@ -188,8 +189,7 @@ def card_of(raw: dict[str, Any]) -> ModelCard:
     try:
         own = _CardFile.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+        raise ValueError(first_problem(error)) from error
     values = {name: getattr(own, name) for name in _CardFile.model_fields}
     lists = {"class_names": tuple(own.class_names), "colors": tuple(own.colors)}
     pairs = None if own.flip_pairs is None else tuple(own.flip_pairs)

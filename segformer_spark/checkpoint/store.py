@@ -135,9 +135,9 @@ class CheckpointStore:
         Raises:
             CheckpointError: there were checkpoints, and none of them can be used.
         """
-        present, last = checkpoint_folders(self.folder), newest_committed(self.folder)
-        if last is not None and present and step_of(present[-1]) < last:
-            logger.warning("%s: the checkpoint of step %d, the newest that was saved, is gone", self.folder, last)
+        present, lost = checkpoint_folders(self.folder), lost_newest(self.folder)
+        if lost is not None and present:
+            logger.warning("%s: the checkpoint of step %d, the newest that was saved, is gone", self.folder, lost)
         for path in reversed(present):
             try:
                 verify(path)
@@ -146,11 +146,13 @@ class CheckpointStore:
                 logger.warning("%s; this checkpoint is passed over", error)
                 continue
             return path
-        if present or last is not None:
+        if present or lost is not None:
+            all_damaged, all_gone = (
+                f"all {len(present)} checkpoints are damaged",
+                f"its checkpoints, to step {lost}, are gone",
+            )
             raise CheckpointError(
-                f"{self.folder}: "
-                + (f"all {len(present)} checkpoints are damaged" if present else f"its checkpoints, to step {last}, ")
-                + ("" if present else "are gone"),
+                f"{self.folder}: {all_damaged if present else all_gone}",
                 "Bring them back from a copy, give --resume CHECKPOINT, or start anew with --overwrite, which removes "
                 "the run.",
             )
@@ -225,6 +227,13 @@ def newest_committed(folder: Path) -> int | None:
     except (OSError, UnicodeDecodeError):
         return None
     return int(text) if re.fullmatch(r"[0-9]{1,12}\n", text) else None
+
+
+def lost_newest(folder: Path) -> int | None:
+    """The step of the newest checkpoint that was committed, where it is gone; None where it is there."""
+    present, last = checkpoint_folders(folder), newest_committed(folder)
+    is_there = last is None or (bool(present) and step_of(present[-1]) >= last)
+    return None if is_there else last
 
 
 def read(path: Path) -> StoredState:

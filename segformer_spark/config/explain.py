@@ -25,6 +25,12 @@ def explain(error: ValidationError, model: type[BaseModel], sources: Mapping[str
     return "\n".join(_explain(item, known, sources, source) for item in error.errors())
 
 
+def first_problem(error: ValidationError) -> str:
+    """The key and what is wrong with it, for files that no user writes."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
 def nearest_names(dotted: str, known: Iterable[str]) -> str:
     """A hint about a key that does not exist: the same name in another section first, then similar names beside it."""
     *section, leaf = dotted.split(".")

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from segformer_spark.config.fields import FIELDS, flatten
-from segformer_spark.config.load import ResolvedConfig, assign, load_config, read_file, validate
+from segformer_spark.config.load import ResolvedConfig, assign, load_config, validate
 from segformer_spark.config.schema import Config
 from segformer_spark.errors import ConfigError
 
@@ -55,9 +55,13 @@ def load_stored_config(
     Raises:
         ConfigError: it cannot be used, or is empty.
     """
-    if not read_file(path)[0]:
-        raise ConfigError(f"{path}: the run's configuration is empty: the file is damaged")
-    return load_config(path, overrides=overrides, environment=environment, complete=complete)
+
+    def completed(tree: dict[str, Any]) -> dict[str, Any]:
+        if not tree:
+            raise ConfigError(f"{path}: the run's configuration is empty: the file is damaged")
+        return complete(tree)
+
+    return load_config(path, overrides=overrides, environment=environment, complete=completed)
 
 
 def as_begun(resolved: ResolvedConfig, stored: Path) -> ResolvedConfig:

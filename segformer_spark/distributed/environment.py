@@ -49,20 +49,21 @@ def detect_launch(environment: Mapping[str, str]) -> Launch:
     Raises:
         UserError: the variables are incomplete, or contradict each other.
     """
+    return _checked(_as_set(environment))
+
+
+def _as_set(environment: Mapping[str, str]) -> Launch:
+    """What the launcher's variables say, whether it can be or not."""
     in_step = "SLURM_STEP_ID" in environment and _integer(environment, "SLURM_NTASKS", "1") > 1
     if "TORCHELASTIC_RUN_ID" in environment or (set(_TORCHRUN) <= environment.keys() and not in_step):
-        return _checked(
-            Launch(
-                launcher="torchrun",
-                rank=_integer(environment, "RANK"),
-                world_size=_integer(environment, "WORLD_SIZE"),
-                local_rank=_integer(environment, "LOCAL_RANK"),
-                # Launchers that say no number of processes on a node have at least this one.
-                local_world_size=_integer(
-                    environment, "LOCAL_WORLD_SIZE", str(_integer(environment, "LOCAL_RANK") + 1)
-                ),
-                master=(_text(environment, "MASTER_ADDR"), _integer(environment, "MASTER_PORT")),
-            )
+        return Launch(
+            launcher="torchrun",
+            rank=_integer(environment, "RANK"),
+            world_size=_integer(environment, "WORLD_SIZE"),
+            local_rank=_integer(environment, "LOCAL_RANK"),
+            # Launchers that say no number of processes on a node have at least this one.
+            local_world_size=_integer(environment, "LOCAL_WORLD_SIZE", str(_integer(environment, "LOCAL_RANK") + 1)),
+            master=(_text(environment, "MASTER_ADDR"), _integer(environment, "MASTER_PORT")),
         )
     if in_step and "SLURM_PTY_PORT" in environment:
         return Launch(
@@ -73,17 +74,15 @@ def detect_launch(environment: Mapping[str, str]) -> Launch:
     if in_step:
         _refuse_stale(environment)
         ports, token = _ports(environment)
-        return _checked(
-            Launch(
-                launcher="slurm",
-                rank=_integer(environment, "SLURM_PROCID"),
-                world_size=_integer(environment, "SLURM_NTASKS"),
-                local_rank=_integer(environment, "SLURM_LOCALID"),
-                local_world_size=_tasks_on_node(environment),
-                master=(environment.get("MASTER_ADDR") or first_host(environment), ports[0]),
-                other_ports=ports[1:],
-                token=token,
-            )
+        return Launch(
+            launcher="slurm",
+            rank=_integer(environment, "SLURM_PROCID"),
+            world_size=_integer(environment, "SLURM_NTASKS"),
+            local_rank=_integer(environment, "SLURM_LOCALID"),
+            local_world_size=_tasks_on_node(environment),
+            master=(environment.get("MASTER_ADDR") or first_host(environment), ports[0]),
+            other_ports=ports[1:],
+            token=token,
         )
     return Launch("single", 0, 1, 0, 1, None)
 

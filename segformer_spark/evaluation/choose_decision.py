@@ -40,53 +40,39 @@ def choose_decision(
         UserError: the model lies in no run directory and is to be saved, or its run is being trained.
     """
     with hold_results(output, group):
-        return _choose(resolved, model, split, output, inference, options, group, save=save)
+        config = resolved.config
+        settings = replace(inference, view=resolved.overridden("inference"), num_workers=config.data.num_workers)
+        session = Session.open(model, settings, group, config.data, split)
+        run = session.run
+        if save:
+            if run is None:
+                raise UserError(f"{model} does not lie in a run directory: there is no place for {DECISION_FILE}")
+            group.on_main(lambda: refuse_if_leased(run, Owner.here(os.environ)))
+        started = now()
+        comparison = compare_inference(session, options)
+        hosts = group.gather(host_record(group.device))
 
+        def write() -> None:
+            halves = comparison.halves
+            facts: dict[str, Any] = {
+                "dataset": config.data.dataset,
+                "split": split,
+                "split_is": config.data.describe_split(split),
+                "num_images": [len(halves.chosen_on), len(halves.judged_on)],
+                "time_limit": options.time_limit,
+                "seed": options.seed,
+            }
+            record = session_record(session, hosts, started)
+            digest = write_comparison(output, comparison, session.card.class_names, facts, record)
+            for line in table(comparison):
+                logger.info("%s", line)
+            chosen = {**facts, "halves": halves.rule, "metric": comparison.metric}
+            if save and run is not None:
+                _save(session, comparison, run / DECISION_FILE, chosen)
+            logger.info("comparison: %s, sha256 of its SHA256SUMS: %s", output, digest)
 
-def _choose(
-    resolved: ResolvedConfig,
-    model: Path,
-    split: str,
-    output: Path,
-    inference: InferenceSettings,
-    options: CompareOptions,
-    group: Group,
-    *,
-    save: bool,
-) -> Comparison:
-    config = resolved.config
-    settings = replace(inference, view=resolved.overridden("inference"), num_workers=config.data.num_workers)
-    session = Session.open(model, settings, group, config.data, split)
-    run = session.run
-    if save:
-        if run is None:
-            raise UserError(f"{model} does not lie in a run directory: there is no place for {DECISION_FILE}")
-        group.on_main(lambda: refuse_if_leased(run, Owner.here(os.environ)))
-    started = now()
-    comparison = compare_inference(session, options)
-    hosts = group.gather(host_record(group.device))
-
-    def write() -> None:
-        halves = comparison.halves
-        facts: dict[str, Any] = {
-            "dataset": config.data.dataset,
-            "split": split,
-            "split_is": config.data.describe_split(split),
-            "num_images": [len(halves.chosen_on), len(halves.judged_on)],
-            "time_limit": options.time_limit,
-            "seed": options.seed,
-        }
-        record = session_record(session, hosts, started)
-        digest = write_comparison(output, comparison, session.card.class_names, facts, record)
-        for line in table(comparison):
-            logger.info("%s", line)
-        chosen = {**facts, "halves": halves.rule, "metric": comparison.metric}
-        if save and run is not None:
-            _save(session, comparison, run / DECISION_FILE, chosen)
-        logger.info("comparison: %s, sha256 of its SHA256SUMS: %s", output, digest)
-
-    group.on_main(write)
-    return comparison
+        group.on_main(write)
+        return comparison
 
 
 def _crops(session: Session) -> dict[str, Any]:

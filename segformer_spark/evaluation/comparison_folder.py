@@ -20,9 +20,9 @@ from segformer_spark.evaluation.decision import ARGMAX
 from segformer_spark.evaluation.halves import Halves
 from segformer_spark.evaluation.judged_rows import Comparison, Row, judged, row_record, table
 from segformer_spark.run.atomic import atomic_file, csv_text, write_json, write_text
-from segformer_spark.run.checksums import CHECKSUMS, check_checksums, root_digest, write_checksums
+from segformer_spark.run.checksums import CHECKSUMS, write_checksums
 from segformer_spark.run.json_file import equal_values, read_json_object
-from segformer_spark.run.verification import Verification
+from segformer_spark.run.verification import Verification, has_text, verify_sealed
 
 COMPARISON = "inference.json"
 _COUNTS, _TABLE, _TEXT = "inference.npz", "inference.csv", "inference.txt"
@@ -65,9 +65,7 @@ def write_comparison(
 
 def verify_comparison(folder: Path) -> Verification:
     """Compare all digests, and compute every figure anew from the counts. Changes nothing."""
-    found = Verification(check_checksums(folder))
-    if (folder / CHECKSUMS).is_file():
-        found.digest = root_digest(folder)
+    found = verify_sealed(folder)
     try:
         _recompute(folder, found)
     except DataError as error:
@@ -100,11 +98,7 @@ def _recompute(folder: Path, found: Verification) -> None:
             found.faults.append(f"{COMPARISON}: {name} is {stored[name]}, {value} follows from {_COUNTS}")
     texts = {_TABLE: _csv(stored["rows"]), _TEXT: "\n".join(table(computed)) + "\n"}
     for name, text in texts.items():
-        try:
-            same = (folder / name).read_text(encoding="utf-8") == text
-        except (OSError, UnicodeDecodeError):
-            same = False
-        if not same:
+        if not has_text(folder / name, text):
             found.faults.append(f"{name}: does not follow from {COMPARISON}")
     found.recomputed += [f"{COMPARISON}: rows, winner, metric", *texts]
     known = {COMPARISON, CHECKSUMS, *texts}

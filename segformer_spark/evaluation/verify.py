@@ -20,10 +20,10 @@ from segformer_spark.evaluation.result_folder import (
 )
 from segformer_spark.metrics.detailed import detailed_report
 from segformer_spark.run.atomic import csv_text
-from segformer_spark.run.checksums import CHECKSUMS, check_checksums, root_digest
+from segformer_spark.run.checksums import CHECKSUMS
 from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.json_file import equal_values, read_json_object
-from segformer_spark.run.verification import Verification
+from segformer_spark.run.verification import Verification, has_text, verify_sealed
 
 
 def verify_evaluation(folder: Path) -> Verification:
@@ -34,9 +34,7 @@ def verify_evaluation(folder: Path) -> Verification:
     """
     if not (folder / CHECKSUMS).exists() and not (folder / RESULTS).exists():
         raise UserError(f"{folder}: this is no evaluation: neither {CHECKSUMS} nor {RESULTS} lies there")
-    found = Verification(check_checksums(folder, OUTSIDE))
-    if (folder / CHECKSUMS).is_file():
-        found.digest = root_digest(folder)
+    found = verify_sealed(folder, OUTSIDE)
     found.faults += check_report(folder, found.digest).faults
     try:
         _recompute(folder, found)
@@ -56,11 +54,7 @@ def _recompute(folder: Path, found: Verification) -> None:
     found.recomputed.append(f"{RESULTS}: {', '.join(sorted(metrics))}")
     own = tables(counts, of, metrics)
     for name, (columns, rows) in own.items():
-        try:
-            same = (folder / name).read_text(encoding="utf-8") == csv_text(columns, rows)
-        except (OSError, UnicodeDecodeError):
-            same = False
-        if not same:
+        if not has_text(folder / name, csv_text(columns, rows)):
             found.faults.append(f"{name}: does not follow from {COUNTS}")
         found.recomputed.append(name)
     known = {COUNTS, IMAGES, RESULTS, *own, CHECKSUMS, *OUTSIDE}

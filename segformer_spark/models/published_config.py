@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import SegformerConfig
 
+from segformer_spark.config.explain import first_problem
 from segformer_spark.errors import CheckpointError, DataError
 from segformer_spark.run.console import logger
 from segformer_spark.run.json_file import read_json_object
@@ -69,9 +70,7 @@ def read_segformer_config(folder: Path) -> SegformerConfig:
         taken = _SegformerFile.model_validate(raw)
         names = {int(index): name for index, name in taken.id2label.items()}
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: {key}: {first['msg']}") from error
+        raise CheckpointError(f"{path}: {first_problem(error)}") from error
     except (DataError, ValueError) as error:
         raise CheckpointError(f"{path}: this is no SegFormer's configuration: {error}") from error
     if sorted(names) != list(range(len(names))):

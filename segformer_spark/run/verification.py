@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from segformer_spark.run.checksums import CHECKSUMS, check_checksums, root_digest
 
 
 @dataclass
@@ -22,3 +26,19 @@ class Verification:
     hashed: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     digest: str | None = None
+
+
+def verify_sealed(folder: Path, outside: Iterable[str] = ()) -> Verification:
+    """What SHA256SUMS says of a folder (`check_checksums`), and its digest; for who goes on to compute."""
+    found = Verification(check_checksums(folder, outside))
+    if (folder / CHECKSUMS).is_file():
+        found.digest = root_digest(folder)
+    return found
+
+
+def has_text(path: Path, text: str) -> bool:
+    """Whether a file holds this text in UTF-8, and nothing else."""
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -9,10 +9,10 @@ import zipfile
 from pathlib import Path
 
 from segformer_spark.errors import DataError
-from segformer_spark.run.checksums import CHECKSUMS, check_checksums, root_digest
+from segformer_spark.run.checksums import CHECKSUMS
 from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.json_file import read_json_object
-from segformer_spark.run.verification import Verification
+from segformer_spark.run.verification import Verification, verify_sealed
 from segformer_spark.submission.spark_format import check_prediction
 
 MANIFEST, SETTINGS = "manifest.json", "settings.json"
@@ -20,12 +20,9 @@ MANIFEST, SETTINGS = "manifest.json", "settings.json"
 
 def verify_submission(folder: Path) -> Verification:
     """Check what `submit` wrote, without the images."""
-    found = Verification()
-    if (folder / CHECKSUMS).is_file():
-        found.faults += check_checksums(folder)
-        found.digest = root_digest(folder)
-    else:
-        found.faults.append(f"{CHECKSUMS}: missing; submissions of before version 0.3 have none")
+    if not (folder / CHECKSUMS).is_file():
+        return Verification([f"{CHECKSUMS}: missing; submissions of before version 0.3 have none"])
+    found = verify_sealed(folder)
     if found.faults:
         return found
     try:

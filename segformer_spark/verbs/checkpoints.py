@@ -53,7 +53,7 @@ def add(subparsers: Subparsers) -> None:
 def list_all(arguments: argparse.Namespace) -> int:
     """Print a line per checkpoint."""
     from segformer_spark.checkpoint.names import checkpoint_folders, step_of
-    from segformer_spark.checkpoint.store import newest_committed, verify
+    from segformer_spark.checkpoint.store import lost_newest, verify
 
     run = _run(arguments.run)
     best, status = _best_step(run), ExitCode.GOOD
@@ -67,12 +67,12 @@ def list_all(arguments: argparse.Namespace) -> int:
             state, status = error.problem, ExitCode.FOUND_WRONG
         mark = "  best model" if step_of(path) == best else ""
         print(f"step {step_of(path):>9}  {size / 2**20:>9.1f} MiB  {state}{mark}")
-    last = newest_committed(run.checkpoints)
-    if not present and last is None:
-        print(f"{run.checkpoints}: no checkpoints yet")
-    elif last is not None and (not present or step_of(present[-1]) < last):
-        print(f"the newest, of step {last}, is gone")
+    lost = lost_newest(run.checkpoints)
+    if lost is not None:
+        print(f"the newest, of step {lost}, is gone")
         status = ExitCode.FOUND_WRONG
+    elif not present:
+        print(f"{run.checkpoints}: no checkpoints yet")
     return status
 
 

@@ -8,17 +8,14 @@ from segformer_spark.checkpoint.export import read_card
 from segformer_spark.checkpoint.store import read, refuse_not_finite, verify
 from segformer_spark.errors import CheckpointError
 from segformer_spark.models.weights import CARD, check_weights_folder
-from segformer_spark.run.checksums import CHECKSUMS, check_checksums, root_digest
-from segformer_spark.run.verification import Verification
+from segformer_spark.run.checksums import CHECKSUMS
+from segformer_spark.run.verification import Verification, verify_sealed
 
 
 def verify_model(folder: Path) -> Verification:
     """An exported, fetched or published model's folder."""
-    found = Verification()
-    if (folder / CHECKSUMS).is_file():
-        found.faults += check_checksums(folder)
-        found.digest = root_digest(folder)
-    elif (folder / CARD).is_file():
+    found = verify_sealed(folder) if (folder / CHECKSUMS).is_file() else Verification()
+    if found.digest is None and (folder / CARD).is_file():
         found.faults.append(f"{CHECKSUMS}: missing; exports of before version 0.3 have none")
     for check in (check_weights_folder, read_card):
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from segformer_spark.checkpoint.names import checkpoint_folders
-from segformer_spark.checkpoint.store import newest_committed
+from segformer_spark.checkpoint.store import lost_newest
 from segformer_spark.config.fields import flatten
 from segformer_spark.config.stored import stored_fields
 from segformer_spark.errors import ConfigError, UserError
@@ -33,9 +33,9 @@ def verify_run(path: Path) -> Verification:
             found.faults.append(error.problem)
     found.faults += _differences(run) if not found.faults else []
     present = checkpoint_folders(run.checkpoints)
-    last = newest_committed(run.checkpoints)
-    if last is not None and not present:
-        found.faults.append(f"checkpoints: all are gone; the newest was of step {last}")
+    lost = lost_newest(run.checkpoints)
+    if lost is not None and not present:
+        found.faults.append(f"checkpoints: all are gone; the newest was of step {lost}")
     parts: list[tuple[Path, Callable[[Path], Verification]]] = [(folder, verify_checkpoint) for folder in present]
     parts += [(folder, verify_model) for folder in (run.best, run.final, *path.glob("average-*")) if folder.is_dir()]
     for folder in sorted(run.evaluation.glob("*")):

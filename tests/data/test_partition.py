@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,29 +21,14 @@ from segformer_spark.data.partition import cut
 from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.errors import ConfigError, UserError
 from segformer_spark.training.plan import resolve_loss
+from tests.data.named_images import images
 from tests.verbs import leave, run_verb
-
-
-def images(names: list[str], category: list[int] | None = None) -> SegmentationDataset:
-    class Images:
-        def __len__(self) -> int:
-            return len(names)
-
-        def sample_id(self, index: int) -> str:
-            return names[index]
-
-        def category(self, index: int) -> int:
-            return category[index] if category else 0
-
-    found: Any = Images()
-    found.categories = () if category is None else tuple("abcdefgh")
-    return found
 
 
 @pytest.mark.hypothesis
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=40), st.integers(2, 6))
 def test_categories_are_spread_over_all_parts(categories: list[int], number: int) -> None:
-    dataset = images([f"x{i}" for i in range(len(categories))], categories)
+    dataset = images([f"x{i}" for i in range(len(categories))], tuple("abcd"), tuple(categories))
     if len(categories) < number:
         with pytest.raises(UserError, match=f"{len(categories)} images cannot be cut into {number} parts"):
             cut(dataset, number, None)

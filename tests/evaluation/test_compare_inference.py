@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,27 +25,13 @@ from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.evaluation.tuning import Sampler, joined, tuned
 from segformer_spark.run.checksums import check_checksums, write_checksums
 from segformer_spark.run.digest import sha256_of
+from tests.data.named_images import images
+from tests.edited_bytes import edited_bytes
 from tests.ranks import Group, run_on_ranks
 from tests.sessions import group_of_one
 from tests.verbs import leave
 
 NAMES = ("background", "body", "panels")
-
-
-def images(names: list[str], categories: tuple[str, ...] = (), category: tuple[int, ...] = ()) -> Any:
-    class Images:
-        def __len__(self) -> int:
-            return len(names)
-
-        def sample_id(self, index: int) -> str:
-            return names[index]
-
-        def category(self, index: int) -> int:
-            return category[index] if category else 0
-
-    found: Any = Images()
-    found.categories = categories
-    return found
 
 
 def test_halves_of_categories_drives_and_groups() -> None:
@@ -147,19 +132,13 @@ def _is_verified(folder: Path) -> None:
     found = verify_comparison(folder)
     assert found.faults == []
     assert found.recomputed == ["inference.json: rows, winner, metric", "inference.csv", "inference.txt"]
-    rng = random.Random(0)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     assert [path.name for path in files] == [
         "SHA256SUMS",
         *(f"inference.{end}" for end in ("csv", "json", "npz", "txt")),
     ]
-    for number in range(200):
-        path = files[number % len(files)]
-        content = path.read_bytes()
-        place = rng.randrange(len(content))
-        path.write_bytes(content[:place] + bytes([content[place] ^ rng.randrange(1, 256)]) + content[place + 1 :])
-        assert check_checksums(folder) != [], f"byte {place} of {path.name}"
-        path.write_bytes(content)
+    for edit in edited_bytes(files, 200):
+        assert check_checksums(folder) != [], edit
     whole = json.loads((folder / "inference.json").read_text())
     for change in ({"winner": "hflip"}, {"rows": [{**whole["rows"][0], "half_b": {"miou": 0.9}}, *whole["rows"][1:]]}):
         (folder / "inference.json").write_text(json.dumps({**whole, **change}))

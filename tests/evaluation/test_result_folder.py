@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import subprocess
 import zipfile
@@ -25,6 +24,7 @@ from segformer_spark.evaluation.verify import verify_evaluation
 from segformer_spark.run.checksums import check_checksums, write_checksums
 from segformer_spark.submission.spark_format import write_prediction
 from tests.conftest import NUM_VAL
+from tests.edited_bytes import edited_bytes
 from tests.ranks import Group, run_on_ranks
 from tests.sessions import group_of_one
 from tests.verbs import leave
@@ -62,14 +62,8 @@ def test_an_evaluation_is_verified_without_the_package_too(evaluation: Path) -> 
 def test_every_edited_byte_is_found(evaluation: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(evaluation, tmp_path / "val"))
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.name != ".lease")
-    rng = random.Random(0)
-    for number in range(1000):
-        path = files[number % len(files)]
-        content = path.read_bytes()
-        place = rng.randrange(len(content))
-        path.write_bytes(content[:place] + bytes([content[place] ^ rng.randrange(1, 256)]) + content[place + 1 :])
-        assert check_checksums(folder) != [], f"byte {place} of {path.name}"
-        path.write_bytes(content)
+    for edit in edited_bytes(files, 1000):
+        assert check_checksums(folder) != [], edit
     assert verify_evaluation(folder).faults == []
     (folder / "extra.txt").write_text("x")
     (folder / "per_image.csv").unlink()
