@@ -104,6 +104,7 @@ def test_a_full_disk_is_said_and_tried_again(tmp_path: Path, caplog: pytest.LogC
         best = BestTracker(None, 0.0)
         own.save(Progress(step=1), best, wait=False)
         own.save(Progress(step=2), best, wait=False)
+        own.close()  # the disk is full after that
         store.full = True
         own.save(Progress(step=3), best, wait=False)
         own.save(Progress(step=4), best, wait=False)
