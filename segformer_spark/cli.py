@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from segformer_spark import __version__
 from segformer_spark.errors import PeersNotFound, PortTaken, ReplicasDiffer, UserError
 from segformer_spark.exit_codes import ExitCode
+from segformer_spark.run.job_variables import GENERATION
 from segformer_spark.verbs import (
     agreement,
     anomaly,
@@ -70,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:  # noqa: BLE001 - a mistake of ours: its traceback, and whose it is among many ranks
-        _print_crash(error)
-        status = ExitCode.OWN_FAILURE
+        status = ExitCode.PEER_LOST if _print_broken_connection(error) else ExitCode.OWN_FAILURE
+        if status == ExitCode.OWN_FAILURE:
+            _print_crash(error)
     sys.stdout.flush()
-    if status != 0 and "SLURM_STEP_ID" in os.environ:
+    if status != 0 and "SLURM_STEP_ID" in os.environ and GENERATION not in os.environ:
         # srun ends the step at the first bad status, and drops what slurmstepd has not passed on yet.
         time.sleep(1)
     sys.exit(status)
@@ -115,6 +117,22 @@ def _print_error(error: UserError) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
     elif not error.shared:
         print(f"error on rank {launch.rank} ({socket.gethostname()}): {error}", file=sys.stderr, flush=True)
+
+
+def _print_broken_connection(error: Exception) -> bool:
+    """One line where another rank is gone, whose own words say why; false for other errors."""
+    from segformer_spark.distributed.broken_connection import broken_connection
+
+    why = broken_connection(error)
+    launch = _launch()
+    if why is None or launch is None:
+        return False
+    print(
+        f"error: [rank {launch.rank} on {socket.gethostname()}] another rank is gone ({why}): this one ends, too",
+        file=sys.stderr,
+        flush=True,
+    )
+    return True
 
 
 def _print_crash(error: Exception) -> None:

@@ -141,6 +141,17 @@ on_all_ranks() {
         --ntasks-per-node="$tasks_per_node" "$python" -m segformer_spark "$@"
 }
 
+on_all_ranks_in_place() {
+    # Each task is an agent that starts its rank, and again after a fault. What srun is to do when one is gone: end all,
+    # or with spare nodes nothing, as the others go on without it.
+    local spare="${SPARE_NODES:-0}" gone=(--kill-on-bad-exit=1)
+    [[ $spare =~ ^[0-9]{1,4}$ ]] || fail "SPARE_NODES=$spare: give the number of nodes that wait for a lost one"
+    ((spare == 0)) || gone=(--kill-on-bad-exit=0 --no-kill --wait=0)
+    JOB_AGENT_KEY="$(od -An -N16 -tx1 /dev/urandom | tr -d ' ')" in_step "${gone[@]}" --nodes="$nodes" \
+        --ntasks="$((nodes * tasks_per_node))" --ntasks-per-node="$tasks_per_node" \
+        "$python" -m segformer_spark job supervise --tasks-per-node "$tasks_per_node" --spare-nodes "$spare" -- "$@"
+}
+
 on_every_node() {
     once_per_node "$python" -m segformer_spark "$@"
 }
@@ -176,7 +187,11 @@ train_and_requeue() {
     preflight "$@" && stage_data "$@"
     status=$?
     if ((status == 0)); then
-        on_all_ranks train "$@"
+        case "${RESTART_IN_PLACE:-1}" in
+            1) on_all_ranks_in_place train "$@" ;;
+            0) on_all_ranks train "$@" ;;
+            *) fail "RESTART_IN_PLACE=$RESTART_IN_PLACE: set 0 to requeue after every fault, 1 to restart in place first" ;;
+        esac
         status=$?
     elif ((status <= 128)); then
         unstage_data "$@"

@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"training", "submission", "prediction", "report"},
     {"export", "verification"},
-    {"demo", "cluster", "bench", "agreement", "anomaly"},
+    {"demo", "cluster", "restart", "bench", "agreement", "anomaly"},
     {"study"},
     {"verbs"},
     {"cli", "api"},

@@ -36,6 +36,8 @@ LAUNCH_VARIABLES: dict[str, str] = {
     "LOCAL_SCRATCH": "The node's own disk, for STAGE_DATA and STAGE_ENV; default $SLURM_TMPDIR, $TMPDIR, /tmp.",
     "MASTER_ADDR": "Name or address of the first node, where the names of nodes do not resolve.",
     "MASTER_PORT": "Port at which the ranks meet; default the first free one of eight that follow from the job.",
+    "RESTART_IN_PLACE": "0 requeues a training job after every fault; by default its ranks first start again in it.",
+    "SPARE_NODES": "Nodes of the training job that wait to take the place of a lost one; default 0 (docs/slurm.md).",
     "REQUEUE_ON_CANCEL": "1 requeues a training job also when scancel ended it; by default scancel is final.",
     "SEGFORMER_KERNELS": "Arithmetic before hardware.kernels: auto, cpu, plain or gpu; read by every verb, always.",
     "ABLATION": "1 makes segformer_study.sh write the report of an ablation.",

@@ -215,6 +215,13 @@ class HardwareConfig(Section):
         ge=1,
         resume_safe=True,
     )
+    hang_timeout: float | None = field(
+        120.0,
+        "Seconds that a training step may take, or 20 times the longest so far if that is more: a rank that takes "
+        "longer shows where its threads are and ends. null waits for timeout_minutes.",
+        ge=1,
+        resume_safe=True,
+    )
     compare_ranks_every: int | None = field(
         200,
         "Every N steps, and before each checkpoint, ranks compare their weights and statistics; one that differs ends "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from segformer_spark.distributed.host_list import expand_hosts
 from segformer_spark.errors import UserError
+from segformer_spark.run.job_variables import GENERATION
 
 _PORTS = range(15000, 32000)  # below the range that Linux hands out by itself
 _PORTS_TRIED = 8
@@ -65,6 +66,18 @@ def _as_set(environment: Mapping[str, str]) -> Launch:
             local_world_size=_integer(environment, "LOCAL_WORLD_SIZE", str(_integer(environment, "LOCAL_RANK") + 1)),
             master=(_text(environment, "MASTER_ADDR"), _integer(environment, "MASTER_PORT")),
         )
+    if GENERATION in environment:
+        ports, token = _ports(environment)
+        return Launch(
+            launcher="slurm",
+            rank=_integer(environment, "RANK"),
+            world_size=_integer(environment, "WORLD_SIZE"),
+            local_rank=_integer(environment, "LOCAL_RANK"),
+            local_world_size=_integer(environment, "LOCAL_WORLD_SIZE"),
+            master=(_text(environment, "MASTER_ADDR"), ports[0]),
+            other_ports=ports[1:],
+            token=token,
+        )
     if in_step and "SLURM_PTY_PORT" in environment:
         return Launch(
             *("single", 0, 1, 0, 1, None),
@@ -108,10 +121,16 @@ def _refuse_stale(environment: Mapping[str, str]) -> None:
             )
 
 
+def step_token(environment: Mapping[str, str]) -> str:
+    """What tells a job's step, its attempt and its ranks' generation from all others of this machine."""
+    parts = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    generation = [environment[GENERATION]] if GENERATION in environment else []
+    return ".".join([*(environment.get(name, "0") for name in parts), *generation])
+
+
 def _ports(environment: Mapping[str, str]) -> tuple[tuple[int, ...], str]:
     """The ports that all ranks try, and their token; both of job, step and attempt, which may share a node."""
-    parts = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-    token = ".".join(environment.get(name, "0") for name in parts)
+    token = step_token(environment)
     if "MASTER_PORT" in environment:
         return (_integer(environment, "MASTER_PORT"),), token
     return tuple(random.Random(token).sample(_PORTS, _PORTS_TRIED)), token

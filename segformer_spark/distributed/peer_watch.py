@@ -21,6 +21,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
+from segformer_spark.distributed.activity import Activity
 from segformer_spark.distributed.rendezvous import Meeting
 from segformer_spark.exit_codes import ExitCode
 
@@ -37,13 +38,21 @@ class PeerWatch:
         peers: {rank: host} to watch.
         limit: seconds of silence after which a peer counts as lost.
         end: called with the message.
+        activity: sent with the heartbeats, so that others can say what this rank did last.
     """
 
     def __init__(
-        self, store: Any, rank: int, peers: dict[int, str], limit: float, end: Callable[[str], None] | None = None
+        self,
+        store: Any,
+        rank: int,
+        peers: dict[int, str],
+        limit: float,
+        end: Callable[[str], None] | None = None,
+        activity: Activity | None = None,
     ) -> None:
         self.store, self.rank, self.peers, self.limit = store, rank, peers, limit
-        self.end = end or _end_process
+        self.end, self.activity = end or _end_process, activity or Activity()
+        self._last_words = dict.fromkeys(peers, "")
         self._interval = limit / _HEARTBEATS_PER_LIMIT
         self._heard = dict.fromkeys(peers, time.monotonic())
         self._done = threading.Event()
@@ -66,13 +75,14 @@ class PeerWatch:
         while not self._done.is_set():
             count += 1
             try:
-                self.store.set(_key(self.rank), str(count))
+                self.store.set(_key(self.rank), f"{count} {self.activity.what}")
                 values = self.store.multi_get(keys)
             except (RuntimeError, dist.DistError):
                 values = last  # no answer is no heartbeat
             for peer, value, before in zip(self.peers, values, last, strict=True):
                 if value != before:
                     self._heard[peer] = time.monotonic()
+                    self._last_words[peer] = value.decode(errors="replace").partition(" ")[2]
             last = values
             self._done.wait(self._interval)
 
@@ -90,16 +100,19 @@ class PeerWatch:
                 return
 
     def _describe(self, silent: dict[int, float]) -> str:
-        who = ", ".join(f"rank {peer} on {self.peers[peer]}" for peer in sorted(silent))
+        who = ", ".join(f"rank {peer} on {self.peers[peer]}{self._did_last(peer)}" for peer in sorted(silent))
         return (
             f"[rank {self.rank} on {socket.gethostname()}] no heartbeat from {who} for "
             f"{max(silent.values()):.0f} s: a node or the network between them is lost. This rank ends; "
             "the last checkpoint stands, continue with --resume auto"
         )
 
+    def _did_last(self, peer: int) -> str:
+        return f" ({self._last_words[peer]})" if self._last_words[peer] else ""
+
 
 @contextmanager
-def watch_peers(meeting: Meeting, rank: int, limit: float | None) -> Iterator[None]:
+def watch_peers(meeting: Meeting, rank: int, limit: float | None, activity: Activity) -> Iterator[None]:
     """Watch for the duration of the block; `limit` None or a single rank: nothing to watch."""
     hosts = meeting.hosts
     if limit is None or len(hosts) == 1:
@@ -109,7 +122,7 @@ def watch_peers(meeting: Meeting, rank: int, limit: float | None) -> Iterator[No
     store = dist.TCPStore(  # type: ignore[attr-defined]
         *meeting.address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=max(1.0, limit / 2))
     )
-    watch = PeerWatch(PrefixStore(f"alive/{meeting.name}", store), rank, peers, limit)
+    watch = PeerWatch(PrefixStore(f"alive/{meeting.name}", store), rank, peers, limit, activity=activity)
     watch.start()
     try:
         yield

@@ -7,7 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from segformer_spark.distributed.activity import Activity
 from segformer_spark.distributed.environment import Launch
 from segformer_spark.distributed.peer_watch import watch_peers
 from segformer_spark.distributed.rendezvous import Meeting, meet
@@ -33,12 +34,14 @@ class Group:
         device: where this rank computes.
         control: gloo group for decisions on the CPU; on GPUs they must not wait for the device.
         own_threads: CPU threads that are this rank's share.
+        activity: what this rank is doing, for those who watch over it.
     """
 
     launch: Launch
     device: torch.device
     control: Any
     own_threads: int = 1
+    activity: Activity = field(default_factory=Activity)
 
     @property
     def rank(self) -> int:
@@ -224,7 +227,7 @@ def process_group(
     try:
         control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=options["timeout"])
         group = Group(launch, own, control, _share_of_cpus(meeting, launch.rank))
-        with watch_peers(meeting, launch.rank, peer_timeout):
+        with watch_peers(meeting, launch.rank, peer_timeout, group.activity):
             yield group
     finally:
         dist.destroy_process_group()

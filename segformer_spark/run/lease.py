@@ -33,6 +33,7 @@ from segformer_spark.run.atomic import guarded, write_error, write_json, write_t
 from segformer_spark.run.checksums import LEASE
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.job_variables import GENERATION
 from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.system import now
 
@@ -46,6 +47,7 @@ class Owner:
 
     Attributes:
         job, restart: SLURM's job id and restart count; None and 0 outside of SLURM.
+        generation: how often the job's ranks were restarted in place since.
         host, pid, pid_started: the process; `pid_namespace` tells containers on one host apart.
     """
 
@@ -55,6 +57,7 @@ class Owner:
     pid: int
     pid_started: float
     pid_namespace: str
+    generation: int = 0
 
     @classmethod
     def here(cls, environment: Mapping[str, str]) -> Owner:
@@ -67,6 +70,7 @@ class Owner:
             pid=os.getpid(),
             pid_started=psutil.Process().create_time(),
             pid_namespace=_pid_namespace(),
+            generation=_count(environment, GENERATION),
         )
 
     def describe(self) -> str:
@@ -76,7 +80,13 @@ class Owner:
 
     def supersedes(self, other: Owner) -> bool:
         """Whether this is a later attempt of the same job."""
-        return self.job is not None and self.job == other.job and self.restart > other.restart
+        own, others = (self.restart, self.generation), (other.restart, other.generation)
+        return self.job is not None and self.job == other.job and own > others
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first attempt of its job."""
+        return self.restart == self.generation == 0
 
 
 def restart_count(environment: Mapping[str, str]) -> int:
@@ -85,9 +95,13 @@ def restart_count(environment: Mapping[str, str]) -> int:
     Raises:
         UserError: SLURM_RESTART_COUNT is no number.
     """
-    text = environment.get("SLURM_RESTART_COUNT") or "0"
+    return _count(environment, "SLURM_RESTART_COUNT")
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name) or "0"
     if re.fullmatch(r"[0-9]{1,9}", text) is None:
-        raise UserError(f"SLURM_RESTART_COUNT={text!r} is not a number", "Unset it, or submit the job anew.")
+        raise UserError(f"{name}={text!r} is not a number", "Unset it, or submit the job anew.")
     return int(text)
 
 
@@ -285,7 +299,8 @@ def _owner_of(facts: Mapping[str, Any]) -> Owner | None:
     """Who held the lease; None where the file does not say: then signs of life are watched for."""
     texts, optional = ("host", "pid_namespace"), facts.get("job")
     known = all(isinstance(facts.get(name), str) for name in texts) and isinstance(optional, str | None)
-    numbers = [facts.get(name) for name in ("restart", "pid", "pid_started")]
+    facts = {"generation": 0, **facts}  # before 0.3 there was none
+    numbers = [facts.get(name) for name in ("restart", "pid", "pid_started", "generation")]
     if not known or any(type(number) not in (int, float) for number in numbers) or not 0 < (numbers[1] or 0) < 2**31:
         return None
     return Owner(**{name: facts[name] for name in Owner.__dataclass_fields__})

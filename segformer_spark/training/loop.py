@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from segformer_spark.config.schema import TrainingConfig
 from segformer_spark.data.loader import TrainBatch, TrainLoader
 from segformer_spark.data.workers import LoadingInterrupted
+from segformer_spark.distributed.hang_watch import HangWatch
 from segformer_spark.engine.engine import Engine
 from segformer_spark.engine.launched import FinishedStep, StepResult
 from segformer_spark.engine.replicas import compare_replicas
@@ -22,6 +23,7 @@ from segformer_spark.training.consensus import Consensus
 from segformer_spark.training.progress import Progress
 from segformer_spark.training.reporter import Reporter
 from segformer_spark.training.schedule import Schedule
+from segformer_spark.training.slow_ranks import OwnTimes
 from segformer_spark.training.stop import StopRequest
 from segformer_spark.training.validation import Validation
 
@@ -35,6 +37,8 @@ class Loop:
     Attributes:
         lease: rank 0's right to write into the run directory.
         compare_every: steps between comparisons of the ranks' weights; None for never.
+        hang_watch, own_times: are told how long steps, and the images of each, take.
+        after_first_step: called once, when this process has done a step.
     """
 
     engine: Engine
@@ -48,6 +52,9 @@ class Loop:
     stop: StopRequest
     lease: Lease | None = None
     compare_every: int | None = None
+    hang_watch: HangWatch | None = None
+    own_times: OwnTimes | None = None
+    after_first_step: Callable[[], None] | None = None
     skipped_in_a_row: int = 0
     _unread: Callable[[], None] | None = None
 
@@ -94,8 +101,12 @@ class Loop:
             visible=self.engine.group.is_main,
         )
         batches = iter(bar)
+        step_began = time.monotonic()
         consensus = self._agree(batches)
         for last in (number == left - 1 for number in range(left)):
+            self.engine.group.activity.begin(
+                f"waiting for the other ranks before {self._next}", is_limited=True, waits=True
+            )
             step_batches, is_late = consensus.result(), consensus.saves
             if step_batches is None:
                 logger.info("stop requested (%s): saving a checkpoint, then leaving", self.stop.whole_reason)
@@ -103,6 +114,7 @@ class Loop:
             if self.looks_ahead and not last:
                 consensus = self._agree(batches)
             self._train_step(step_batches, epoch)
+            self._count_step(time.monotonic() - step_began)
             self.progress.unfinished_seconds = time.monotonic() - started
             if self.progress.position.epoch > epoch:
                 self.progress.epoch_seconds.append(round(self.progress.unfinished_seconds, 2))
@@ -126,6 +138,7 @@ class Loop:
             if best.exhausted:
                 logger.info("no rise of %s for %d validations: stopping early", best.metric, best.since_rise)
                 break
+            step_began = time.monotonic()
             if not self.looks_ahead and not last:
                 consensus = self._agree(batches)
         return False
@@ -141,6 +154,8 @@ class Loop:
     def _agree(self, batches: Iterator[list[TrainBatch]]) -> Consensus:
         """Fetch the next step's batches, and begin to agree on them."""
         self.stop.look_at_the_clock(_RESERVE_SECONDS + 3 * self.checkpointer.seconds)
+        self.engine.group.activity.begin(f"loading the images of {self._next}", is_limited=True)
+        began = time.monotonic()
         found: list[TrainBatch] = []
         failure: UserError | None = self.reporter.failure
         try:
@@ -151,11 +166,14 @@ class Loop:
             logger.info("the next batch did not come before the request to stop")
         except UserError as error:
             failure = error
+        if self.own_times is not None:
+            self.own_times.loaded(time.monotonic() - began)
         stops, saves = self.stop.reason is not None, self.checkpointer.is_late
         return Consensus(self.engine.group, found, failure, stops=stops, saves=saves)
 
     def _train_step(self, batches: Sequence[TrainBatch], epoch: int) -> None:
         """Launch a step, then read the one before: the device has work while the host waits for numbers."""
+        self.engine.group.activity.begin(self._next, is_limited=True)
         lr = self.schedule.lr(self.progress.step, self.progress.plateau.reductions)
         self.engine.set_lr(lr)
         launched = self.engine.launch_step(batches, self.progress.step)
@@ -171,6 +189,23 @@ class Loop:
         self._unread = read
         if isinstance(launched, FinishedStep):
             self._read()
+
+    @property
+    def _next(self) -> str:
+        return f"step {self.progress.step + 1}"
+
+    def _count_step(self, seconds: float) -> None:
+        """A step was launched, and the one before it is done."""
+        self.engine.group.activity.begin(f"after step {self.progress.step}")
+        self.progress.step_seconds += seconds
+        if self.hang_watch is not None:
+            self.hang_watch.measured(seconds)
+        if self.own_times is not None:
+            self.own_times.compare(self.progress.step)
+        call, self.after_first_step = self.after_first_step, None
+        if call is not None:
+            self._read()
+            call()
 
     def _read(self) -> None:
         """Read the numbers of the last step, if that was not done.

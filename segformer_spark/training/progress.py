@@ -46,6 +46,7 @@ class Progress:
         step: optimizer steps done in all.
         validated_step: step of the last validation.
         epoch_seconds: time per finished epoch; unfinished is the time of the one under way.
+        step_seconds: time in training steps, those that were done again after a resume counted once.
         interval: the steps that no log line has reported yet.
         plateau: what the schedule of that name knows of the validations.
     """
@@ -55,6 +56,7 @@ class Progress:
     validated_step: int | None = None
     epoch_seconds: list[float] = field(default_factory=list)
     unfinished_seconds: float = 0.0
+    step_seconds: float = 0.0
     interval: IntervalSums = field(default_factory=IntervalSums)
     plateau: Plateau = field(default_factory=Plateau)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from segformer_spark.kernels.select import kernels_record
 from segformer_spark.models.registry import model_title
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
+from segformer_spark.run.job_variables import Fault
 from segformer_spark.run.outcome import Outcome
 from segformer_spark.run.record import (
     command_record,
@@ -112,6 +115,16 @@ class TrainingRecord:
             self.record["runtime"]["total_steps"],
         )
 
+    def first_step(self) -> None:
+        """After a restart in place: how long it took, from the notice of the fault to the first step."""
+        fault = Fault.here(os.environ)
+        if fault is None:
+            return
+        seconds = max(0.0, time.time() - fault.noticed)
+        self.attempt["restarted_in_place"] = {"cause": fault.cause, "seconds_to_first_step": round(seconds, 2)}
+        self._write()
+        logger.info("back at work %.1f s after the fault was noticed: %s", seconds, fault.cause)
+
     def accept(self, changed_sets: Sequence[str]) -> None:
         """Record that the run goes on with other images or masks than before, in which sets (train, val)."""
         if not changed_sets:
@@ -132,6 +145,7 @@ class TrainingRecord:
             "ended": self.attempt["ended"],
             "steps": progress.step,
             "seconds_per_epoch": progress.epoch_seconds,
+            "goodput": self._goodput(progress),
             "best": {"score": best.score, "step": best.step, "metric": best.metric},
         }
         # Which kernels a GPU's check replaced is known once the engine stands.
@@ -139,6 +153,17 @@ class TrainingRecord:
         if error is not None:
             self.record["error"] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         self._write()
+
+    def _goodput(self, progress: Progress) -> dict[str, Any]:
+        """The share of time that went into steps whose result was kept (Google's ML goodput, 2024)."""
+        wall = (datetime.now(UTC) - datetime.fromisoformat(self.record["started"])).total_seconds()
+        useful = progress.step_seconds
+        return {
+            "useful_step_seconds": round(useful, 2),
+            "wall_seconds": round(wall, 2),
+            "goodput": round(min(1.0, useful / wall), 4) if wall > 0 else None,
+            "formula": "time in training steps, those that were done again counted once / time since the first start",
+        }
 
     def _continue_record(self) -> None:
         """A resumed run keeps its first start and the list of its attempts."""

@@ -18,6 +18,7 @@ from segformer_spark.config.stored import as_begun
 from segformer_spark.data.identity import FileDigests, read_digests
 from segformer_spark.data.label_check import split_findings
 from segformer_spark.data.loader import TrainLoader
+from segformer_spark.distributed.hang_watch import watch_for_hangs
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import CheckpointError, RunTakenOver, UserError
@@ -38,6 +39,7 @@ from segformer_spark.training.reporter import Reporter
 from segformer_spark.training.same_start import refuse_different_starts
 from segformer_spark.training.setup import Setup, prepare
 from segformer_spark.training.sinks import ConsoleSink, FileSink, Sink
+from segformer_spark.training.slow_ranks import OwnTimes
 from segformer_spark.training.stop import StopRequest
 from segformer_spark.training.tensorboard import TensorBoardSink
 from segformer_spark.training.throughput import Throughput
@@ -116,7 +118,8 @@ def run_training(
                 logger.warning("%s", warning)
         reporter = _reporter(run, resolved.config, setup, group, progress)
         try:
-            outcome = _train(resolved.config, setup, start, reporter, group, stop, lease)
+            begun = record.first_step if group.is_main else None
+            outcome = _train(resolved.config, setup, start, reporter, group, stop, lease, begun)
             if lease is not None:
                 lease.outcome = outcome.value
         except BaseException as error:
@@ -136,6 +139,7 @@ def _train(
     group: Group,
     stop: StopRequest,
     lease: Lease | None,
+    after_first_step: Callable[[], None] | None,
 ) -> Outcome:
     """Build engine and loop, train, and export the final model. Collective."""
     run, progress, best = start.run, start.progress, start.best
@@ -167,6 +171,9 @@ def _train(
             stop=stop,
             lease=lease,
             compare_every=config.hardware.compare_ranks_every,
+            hang_watch=closing.enter_context(watch_for_hangs(group.activity, group.rank, config.hardware.hang_timeout)),
+            own_times=OwnTimes(engine.model, group),
+            after_first_step=after_first_step,
         ).run()
         start.updates = engine.num_updates
         if outcome is not Outcome.STOPPED:

@@ -10,8 +10,17 @@ import time
 from pathlib import Path
 
 from segformer_spark.errors import UserError
-from segformer_spark.exit_codes import RequeueVerdict
-from segformer_spark.verbs.arguments import Subparsers, add_actions, add_config, add_from_env, add_verb
+from segformer_spark.exit_codes import ExitCode, RequeueVerdict
+from segformer_spark.verbs import train
+from segformer_spark.verbs.arguments import (
+    Subparsers,
+    add_actions,
+    add_config,
+    add_from_env,
+    add_verb,
+    not_negative,
+    positive,
+)
 from segformer_spark.verbs.launch import job_end, resolve
 
 
@@ -31,6 +40,18 @@ def add(subparsers: Subparsers) -> None:
     )
     add_config(parser)
     add_from_env(parser)
+    parser = add_verb(
+        actions,
+        "supervise",
+        "Start a rank of this job step, and again after a fault, in the same allocation; one for each task of srun.",
+        "srun python -m segformer_spark job supervise -- train --config configs/spark_b2.yaml --from-env",
+        supervise,
+    )
+    parser.add_argument("--tasks-per-node", type=positive, default=1, help="of srun (default: %(default)s)")
+    parser.add_argument(
+        "--spare-nodes", type=not_negative, default=0, help="nodes that wait for a lost one (default: %(default)s)"
+    )
+    parser.add_argument("rank", nargs=argparse.REMAINDER, metavar="-- train ...", help="what every rank runs")
     example = "segformer-spark job paths --config configs/spark_b2.yaml --from-env"
     parser = add_verb(actions, "paths", "Print run directory and data root, a line each.", example, print_paths)
     add_config(parser)
@@ -91,6 +112,39 @@ def unstage(arguments: argparse.Namespace) -> int:
 
     staging.unstage(staging.own_folder(os.environ))
     return 0
+
+
+def supervise(arguments: argparse.Namespace) -> int:
+    """Be the agent of one rank."""
+    from segformer_spark.cluster.requeue import JobId, decide
+    from segformer_spark.config.load import run_path
+    from segformer_spark.restart.agent import supervise as supervise_rank
+    from segformer_spark.restart.coordinator import Layout, Verdict
+    from segformer_spark.run.directory import RunDirectory
+
+    job = JobId.here(os.environ)
+    words = arguments.rank[1:] if arguments.rank[:1] == ["--"] else arguments.rank
+    if job is None or words[:1] != ["train"]:
+        raise UserError("job supervise starts the ranks of a training job: srun ... job supervise -- train ...")
+    parser = argparse.ArgumentParser()
+    train.add(parser.add_subparsers())
+    config = resolve(parser.parse_args(words)).config
+    layout = Layout(int(os.environ["SLURM_NTASKS"]), arguments.tasks_per_node, arguments.spare_nodes)
+    if layout.world_size < 1:
+        raise UserError(
+            f"SPARE_NODES={arguments.spare_nodes} of {layout.tasks // layout.tasks_per_node} nodes leaves no ranks",
+            "Give sbatch more --nodes, or set SPARE_NODES lower.",
+            shared=True,
+        )
+
+    def decide_in_place(status: int) -> Verdict:
+        decision = decide(RunDirectory(run_path(config)), status, job)
+        if decision.verdict == RequeueVerdict.COMPLETE:
+            return Verdict(False, decision.reason)
+        return Verdict(decision.requeue, decision.reason, status or ExitCode.PEER_LOST)
+
+    hardware = config.hardware
+    return supervise_rank(words, os.environ, layout, hardware.peer_timeout, hardware.device, decide_in_place)
 
 
 def print_paths(arguments: argparse.Namespace) -> int:

@@ -84,18 +84,16 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def choose_resume(resolved: ResolvedConfig) -> str | None:
-    """RESUME, and for a job that was requeued its own checkpoints first.
+    """RESUME, and for a job that was requeued or restarted in place its own checkpoints first.
 
-    A requeued job resumes the run only if it had begun it: another run of the same name is not its own.
+    It resumes the run only if it had begun it: another run of the same name is not its own.
     """
     from segformer_spark.config.load import run_path
     from segformer_spark.run.lease import Owner, read_attempts
 
     given = os.environ.get("RESUME") or None
     own = Owner.here(os.environ)
-    if own.restart == 0 or not any(
-        attempt.get("job") == own.job for attempt in read_attempts(run_path(resolved.config))
-    ):
+    if own.is_first or not any(attempt.get("job") == own.job for attempt in read_attempts(run_path(resolved.config))):
         return given
     return "auto" if given in (None, "auto") else f"auto,{given}"
 

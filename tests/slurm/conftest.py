@@ -156,4 +156,6 @@ def quick_project(cluster: Cluster, tmp_path: Path, spark_root: Path) -> Project
     """Jobs whose training, evaluation, inference and benchmark are the stand-in program's."""
     own = " | ".join(("train", "evaluate", "submit", "bench"))
     python = f'case "$3" in\n{own}) exec "{sys.executable}" "{PROGRAM}" "$@" ;;\nesac\nexec "{sys.executable}" "$@"\n'
-    return make_project(cluster, tmp_path, spark_root, f"#!/bin/sh\n{python}")
+    project = make_project(cluster, tmp_path, spark_root, f"#!/bin/sh\n{python}")
+    project.environment["RESTART_IN_PLACE"] = "0"  # an agent would be the real one, and fork the real training
+    return project

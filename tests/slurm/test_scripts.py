@@ -83,9 +83,36 @@ def test_train(project: Path) -> None:
     assert calls == [
         f"python -m segformer_spark doctor --fingerprint {config}",
         f"{step}=0 --nodes=2 --ntasks=2 --ntasks-per-node=1 {module} doctor --quick --expect  {config} {context}",
-        f"{step}=1 --nodes=2 --ntasks=6 --ntasks-per-node=3 {module} train {config} {context}",
+        f"{step}=1 --nodes=2 --ntasks=6 --ntasks-per-node=3 {module} job supervise --tasks-per-node 3 --spare-nodes 0 "
+        f"-- train {config} {context}",
         f"python -m segformer_spark job requeue --status 0 {config}",
     ]
+
+
+def test_train_without_restarts_in_place_and_with_spare_nodes(project: Path) -> None:
+    three = {"SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS_PER_NODE": "2"}
+    config = "--config configs/spark_b2.yaml --from-env"
+    _, calls = submit(project, "segformer_train.sh", RESTART_IN_PLACE="0", **three)
+    assert f"segformer_spark train {config}" in calls[-2]
+    _, calls = submit(project, "segformer_train.sh", SPARE_NODES="1", **three)
+    assert "--kill-on-bad-exit=0 --no-kill --wait=0 --nodes=3 --ntasks=6 " in calls[-2]
+    assert f"job supervise --tasks-per-node 2 --spare-nodes 1 -- train {config}" in calls[-2]
+    for wrong in ({"SPARE_NODES": "one"}, {"RESTART_IN_PLACE": "yes"}):
+        done, calls = submit(project, "segformer_train.sh", **three, **wrong)
+        assert done.returncode == 2
+        assert "error: " in done.stderr
+        assert not any(" train " in call for call in calls)
+
+
+def test_every_job_has_a_key_of_its_own_for_its_agents(project: Path) -> None:
+    srun = project / "bin" / "srun"
+    srun.write_text(srun.read_text().replace("#!/bin/bash", '#!/bin/bash\necho "${JOB_AGENT_KEY-none}" >> keys'))
+    for _ in range(2):
+        submit(project, "segformer_train.sh")
+    first, first_train, second, second_train = (project / "keys").read_text().split()
+    assert first == second == "none", "what is no agent does not see it"
+    assert len(first_train) == len(second_train) == 32
+    assert first_train != second_train
 
 
 @pytest.mark.parametrize(
@@ -115,7 +142,7 @@ def test_train_with_gpus_configuration_and_staging(project: Path) -> None:
         "doctor --fingerprint",
         "doctor --quick",
         "job stage",
-        "train --config",
+        "job supervise",
         "job requeue",
         "job unstage",
     ]
@@ -145,7 +172,7 @@ def test_where_the_environment_cannot_be_staged_the_shared_one_is_used(project: 
     done, calls = submit(project, "segformer_train.sh", STAGE_ENV="1", UNPACK_STATUS="1")
     assert done.returncode == 0
     assert "not on every node, see above: all use the environment on shared storage" in done.stdout
-    assert f"{project}/.venv/bin/python -m segformer_spark train" in " ".join(calls)
+    assert f"{project}/.venv/bin/python -m segformer_spark job supervise" in " ".join(calls)
     assert not any("stage_env.sh remove" in call for call in calls)
     shutil.rmtree(project / ".venv")
     done, calls = submit(project, "segformer_train.sh", STAGE_ENV="1", UNPACK_STATUS="1")

@@ -1,0 +1,17 @@
+"""What a collective raises when another rank is gone."""
+
+from __future__ import annotations
+
+import re
+
+_GLOO = re.compile(r"gloo.*(Connection reset|Connection closed|Broken pipe|Timed out waiting|pair closure)", re.DOTALL)
+_NCCL = re.compile(r"NCCL.*(remote process exited|unhandled system error|Connection reset)", re.DOTALL)
+
+
+def broken_connection(error: BaseException) -> str | None:
+    """One line of why, where an error of torch.distributed says that another rank is gone; None for other errors."""
+    text = str(error)
+    if not isinstance(error, RuntimeError):
+        return None
+    found = _GLOO.search(text) or _NCCL.search(text)
+    return None if found is None else found[1]

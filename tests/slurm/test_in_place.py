@@ -1,0 +1,68 @@
+"""Restarts in place on the cluster: the job keeps its nodes, or takes a spare one, and is not requeued."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segformer_spark.config.load import load_config
+from segformer_spark.training.stop import StopRequest
+from segformer_spark.training.train import TrainOptions, run_training
+from tests.ranks import Group, run_on_ranks
+from tests.slurm.conftest import Project, write_config
+
+ONE_EACH = ("--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
+
+
+def train_here(group: Group, config: str, path: str) -> None:
+    run_training(load_config(config, overrides=[f"output.save_path={path}"]), TrainOptions(), group, StopRequest())
+
+
+@pytest.fixture
+def expected(spark_root: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """Final weights of the same run without Slurm and without a fault."""
+    config = write_config(tmp_path / "undisturbed.yaml", spark_root, 2, 4)
+    run_on_ranks(2, train_here, str(config), str(tmp_path / "undisturbed"))
+    return load_file(tmp_path / "undisturbed" / "final" / "model.safetensors")
+
+
+def check(project: Project, job: int, expected: dict[str, torch.Tensor], restarts: int) -> None:
+    found = project.cluster.wait(job, "COMPLETED", "FAILED", "NODE_FAIL", "CANCELLED", seconds=180)
+    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "0"), project.log(job)
+    weights = load_file(project.run("r") / "final" / "model.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    record = json.loads((project.run("r") / "training_params.json").read_text())
+    back = [a["restarted_in_place"]["seconds_to_first_step"] for a in record["attempts"] if "restarted_in_place" in a]
+    assert len(back) == restarts
+    print(f"seconds from the notice of the fault to the first step: {back}")
+
+
+def test_a_killed_rank_starts_again_in_the_same_step(project: Project, expected: dict[str, torch.Tensor]) -> None:
+    job = project.submit("segformer_train.sh", "--nodes=2", *ONE_EACH)
+    project.until(job, "step 6/")
+    attempts = sorted((project.run("r") / "attempts").glob("0*.json"))
+    pid = json.loads(attempts[-1].read_text())["pid"]
+    node = json.loads(attempts[-1].read_text())["host"]
+    project.cluster.on(node, "kill", f"-{signal.SIGKILL.value}", str(pid))
+    project.until(job, "restarting in place, number 1", 30)
+    check(project, job, expected, 1)
+
+
+def test_a_spare_node_takes_over_for_a_lost_one(project: Project, expected: dict[str, torch.Tensor]) -> None:
+    """Two ranks on three nodes; the second node loses its power, and Slurm takes it for down while the ranks go on."""
+    job = project.submit("segformer_train.sh", "--nodes=3", "--no-kill", *ONE_EACH, SPARE_NODES="1")
+    project.until(job, "step 6/")
+    nodes = project.cluster.job(job)["NodeList"]
+    assert nodes == "node[1-3]"
+    project.cluster.kill_node("node2")
+    project.until(job, "node2 is lost", 40)
+    project.cluster.login("scontrol", "update", "nodename=node2", "state=down", "reason=test", check=False)
+    check(project, job, expected, 1)
+    record = json.loads((project.run("r") / "training_params.json").read_text())
+    assert [host["host"] for host in record["hardware"]] == ["node1", "node3"]
+    assert "done: training is complete" in project.log(job)
