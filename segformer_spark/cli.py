@@ -32,6 +32,7 @@ from segformer_spark.verbs import (
     job,
     params,
     predict,
+    replay,
     report,
     runs,
     study,
@@ -104,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     first = (init, demo, data, weights, params, train, sweep, tune, bench, doctor, job)
-    then = (evaluate, report, verify, inference, predict, export, study, agreement, anomaly, runs, checkpoints)
+    then = (replay, evaluate, report, verify, inference, predict, export, study, agreement, anomaly, runs, checkpoints)
     for module in (*first, *then):
         module.add(subparsers)
     return parser

@@ -35,7 +35,15 @@ class CheckpointError(UserError):
 
 
 class TrainingDiverged(UserError):
-    """Loss or gradients are no longer finite, or updates were skipped too often in a row."""
+    """Loss or gradients are no longer finite, or updates were skipped too often in a row.
+
+    Attributes:
+        step: the one that was not finite, from 1 on; None where it is no single one.
+    """
+
+    def __init__(self, problem: str, fix: str = "", *, shared: bool = False, step: int | None = None) -> None:
+        super().__init__(problem, fix, shared=shared)
+        self.step = step
 
 
 class PeersNotFound(UserError):

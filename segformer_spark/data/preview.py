@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -28,14 +29,17 @@ def write_sheet(dataset: SegmentationDataset, config: Config, path: Path, *, num
     """
     transform = TrainTransform.of(config, dataset.classes.names)
     order = epoch_order(len(dataset), config.experiment.seed, epoch)[:num_images]
-    cells = [
-        _cell(fed_sample(dataset, transform, epoch, int(index)), dataset.classes, dataset.sample_id(int(index)))
-        for index in order
-    ]
+    fed = [(dataset.sample_id(int(index)), fed_sample(dataset, transform, epoch, int(index))) for index in order]
+    write_samples(fed, dataset.classes, path)
+
+
+def write_samples(samples: Sequence[tuple[str, Sample]], classes: ClassInfo, path: Path) -> None:
+    """Write a contact sheet of samples with their captions."""
+    cells = [_cell(sample, classes, caption) for caption, sample in samples]
     blank = np.full_like(cells[0], 255)
     cells += [blank] * (-len(cells) % _COLUMNS)
     rows = [np.hstack(cells[start : start + _COLUMNS]) for start in range(0, len(cells), _COLUMNS)]
-    write_png(path, np.vstack([_legend(dataset.classes, rows[0].shape[1]), *rows]))
+    write_png(path, np.vstack([_legend(classes, rows[0].shape[1]), *rows]))
 
 
 def _cell(sample: Sample, classes: ClassInfo, name: str) -> Image:

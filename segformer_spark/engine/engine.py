@@ -28,6 +28,7 @@ from segformer_spark.engine.cuda_graphs import graph_encoder
 from segformer_spark.engine.launched import FinishedStep, LaunchedStep, StepResult
 from segformer_spark.engine.nonfinite import BufferSnapshot, origin
 from segformer_spark.engine.optimizer import build_optimizer
+from segformer_spark.engine.played_ranks import PlayedRanks
 from segformer_spark.engine.state import EngineState
 from segformer_spark.errors import ConfigError, TrainingDiverged, UserError
 from segformer_spark.kernels.check import check_kernels
@@ -40,7 +41,11 @@ _Backward = Callable[[Sequence[TrainBatch], int], tuple[Tensor, Tensor | None]]
 
 
 class Engine:
-    """Forward, backward, update and named state of a model under ZeRO 0, 1 or 2."""
+    """Forward, backward, update and named state of a model under ZeRO 0, 1 or 2.
+
+    Attributes:
+        played: whose random numbers this process draws, where it does the work of several ranks.
+    """
 
     def __init__(
         self, model: SegmentationModel, loss: WeightedSum, config: Config, plan: BatchPlan, group: Group
@@ -66,6 +71,7 @@ class Engine:
             model.reduce_batch_norm(group.sum)
         self.group, self.plan, self.seed = group, plan, config.experiment.seed
         self.precision = config.training.precision
+        self.played: PlayedRanks | None = None
         self._arithmetic = select_arithmetic(config.hardware.kernels, group.device)
         self._compiles = config.hardware.compile != "off"
         self.loss: WeightedSum = loss.to(group.device)
@@ -173,6 +179,7 @@ class Engine:
             + origin(self.model, batches, self.group, self._autocast()),
             "Resume from the last checkpoint with a lower training.optimizer.lr, a longer warm-up, or fp32.",
             shared=True,
+            step=step + 1,
         )
 
     def _backward_each(self, batches: Sequence[TrainBatch], step: int) -> tuple[Tensor, Tensor | None]:
@@ -207,7 +214,7 @@ class Engine:
             outputs = self.model.decode_all(joined, (labels.shape[-2], labels.shape[-1]))
         loss: Tensor = self.loss.of_outputs(outputs, labels)
         head = [parameter for parameter in self.model.head_parameters() if parameter.requires_grad]
-        scale = self._loss_scale()
+        scale = self.loss_scale()
         gradients = [g.float() / scale for g in torch.autograd.grad(loss * scale, [*joined, *head])]
         of_features, of_head = gradients[: len(joined)], gradients[len(joined) :]
         norm = None
@@ -261,13 +268,18 @@ class Engine:
         return images, batch.masks.to(self.group.device, non_blocking=True)
 
     def _seed(self, step: int, part: int) -> None:
-        torch.manual_seed(_mix(self.seed, step, part, self.group.rank))
+        if self.played is None:
+            torch.manual_seed(_mix(self.seed, step, part, self.group.rank))
+            return
+        together = self.plan.accumulation_steps if part == self.plan.accumulation_steps else 1
+        self.played.seed([_mix(self.seed, step, part, rank) for rank in range(self.played.num_ranks)], together)
 
     def _autocast(self) -> torch.autocast:
         """What DeepSpeed does around its own forward pass."""
         return torch.autocast(self.group.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
-    def _loss_scale(self) -> float:
+    def loss_scale(self) -> float:
+        """What the loss is multiplied with before its backward pass: 1 except under fp16."""
         return float(self.engine.optimizer.loss_scaler.cur_scale) if self.engine.fp16_enabled() else 1.0
 
     @contextmanager

@@ -22,6 +22,7 @@ _GUIDE = """This folder is one training run of segformer_spark.
 
 config.yaml               the resolved configuration; `segformer-spark train --config config.yaml` repeats the run
 training_params.yaml      configuration with the source of every value, command, hardware, versions, times; also .json
+steps.bin                 loss and gradient norm of every step, exact; `segformer-spark replay` compares with it
 metrics.jsonl             one line per log interval and validation; history.csv: one row per validation
 curves.png, tensorboard/  the same as figures
 log.txt                   what the job printed
@@ -54,6 +55,10 @@ class RunDirectory:
     @property
     def data_files(self) -> Path:
         return self.path / "data_files.json"
+
+    @property
+    def steps(self) -> Path:
+        return self.path / "steps.bin"
 
     @property
     def metrics(self) -> Path:

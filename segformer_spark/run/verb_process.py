@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,13 @@ def verb_command(arguments: Sequence[str], processes: int = 1) -> list[str]:
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [*launcher, "-m", "segformer_spark", *arguments]
+
+
+def run_ranks(arguments: Sequence[str], processes: int) -> int:
+    """Run a verb on ranks of this machine; the status of the first that failed, 0 when none did."""
+    # Each rank chooses its threads itself; torchrun would say that it has set them to 1.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    return subprocess.run(verb_command(arguments, processes), env=environment, check=False).returncode
 
 
 def run_verb(title: str, arguments: Sequence[str], processes: int = 1) -> None:

@@ -232,6 +232,7 @@ class Loop:
     def _save_checkpoint(self, *, wait: bool = False) -> None:
         """Save what all ranks agree on."""
         self._compare_replicas()
+        self.reporter.flush()
         self.reporter.exclude(self.checkpointer.save(self.progress, self.validation.best, wait=wait))
 
 

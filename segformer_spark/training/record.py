@@ -80,6 +80,7 @@ class TrainingRecord:
         self.attempt = {
             "started": self.record["started"],
             "from_step": progress.step,
+            "world_size": group.world_size,
             "hosts": sorted({h["host"] for h in hosts}),
         }
         if progress.step > 0:

@@ -48,6 +48,7 @@ class Reporter:
             lr: before the groups' multipliers; `lrs` after them, by group.
         """
         self.throughput.count(result)
+        self._tell(lambda sink: sink.step(result))
         self._unreported = partial(self.throughput.finish_interval, step, epoch, lr, lrs)
         if step % self.every == 0 or step == self.throughput.total_steps:
             self.end_interval()
@@ -58,6 +59,10 @@ class Reporter:
             report = self._unreported()
             self._unreported = None
             self._tell(lambda sink: sink.interval(report))
+
+    def flush(self) -> None:
+        """Write what was held back: whoever resumes from the checkpoint that comes goes on behind it."""
+        self._tell(lambda sink: sink.flush())
 
     def validation(self, report: ValidationReport) -> None:
         """Report a validation."""

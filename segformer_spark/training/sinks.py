@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from segformer_spark.data.dataset import Image
+from segformer_spark.engine.launched import StepResult
 from segformer_spark.run.console import duration, logger
 from segformer_spark.run.curves import draw_curves
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.metrics_log import MetricsLog, write_history
+from segformer_spark.run.step_log import StepLog
 from segformer_spark.training.throughput import IntervalReport
 
 
@@ -55,6 +57,12 @@ class Sink:
 
     def start(self, step: int, *, validated: bool) -> None:
         """Continue from `step`, forgetting later reports; `validated`: the validation at `step` itself is done."""
+
+    def step(self, result: StepResult) -> None:
+        """One optimizer step."""
+
+    def flush(self) -> None:
+        """Write what was held back: a checkpoint comes."""
 
     def interval(self, report: IntervalReport) -> None:
         """Some optimizer steps."""
@@ -110,13 +118,21 @@ class FileSink(Sink):
     SECONDS_BETWEEN_DRAWINGS = 30.0
 
     def __init__(self, run: RunDirectory) -> None:
-        self.run, self.log = run, MetricsLog(run.metrics)
+        self.run, self.log, self.steps = run, MetricsLog(run.metrics), StepLog(run.steps)
         self.drawn = time.monotonic()
 
     def start(self, step: int, *, validated: bool) -> None:
         self.log.rewind(step, validated=validated)
+        self.steps.rewind(step)
+
+    def step(self, result: StepResult) -> None:
+        self.steps.add(result.loss, result.grad_norm)
+
+    def flush(self) -> None:
+        self.steps.flush()
 
     def interval(self, report: IntervalReport) -> None:
+        self.steps.flush()
         row = {"kind": "train", "step": report.step, "epoch": report.epoch, **interval_scalars(report)}
         self.log.append({**row, "num_steps": report.num_steps, "lrs": dict(report.lrs)})
 
@@ -126,6 +142,7 @@ class FileSink(Sink):
         self._refresh(draw=time.monotonic() - self.drawn >= self.SECONDS_BETWEEN_DRAWINGS)
 
     def close(self) -> None:
+        self.steps.flush()
         self._refresh(draw=True)
 
     def _refresh(self, *, draw: bool) -> None:

@@ -21,7 +21,7 @@ from segformer_spark.data.loader import TrainLoader
 from segformer_spark.distributed.hang_watch import watch_for_hangs
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
-from segformer_spark.errors import CheckpointError, RunTakenOver, UserError
+from segformer_spark.errors import CheckpointError, RunTakenOver, TrainingDiverged, UserError
 from segformer_spark.models.weights import check_weights_folder
 from segformer_spark.run.console import duration, log_file, logger
 from segformer_spark.run.directory import RunDirectory, open_for_training, sweep_leftovers
@@ -123,6 +123,8 @@ def run_training(
             if lease is not None:
                 lease.outcome = outcome.value
         except BaseException as error:
+            if isinstance(error, TrainingDiverged) and error.step is not None:
+                logger.info("look at it: segformer-spark replay %s --step %d", run.path, error.step)
             _close_after_failure(record, reporter, progress, start.best, error)
             raise
         record.record["updates"] = start.updates
