@@ -35,6 +35,7 @@ class Group:
         control: gloo group for decisions on the CPU; on GPUs they must not wait for the device.
         own_threads: CPU threads that are this rank's share.
         activity: what this rank is doing, for those who watch over it.
+        background: gloo group for what a thread does beside the training; None for one rank.
     """
 
     launch: Launch
@@ -42,6 +43,7 @@ class Group:
     control: Any
     own_threads: int = 1
     activity: Activity = field(default_factory=Activity)
+    background: Any = None
 
     @property
     def rank(self) -> int:
@@ -226,7 +228,8 @@ def process_group(
         ) from error
     try:
         control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=options["timeout"])
-        group = Group(launch, own, control, _share_of_cpus(meeting, launch.rank))
+        background = dist.new_group(backend="gloo", timeout=options["timeout"]) if launch.world_size > 1 else None
+        group = Group(launch, own, control, _share_of_cpus(meeting, launch.rank), background=background)
         with watch_peers(meeting, launch.rank, peer_timeout, group.activity):
             yield group
     finally:

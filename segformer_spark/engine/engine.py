@@ -44,6 +44,7 @@ class Engine:
     """Forward, backward, update and named state of a model under ZeRO 0, 1 or 2.
 
     Attributes:
+        snapshots: copies of the training state.
         played: whose random numbers this process draws, where it does the work of several ranks.
     """
 
@@ -92,6 +93,9 @@ class Engine:
         self.joins_micro_batches = config.training.accumulation == "exact" and plan.accumulation_steps > 1
         decay = config.training.ema.decay
         self.average = WeightAverage(self.model, decay) if decay is not None else None
+        from segformer_spark.engine.snapshot import Snapshotter
+
+        self.snapshots = Snapshotter(self.engine, self.names, self.average, group)
         self._buffers = BufferSnapshot(self.model)
         stream: Any = torch.cuda.Stream
         self._copies = stream(group.device) if group.device.type == "cuda" else None
@@ -300,12 +304,7 @@ class Engine:
 
     def export_state(self) -> EngineState | None:
         """Weights, moments and buffers by stored name, on the CPU of the first rank; None on the others. Collective."""
-        from segformer_spark.engine.transfer import export_state
-
-        state = export_state(self.engine, self.names, keep=self.group.is_main)
-        if state is not None and self.average is not None:
-            state.average = {self.names[name]: value.cpu().clone() for name, value in self.average.values.items()}
-        return state
+        return self.snapshots.assemble(self.snapshots.take(), self.group.control)
 
     def import_state(self, state: EngineState | None) -> None:
         """Continue from an exported state, which the first rank has. Collective."""

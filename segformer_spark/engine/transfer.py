@@ -1,4 +1,4 @@
-"""Out of DeepSpeed and into it: the training state by parameter name, under any ZeRO stage and number of ranks.
+"""Into DeepSpeed: the training state by parameter name, under any ZeRO stage and number of ranks.
 
 DeepSpeed's own checkpoints hold one shard per rank and refuse another number of ranks (DeepSpeed#2898, #5405, #7628).
 Here every tensor is whole and named, on the first rank, which reads and writes. Exporting and importing are collective:
@@ -26,30 +26,6 @@ _BUCKET_VALUES = 2**23
 """Values that travel at a time, 32 MiB."""
 
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-def export_state(engine: Any, names: dict[str, str], *, keep: bool) -> EngineState | None:
-    """Copy the state to the CPU of the rank that is to `keep` it, the first; None on the others.
-
-    Args:
-        names: live names -> stored names.
-    """
-    module: nn.Module = engine.module
-    step = applied_updates(engine)
-    if step > 0:
-        _link_moments(engine)
-    trained = {names[live]: parameter for live, parameter in module.named_parameters() if parameter.requires_grad}
-    masters = _gathered(trained, None, keep=keep) if _uses_zero(engine) else {}
-    keys = state_keys(engine.basic_optimizer) if step > 0 else ()
-    moments = {key: _moments(engine, trained, key, keep=keep) for key in keys}
-    if not keep:
-        return None
-    parameters = {
-        names[live]: masters[names[live]] if names[live] in masters else _copy(parameter.float())
-        for live, parameter in module.named_parameters()
-    }
-    buffers = {names[live]: _copy(buffer) for live, buffer in module.named_buffers() if live in names}
-    return EngineState(parameters, buffers, moments, step, _loss_scaler(engine))
 
 
 def import_state(engine: Any, state: EngineState | None, names: dict[str, str], group: Group) -> None:
@@ -110,35 +86,9 @@ def _shared(
         yield from ((live, part.view_as(target)) for (live, target), part in zip(bucket, parts, strict=True))
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone()
-
-
-def _uses_zero(engine: Any) -> bool:
+def uses_zero(engine: Any) -> bool:
+    """Whether the optimizer updates partitions, which DeepSpeed made of the parameters."""
     return bool(engine.zero_optimization())
-
-
-@torch.no_grad()
-def _gathered(parameters: Mapping[str, nn.Parameter], key: str | None, *, keep: bool) -> dict[str, Tensor]:
-    """Whole fp32 masters, or moments, on the CPU of the first rank: every rank puts in the fragments that it owns.
-
-    As DeepSpeed's safe_get_full_fp32_param and safe_get_full_optimizer_state do, which reduce each tensor by itself,
-    and give it to all ranks.
-    """
-    whole: dict[str, Tensor] = {}
-    for bucket in _buckets(parameters):
-        first = bucket[0][1]
-        flat = torch.zeros(sum(p.numel() for _, p in bucket), device=first.device)
-        for (_, parameter), part in zip(bucket, _slices(bucket, flat), strict=True):
-            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-            if mapping is not None:
-                own = mapping.lp_fragment_address
-                part[own.start : own.start + own.numel].copy_(mapping.get_hp_fragment(key))
-        dist.reduce(flat, 0, group=first._dp_group)  # type: ignore[attr-defined]
-        if keep:
-            slices = _slices(bucket, flat)
-            whole |= {name: _copy(part.view_as(p)) for (name, p), part in zip(bucket, slices, strict=True)}
-    return whole
 
 
 _Named = TypeVar("_Named", bound=Tensor)
@@ -161,20 +111,21 @@ def _slices(bucket: Sequence[tuple[str, Tensor]], flat: Tensor) -> Sequence[Tens
     return torch.split(flat, [tensor.numel() for _, tensor in bucket])
 
 
-def _flat_partitions(engine: Any) -> list[Tensor]:
+def flat_partitions(engine: Any) -> list[Tensor]:
     """The tensors that this rank's optimizer really updates: one per parameter group."""
     return list(engine.optimizer.single_partition_of_fp32_groups)
 
 
-def _base_state(engine: Any) -> Any:
-    return engine.optimizer.optimizer.state if _uses_zero(engine) else engine.optimizer.state
+def optimizer_state(engine: Any) -> Any:
+    """{what the optimizer updates: {key: tensor}}: of parameters or, under ZeRO, of this rank's flat partitions."""
+    return engine.optimizer.optimizer.state if uses_zero(engine) else engine.optimizer.state
 
 
 def applied_updates(engine: Any) -> int:
     """Updates that were applied: as the optimizer counts them, or DeepSpeed where it (SGD) does not."""
     if not _counts_steps(engine.basic_optimizer):
         return int(engine.global_steps - engine.skipped_steps)
-    steps = {int(entry["step"]) for entry in _base_state(engine).values() if "step" in entry}
+    steps = {int(entry["step"]) for entry in optimizer_state(engine).values() if "step" in entry}
     assert len(steps) <= 1, f"parameter groups disagree about the step: {steps}"
     return steps.pop() if steps else 0
 
@@ -183,13 +134,13 @@ def _counts_steps(optimizer: torch.optim.Optimizer) -> bool:
     return not isinstance(optimizer, torch.optim.SGD)
 
 
-def _link_moments(engine: Any) -> None:
+def link_moments(engine: Any) -> None:
     """Connect parameters with their moments.
 
     With several groups DeepSpeed 0.19 links after the first group's first step and then calls it done, so the others
     are missing ("exp_avg not found in optimizer state fragment"). Linking again is idempotent.
     """
-    if not _uses_zero(engine):
+    if not uses_zero(engine):
         return
     relink = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if relink is None:
@@ -202,34 +153,27 @@ def _create_moments(engine: Any, step: int) -> None:
     """Before the first step an optimizer has no state to set: make it as it would."""
     engine.global_steps = step + engine.skipped_steps
     updated = (
-        _flat_partitions(engine) if _uses_zero(engine) else [p for p in engine.module.parameters() if p.requires_grad]
+        flat_partitions(engine) if uses_zero(engine) else [p for p in engine.module.parameters() if p.requires_grad]
     )
     keys = state_keys(engine.basic_optimizer)
     fused = bool(engine.basic_optimizer.defaults.get("fused"))
     for tensor in updated:
-        own = _base_state(engine)[tensor]
+        own = optimizer_state(engine)[tensor]
         if _counts_steps(engine.basic_optimizer):
             own["step"] = torch.tensor(float(step), device=tensor.device if fused else "cpu")
         own |= {key: torch.zeros_like(tensor) for key in keys}
-    _link_moments(engine)
-
-
-def _moments(engine: Any, parameters: Mapping[str, nn.Parameter], key: str, *, keep: bool) -> dict[str, Tensor]:
-    if _uses_zero(engine):
-        return _gathered(parameters, key, keep=keep)
-    if not keep:
-        return {}
-    return {name: _copy(engine.optimizer.state[parameter][key]) for name, parameter in parameters.items()}
+    link_moments(engine)
 
 
 def _set_moment(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-    if _uses_zero(engine):
+    if uses_zero(engine):
         safe_set_full_optimizer_state(parameter, value, key)
     else:
         engine.optimizer.state[parameter][key].copy_(value)
 
 
-def _loss_scaler(engine: Any) -> dict[str, float] | None:
+def loss_scaler(engine: Any) -> dict[str, float] | None:
+    """Counters of the dynamic loss scale; None but under fp16."""
     if not engine.fp16_enabled():
         return None
     scaler = engine.optimizer.loss_scaler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 from segformer_spark.checkpoint.store import CheckpointStore, StoredState, refuse_not_finite
 from segformer_spark.config.schema import OutputConfig
 from segformer_spark.engine.engine import Engine
+from segformer_spark.engine.snapshot import Snapshot
 from segformer_spark.errors import CheckpointError, RunTakenOver, TrainingDiverged, UserError
 from segformer_spark.run.console import logger
 from segformer_spark.training.best import BestTracker
@@ -90,30 +92,34 @@ class Checkpointer:
             logger.warning("%s", error)
 
     def _begin(self, progress: Progress, best: BestTracker) -> None:
-        state = self.engine.export_state()
-        step, best_step = progress.step, best.step
+        snapshot = self.engine.snapshots.take()
+        progress_then, best_then = copy.deepcopy(progress), copy.copy(best)
 
-        def begin() -> None:
-            assert state is not None
-            self._write(step, to_stored(state, progress, best, self.configuration), best_step)
-
-        self.engine.group.on_main(begin)
-        self.saved_step, self._saved_at = step, self.clock()
-
-    def _write(self, step: int, stored: StoredState, best_step: int | None) -> None:
-        """In a thread: hashing and writing leave Python's lock to the training."""
-
-        def write() -> None:
+        def work() -> None:
             started = time.monotonic()
             try:
-                _refuse_diverged(step, stored)
-                self.store.save(step, stored, best_step)
+                self._write(snapshot, progress_then, best_then)
             except Exception as error:  # noqa: BLE001 - raised again by the thread that trains
                 self._error = error
             self._write_seconds = time.monotonic() - started
 
-        self._thread = threading.Thread(target=write, name="checkpoint")
+        # Sending, hashing and writing leave Python's lock to the training.
+        self._thread = threading.Thread(target=work, name="checkpoint")
         self._thread.start()
+        self.saved_step, self._saved_at = progress.step, self.clock()
+
+    def _write(self, snapshot: Snapshot, progress: Progress, best: BestTracker) -> None:
+        """On all ranks: the first one puts together what they copied, and writes it."""
+        snapshots = self.engine.snapshots
+        state = snapshots.assemble(snapshot, self.engine.group.background)
+        if state is None:
+            return
+        try:
+            stored = to_stored(state, progress, best, self.configuration)
+            _refuse_diverged(progress.step, stored)
+            self.store.save(progress.step, stored, best.step)
+        finally:
+            snapshots.release(snapshot)
 
     def _join(self) -> Exception | None:
         thread, self._thread = self._thread, None
@@ -124,7 +130,8 @@ class Checkpointer:
 
     def _finish(self, *, raises: bool) -> None:
         """Wait for the checkpoint that is being written. Collective."""
-        error = self.engine.group.on_main(self._join)
+        own = self._join()
+        error = self.engine.group.on_main(lambda: own) or own
         if error is None:
             return
         step, self.saved_step = self.saved_step, None

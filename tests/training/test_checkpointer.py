@@ -34,10 +34,16 @@ class Clock:
 def checkpointer(folder: Path, group: Group, clock: Clock, value: float = 1.0, **settings: Any) -> Checkpointer:
     class Engine:
         def __init__(self) -> None:
-            self.group, self.weights = group, {"w": torch.tensor([1.0, value])}
+            self.group, self.weights, self.snapshots = group, {"w": torch.tensor([1.0, value])}, self
 
-        def export_state(self) -> EngineState:
-            return EngineState({name: tensor.clone() for name, tensor in self.weights.items()}, {}, {}, 1, None)
+        def take(self) -> dict[str, torch.Tensor]:
+            return {name: tensor.clone() for name, tensor in self.weights.items()}
+
+        def assemble(self, snapshot: dict[str, torch.Tensor], process_group: Any) -> EngineState:
+            return EngineState(snapshot, {}, {}, 1, None)
+
+        def release(self, snapshot: dict[str, torch.Tensor]) -> None:
+            snapshot.clear()
 
     engine: Any = Engine()
     return Checkpointer(CheckpointStore(folder, 5), engine, OutputConfig(**settings), {}, clock)
