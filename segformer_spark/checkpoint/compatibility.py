@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from segformer_spark.config.batch import BatchPlan
@@ -59,7 +59,13 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def check_compatible(
-    stored: dict[str, Any], config: Config, plan: BatchPlan, present: dict[str, Any], *, accept_changes: bool = False
+    stored: dict[str, Any],
+    config: Config,
+    plan: BatchPlan,
+    present: dict[str, Any],
+    *,
+    accept_changes: bool = False,
+    extends: Collection[str] = (),
 ) -> list[str]:
     """Compare a checkpoint's configuration with the present one (`configuration_state`).
 
@@ -67,6 +73,7 @@ def check_compatible(
 
     Args:
         accept_changes: other images or masks are no difference.
+        extends: settings that may differ as well: those of its length, where a finished run is to go on.
 
     Returns:
         Which sets, of train and val, are others than before.
@@ -80,7 +87,8 @@ def check_compatible(
         raise CheckpointError(
             f"the checkpoint is of another version of this package, whose configuration is not understood: {error}"
         ) from error
-    changed = changed_fields(before, _flat(config))
+    now = _flat(config)
+    changed = changed_fields({**before, **{name: now[name] for name in extends}}, now)
     if stored["global_batch"] != plan.global_batch:
         changed.append(
             f"the global batch was {stored['global_batch']}, now {plan}; "

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,6 +37,7 @@ from segformer_spark.run.record import (
 )
 from segformer_spark.run.system import now
 from segformer_spark.training.best import BestTracker
+from segformer_spark.training.extension import Extension
 from segformer_spark.training.progress import Progress
 
 
@@ -137,6 +139,12 @@ class TrainingRecord:
         logger.warning("the run goes on with other images or masks than before (%s)", ", ".join(changed_sets))
         if "val" in changed_sets:
             logger.warning("scores of two validation sets do not compare: best model and patience begin anew")
+
+    def extend(self, extension: Extension | None) -> None:
+        """Record that a finished run goes on."""
+        if extension is not None:
+            self.attempt["extended"] = asdict(extension)
+            self._write()
 
     def finish(self, outcome: Outcome, progress: Progress, best: BestTracker, error: BaseException | None) -> None:
         """Complete the record."""

@@ -30,6 +30,7 @@ from segformer_spark.run.metrics_log import MetricsLog
 from segformer_spark.run.outcome import Outcome
 from segformer_spark.training.best import BestTracker
 from segformer_spark.training.checkpointer import Checkpointer
+from segformer_spark.training.extension import LENGTH, Extension, find_extension
 from segformer_spark.training.loop import Loop
 from segformer_spark.training.model_export import ModelExport
 from segformer_spark.training.plan import lr_warning, selection_metric, single_image_note
@@ -81,6 +82,7 @@ class _Start:
     best: BestTracker
     changed_sets: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    extension: Extension | None = None
     updates: int = 0
 
 
@@ -107,6 +109,7 @@ def run_training(
         )
         record.announce(setup.train_set, setup.val_set)
         record.accept(start.changed_sets)
+        record.extend(start.extension)
         if progress.step == 0:
             group.on_main(lambda: _say_findings(resolved.config, setup))
         for warning in (
@@ -201,10 +204,16 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
     warnings: list[str] = []
     accept = options.accept_changes
     try:
-        changed = check_compatible(state, config, setup.plan, setup.configuration, accept_changes=accept)
+        longer = find_extension(state, config, setup.sampler.steps_per_epoch, setup.schedule)
+        extends = () if longer is None else LENGTH
+        changed = check_compatible(
+            state, config, setup.plan, setup.configuration, accept_changes=accept, extends=extends
+        )
         progress = progress_of(state)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source}: its state.json is not one of this package: {error!r}") from error
+    if longer is not None:
+        warnings.append(longer.describe())
     if "val" in changed:
         progress.validated_step = None
     elif source.parent.resolve() == run.checkpoints.resolve():
@@ -217,7 +226,7 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
         logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
     if state["num_train_images"] != len(setup.train_set):
         progress.position.step = 0  # the order of another number of images has nothing in common with this one
-    return _Start(run, store, source, stored, progress, best, changed, warnings)
+    return _Start(run, store, source, stored, progress, best, changed, warnings, longer)
 
 
 def _why_lost(best: Path) -> str | None:
