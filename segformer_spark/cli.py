@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segformer_spark import __version__
-from segformer_spark.errors import PeersNotFound, PortTaken, ReplicasDiffer, UserError
+from segformer_spark.errors import PeersNotFound, PortTaken, ReplicasDiffer, TrainingDiverged, UserError
 from segformer_spark.exit_codes import ExitCode
 from segformer_spark.run.job_variables import GENERATION
 from segformer_spark.verbs import (
@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _print_error(error)
         own = {PeersNotFound: ExitCode.PEER_LOST, ReplicasDiffer: ExitCode.PEER_LOST, PortTaken: ExitCode.PORT_TAKEN}
         status = own.get(type(error), ExitCode.USER_ERROR)
+        if isinstance(error, TrainingDiverged) and error.goes_on:
+            status = ExitCode.DIVERGED
     except BrokenPipeError:
         # The reader of the output, such as head, has seen enough; what is left in the buffer goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

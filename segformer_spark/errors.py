@@ -39,7 +39,10 @@ class TrainingDiverged(UserError):
 
     Attributes:
         step: the one that was not finite, from 1 on; None where it is no single one.
+        goes_on: another attempt will take the images in another order; the command line leaves with ExitCode.DIVERGED.
     """
+
+    goes_on = False
 
     def __init__(self, problem: str, fix: str = "", *, shared: bool = False, step: int | None = None) -> None:
         super().__init__(problem, fix, shared=shared)

@@ -21,6 +21,8 @@ class ExitCode(IntEnum):
     """The port that the ranks of a job were told to meet at is in use."""
     PEER_LOST = 87
     """A rank has not heard from another one, or has other weights: a node or the network is gone or broken."""
+    DIVERGED = 88
+    """A step was not finite, and the next attempt takes the training images in another order."""
 
 
 class RequeueVerdict(IntEnum):

@@ -34,4 +34,4 @@ def test_a_lost_node_does_not_look_like_success() -> None:
 
 def test_statuses_are_those_that_users_know() -> None:
     """Scripts of users compare with the numbers."""
-    assert [int(code) for code in ExitCode] == [0, 1, 2, 70, 85, 86, 87]
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 70, 85, 86, 87, 88]

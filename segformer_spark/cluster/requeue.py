@@ -170,6 +170,8 @@ def _cause(status: int) -> str:
         return "stopped with its state saved"
     if status == ExitCode.PEER_LOST:
         return "a node or its network was lost"
+    if status == ExitCode.DIVERGED:
+        return "a step was not finite; the images come in another order now"
     if status > 128:
         try:
             return f"a rank was ended by {signal.Signals(status - 128).name}"

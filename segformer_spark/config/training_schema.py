@@ -191,6 +191,13 @@ class TrainingConfig(Section):
     max_skipped_steps: int = field(
         20, "Stop when fp16 overflow skips this many updates in a row.", ge=1, resume_safe=True
     )
+    reorder_after_divergence: int = field(
+        0,
+        "How often a run whose loss or gradient is not finite may go on from its last checkpoint, with the training "
+        "images in another order. 0: it ends; in the same order the same would happen.",
+        ge=0,
+        resume_safe=True,
+    )
     selection_metric: str = field(
         "auto",
         "Validation metric that chooses the best checkpoint, higher is better; auto: spark_score for SPARK's classes, "

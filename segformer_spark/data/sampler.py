@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,22 @@ SampleKey = tuple[int, int]
 """(epoch, index): what the loader hands to the data set."""
 
 
-def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The permutation of the training images in `epoch`."""
-    return np.random.default_rng([seed, epoch, 0x0EDE]).permutation(num_images)
+def epoch_order(num_images: int, seed: int, epoch: int, order: int = 0) -> NDArray[np.int64]:
+    """The permutation of the training images in `epoch`.
+
+    Args:
+        order: another one for each number.
+    """
+    return np.random.default_rng([seed, epoch, 0x0EDE, *([order] if order else [])]).permutation(num_images)
 
 
 @dataclass
 class Position:
-    """Where training stands: `epoch` from 0 and `step`, the optimizer steps done in it."""
+    """Where training stands: `epoch` from 0, `step`, the optimizer steps done in it, and the images' `order`."""
 
     epoch: int = 0
     step: int = 0
+    order: int = 0
 
 
 class TrainBatchSampler(Sampler[list[SampleKey]]):
@@ -43,14 +48,14 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     def start_at(self, position: Position) -> None:
         """Set where the next iteration begins."""
-        self.position = Position(position.epoch, position.step)
+        self.position = replace(position)
 
     def __len__(self) -> int:
         return (self.steps_per_epoch - self.position.step) * self.plan.accumulation_steps
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch, first_step = self.position.epoch, self.position.step
-        order = epoch_order(self.num_images, self.seed, epoch)
+        order = epoch_order(self.num_images, self.seed, epoch, self.position.order)
         micro, accumulation, world = self.plan.micro_batch, self.plan.accumulation_steps, self.plan.world_size
         for step in range(first_step, self.steps_per_epoch):
             for part in range(accumulation):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from segformer_spark.checkpoint.store import StoredState
@@ -65,7 +65,7 @@ class Progress:
         self.step += 1
         self.position.step += 1
         if self.position.step == steps_per_epoch:
-            self.position = Position(self.position.epoch + 1, 0)
+            self.position = replace(self.position, epoch=self.position.epoch + 1, step=0)
 
 
 def to_stored(engine: EngineState, progress: Progress, best: BestTracker, configuration: dict[str, Any]) -> StoredState:

@@ -34,6 +34,7 @@ from segformer_spark.run.metrics_log import MetricsLog, Row
 from segformer_spark.run.step_log import StepLog
 from segformer_spark.training.plan import selection_metric
 from segformer_spark.training.progress import Progress, engine_state, progress_of
+from segformer_spark.training.reordering import order_from, read_divergences
 from segformer_spark.training.setup import Setup, prepare
 from segformer_spark.training.step_evidence import Collector, StepEvidence
 
@@ -164,6 +165,7 @@ def replay(plan: Plan, group: Group, output: Path, shown_rank: int | None = None
     files = read_digests(plan.run.data_files, Path(config.data.root))
     setup = prepare(config, group, files=files)
     stored, progress = _state(plan, config, setup, group)
+    progress.position.order = order_from(progress.position, progress.step, read_divergences(plan.run))
     engine = Engine(setup.model, setup.loss, config, setup.plan, group)
     found = Replay(plan)
     with ExitStack() as closing:

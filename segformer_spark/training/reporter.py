@@ -48,7 +48,7 @@ class Reporter:
             lr: before the groups' multipliers; `lrs` after them, by group.
         """
         self.throughput.count(result)
-        self._tell(lambda sink: sink.step(result))
+        self._tell(lambda sink: sink.step(step, result))
         self._unreported = partial(self.throughput.finish_interval, step, epoch, lr, lrs)
         if step % self.every == 0 or step == self.throughput.total_steps:
             self.end_interval()

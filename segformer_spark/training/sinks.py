@@ -58,8 +58,8 @@ class Sink:
     def start(self, step: int, *, validated: bool) -> None:
         """Continue from `step`, forgetting later reports; `validated`: the validation at `step` itself is done."""
 
-    def step(self, result: StepResult) -> None:
-        """One optimizer step."""
+    def step(self, step: int, result: StepResult) -> None:
+        """One optimizer step, from 1 on."""
 
     def flush(self) -> None:
         """Write what was held back: a checkpoint comes."""
@@ -125,7 +125,7 @@ class FileSink(Sink):
         self.log.rewind(step, validated=validated)
         self.steps.rewind(step)
 
-    def step(self, result: StepResult) -> None:
+    def step(self, step: int, result: StepResult) -> None:
         self.steps.add(result.loss, result.grad_norm)
 
     def flush(self) -> None:

@@ -36,11 +36,13 @@ from segformer_spark.training.model_export import ModelExport
 from segformer_spark.training.plan import lr_warning, selection_metric, single_image_note
 from segformer_spark.training.progress import Progress, engine_state, progress_of, restore_best
 from segformer_spark.training.record import TrainingRecord
+from segformer_spark.training.reordering import Divergence, order_from, read_divergences, remember_divergence
 from segformer_spark.training.reporter import Reporter
 from segformer_spark.training.same_start import refuse_different_starts
 from segformer_spark.training.setup import Setup, prepare
 from segformer_spark.training.sinks import ConsoleSink, FileSink, Sink
 from segformer_spark.training.slow_ranks import OwnTimes
+from segformer_spark.training.spikes import SpikeSink
 from segformer_spark.training.stop import StopRequest
 from segformer_spark.training.tensorboard import TensorBoardSink
 from segformer_spark.training.throughput import Throughput
@@ -83,6 +85,7 @@ class _Start:
     changed_sets: Sequence[str] = ()
     warnings: Sequence[str] = ()
     extension: Extension | None = None
+    num_divergences: int = 0
     updates: int = 0
 
 
@@ -127,13 +130,24 @@ def run_training(
                 lease.outcome = outcome.value
         except BaseException as error:
             if isinstance(error, TrainingDiverged) and error.step is not None:
-                logger.info("look at it: segformer-spark replay %s --step %d", run.path, error.step)
+                _say_diverged(error, error.step, start, resolved.config, is_main=group.is_main)
             _close_after_failure(record, reporter, progress, start.best, error)
             raise
         record.record["updates"] = start.updates
         group.on_main(lambda: record.finish(outcome, progress, start.best, None))
         _log_outcome(start, outcome, resolved.config)
     return run, outcome
+
+
+def _say_diverged(error: TrainingDiverged, step: int, start: _Start, config: Config, *, is_main: bool) -> None:
+    """How to look at it and, where the configuration allows it, have the next attempt take another order."""
+    error.goes_on = start.num_divergences < config.training.reorder_after_divergence
+    if not is_main:
+        return
+    logger.info("look at it: segformer-spark replay %s --step %d", start.run.path, step)
+    if error.goes_on:
+        remember_divergence(start.run, Divergence(step, start.progress.position.order))
+        logger.warning("the next attempt goes on from the last checkpoint, with the training images in another order")
 
 
 def _train(
@@ -195,11 +209,14 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
     config = resolved.config
     run, source = group.on_main(lambda: _open_run(resolved, options))
     store = CheckpointStore(run.checkpoints, config.output.keep_checkpoints, config.output.keep_every)
+    divergences = group.on_main(lambda: read_divergences(run)) if options.resume is not None else []
     stopping = config.training.early_stopping
     metric = selection_metric(config, setup.val_set.classes)
     best = BestTracker(patience=stopping.patience, min_delta=stopping.min_delta, metric=metric)
     if source is None:
-        return _Start(run, store, None, None, Progress(), best)
+        progress = Progress()
+        progress.position.order = order_from(progress.position, 0, divergences)
+        return _Start(run, store, None, None, progress, best, num_divergences=len(divergences))
     stored, state = _read_on_main(source, group)
     warnings: list[str] = []
     accept = options.accept_changes
@@ -226,7 +243,11 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
         logger.info("the checkpoint is of another run: the best model is chosen anew from here on")
     if state["num_train_images"] != len(setup.train_set):
         progress.position.step = 0  # the order of another number of images has nothing in common with this one
-    return _Start(run, store, source, stored, progress, best, changed, warnings, longer)
+    order = order_from(progress.position, progress.step, divergences)
+    if order != progress.position.order:
+        warnings.append(f"a later step diverged: from step {progress.step + 1} on the images come in order {order}")
+        progress.position.order = order
+    return _Start(run, store, source, stored, progress, best, changed, warnings, longer, len(divergences))
 
 
 def _why_lost(best: Path) -> str | None:
@@ -251,7 +272,7 @@ def _read_on_main(source: Path, group: Group) -> tuple[StoredState | None, dict[
 
 
 def _reporter(run: RunDirectory, config: Config, setup: Setup, group: Group, progress: Progress) -> Reporter:
-    sinks: list[Sink] = [FileSink(run), ConsoleSink()] if group.is_main else []
+    sinks: list[Sink] = [FileSink(run), ConsoleSink(), SpikeSink(run.path)] if group.is_main else []
     if group.is_main and config.output.tensorboard:
         sinks.append(TensorBoardSink(run.tensorboard, MetricsLog(run.metrics)))
     if group.is_main:

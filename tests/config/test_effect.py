@@ -392,6 +392,7 @@ ELSEWHERE = {
         "test_a_collective_waits_as_long_as_timeout_minutes",
     ),
     "hardware.compare_ranks_every": ("engine/test_replicas.py", "test_without_the_comparison_it_would_go_on"),
+    "training.reorder_after_divergence": ("training/test_reordering.py", "test_the_images_come_in_another_order"),
     "hardware.hang_timeout": ("distributed/test_hang_watch.py", "test_a_step_far_longer_than_those_before_is_a_hang"),
     "hardware.peer_timeout": ("distributed/test_peer_watch.py", "test_a_rank_that_stands_still_ends_the_others"),
 }
