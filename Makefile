@@ -3,6 +3,7 @@
 # make test     install and run the tests: about 16 minutes on 2 CPU cores
 # make test-sweep   more sizes and architectures than make test has time for
 # make fuzz     the tests on random inputs, with many more of them
+# make soak     60 random kills and signals in a training of two ranks: about 15 minutes; SOAK=200 for more
 # make gpu-check   on a machine with a GPU: its tests and benchmarks, under ten minutes
 # make lint     ruff, mypy, shellcheck
 # make install VENV=/scratch/me/venv   the environment elsewhere (about 6 GB)
@@ -34,7 +35,7 @@ ifeq ($(shell test $$(printf %s '$(CACHE)' | wc -c) -lt 60 && echo short),short)
 export TMPDIR := $(CACHE)/tmp
 endif
 
-.PHONY: demo study-demo test test-sweep fuzz gpu-check test-demo lint mobilenet-weights install install-dev env-archive clean
+.PHONY: demo study-demo test test-sweep fuzz soak gpu-check test-demo lint mobilenet-weights install install-dev env-archive clean
 
 # DEMO_ARGS='--set training.epochs=8': options of the verb.
 demo: install
@@ -51,6 +52,11 @@ test: install-dev
 # Tests on random inputs with 25 times as many of them.
 fuzz: install-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m hypothesis --hypothesis-profile fuzz --ignore tests/slurm
+
+# Random faults in a training; its results must be those of one without.
+SOAK ?= 60
+soak: install-dev
+	$(BIN)/python -m tests.soak --faults $(SOAK)
 
 # On a machine with a GPU: the tests that want one and the benchmarks, under ten minutes; results in gpu_check/.
 gpu-check: install-dev

@@ -14,12 +14,14 @@ if [[ ! -d $TEST_IMAGES ]]; then
     echo "error: there are no test images at $TEST_IMAGES; set DATA_ROOT or TEST_IMAGES" >&2
     exit 2
 fi
+bad=$("${VENV:-$PWD/.venv}/bin/python" -m segformer_spark doctor --excluded-nodes --names)
+[[ -z $bad ]] || echo "left out, see segformer-spark doctor --excluded-nodes: $bad" >&2
 IFS=' ' read -r -a train_options <<<"${TRAIN_OPTIONS:-}"
 
 submit() { # submit NAME DEPENDENCY [OPTION...] SCRIPT
     local name="$1" after="$2" job
     shift 2
-    job=$(sbatch --parsable ${after:+--dependency="afterok:$after" --kill-on-invalid-dep=yes} "$@")
+    job=$(sbatch --parsable ${bad:+--exclude="$bad"} ${after:+--dependency="afterok:$after" --kill-on-invalid-dep=yes} "$@")
     job="${job%%;*}"
     echo "$name: job $job${after:+, after $after}" >&2
     echo "$job"

@@ -14,14 +14,25 @@ from segformer_spark.checkpoint.export import ModelCard, export_model, load_mode
 from segformer_spark.checkpoint.names import step_of
 from segformer_spark.checkpoint.store import CheckpointStore, StoredState, read, verify
 from segformer_spark.config.load import load_config
+from segformer_spark.data import cache_build
+from segformer_spark.engine.launched import StepResult
+from segformer_spark.evaluation.session import InferenceSettings
 from segformer_spark.models.segformer import SegFormer, portable_names
+from segformer_spark.prediction.predict import PredictOptions, run_prediction
 from segformer_spark.run.atomic import recover_folder
+from segformer_spark.run.checksums import LEASE
 from segformer_spark.run.directory import RunDirectory, open_for_training, sweep_leftovers
 from segformer_spark.run.lease import Owner, lease_results, lease_run
 from segformer_spark.run.metrics_log import MetricsLog
+from segformer_spark.run.step_log import StepLog
 from segformer_spark.submission.spark_format import check_prediction, write_prediction
+from segformer_spark.training.sinks import FileSink, ValidationReport
+from segformer_spark.training.throughput import IntervalReport
+from tests.data.image_files import encode, picture, save
+from tests.data.test_cache import build as build_cache_of
 from tests.failpoints import kills
-from tests.tiny import tiny_segformer
+from tests.sessions import group_of_one
+from tests.tiny import export_tiny, tiny_segformer
 
 STEPS = 3
 
@@ -151,3 +162,97 @@ def test_a_folder_of_results(tmp_path: Path) -> None:
         )
         shutil.rmtree(folder)
     assert number > 10
+
+
+def log_everything(path: Path) -> None:
+    """What a resumed run does with its logs: rewind to the checkpoint, steps, validations, the table and the curves."""
+    run = RunDirectory(path)
+    sink = FileSink(run)
+    sink.start(2, validated=True)
+    for step in range(3, 6):
+        sink.step(step, StepResult(1 / step, 0.5, True))
+        sink.interval(interval(step))
+        if step == 4:
+            sink.flush()
+            sink.validation(ValidationReport(step, 1, {"miou": 0.5}, 0.1, False, "miou"))
+    sink.close()
+
+
+def interval(step: int) -> IntervalReport:
+    numbers = {"loss": 1 / step, "lr": 0.1, "grad_norm": 0.5, "images_per_s": 1.0, "images_per_s_per_device": 1.0}
+    rest = {"memory_gib": 1.0, "skipped_steps": 0, "eta_seconds": 1.0, "lrs": {}}
+    return IntervalReport(step=step, epoch=1, total_steps=5, num_steps=1, **numbers, **rest)  # type: ignore[arg-type]
+
+
+def test_the_logs_of_a_resumed_run(tmp_path: Path) -> None:
+    """Of a run that had come to step 4 when it was killed, and goes on from step 2."""
+    path, whole = tmp_path / "run", tmp_path / "whole"
+    for folder in (path, whole):
+        folder.mkdir()
+        log, steps = MetricsLog(folder / "metrics.jsonl"), StepLog(folder / "steps.bin")
+        for step in range(1, 5):
+            log.append({"kind": "train", "step": step, "loss": 1 / step})
+            steps.add(1 / step, 0.5)
+        steps.flush()
+    log_everything(whole)
+    names = ("metrics.jsonl", "steps.bin", "history.csv")
+    start = {name: (path / name).read_bytes() for name in names[:2]}
+    number = 0
+    for number in kills(log_everything, path):
+        log_everything(path)
+        for name in names:
+            assert (path / name).read_bytes() == (whole / name).read_bytes(), f"operation {number}: {name}"
+        assert not [child for child in path.iterdir() if child.name.endswith(".png") and child.stat().st_size == 0]
+        for child in path.iterdir():
+            child.unlink()
+        for name, content in start.items():
+            (path / name).write_bytes(content)
+    assert number > 12
+
+
+def build_small_cache(folder: Path, root: str) -> None:
+    """In two shards; where the manifest lies is no part of it."""
+    cache_build.SHARD_IMAGES, cache_build.LEFTOVER_SECONDS = 8, 0.0
+    config = load_config(overrides=[f"data.root={root}", "data.image_size=48", "data.num_workers=0"]).config
+    build_cache_of(config, folder, 48, "raw")
+
+
+def test_a_cache(own_spark_root: Path, tmp_path: Path) -> None:
+    root, parent, whole, number = str(own_spark_root), tmp_path / "cache", tmp_path / "whole", 0
+    build_small_cache(whole, root)
+    expected = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert len([name for name in expected if "shard" in name.name]) >= 2
+    for number in kills(build_small_cache, parent, root):
+        build_small_cache(parent, root)
+        found = {path.relative_to(parent): path.read_bytes() for path in parent.rglob("*") if path.is_file()}
+        assert found == expected, f"operation {number}"
+        shutil.rmtree(parent)
+    assert number > 12
+
+
+def predict_photos(folder: Path, model: str, photos: str) -> None:
+    with group_of_one() as group:
+        run_prediction(
+            PredictOptions(Path(model), [Path(photos)], folder, inference=InferenceSettings(keep_images=True)), group
+        )
+
+
+def test_predictions(tmp_path: Path) -> None:
+    model, photos = export_tiny(tmp_path / "model"), tmp_path / "photos"
+    for index in range(2):
+        save(photos / f"{index}.png", encode(picture(40, 61, index), "PNG"))
+    folder, whole, number = tmp_path / "out", tmp_path / "whole", 0
+    predict_photos(whole, str(model), str(photos))
+    expected = contents(whole)
+    assert any(name.endswith(".png") for name in expected)
+    for number in kills(predict_photos, folder, str(model), str(photos)):
+        predict_photos(folder, str(model), str(photos))
+        assert contents(folder) == expected, f"operation {number}"
+        shutil.rmtree(folder)
+    assert number > 12
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of what has no times in it; the hold on the folder is no result."""
+    files = [path for path in folder.rglob("*") if path.is_file() and LEASE not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.suffix in (".png", ".csv")}

@@ -37,6 +37,7 @@ from segformer_spark.run.atomic import ask_guard, atomic_folder, recover_folder,
 from segformer_spark.run.console import logger
 from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.json_file import read_json_object
+from segformer_spark.run.visibility import wait_until_visible
 
 _FORMAT = 2
 _MODEL, _OPTIMIZER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
@@ -135,6 +136,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: there were checkpoints, and none of them can be used.
         """
+        wait_until_visible(lambda: lost_newest(self.folder) is None, self.folder, "the newest checkpoint")
         present, lost = checkpoint_folders(self.folder), lost_newest(self.folder)
         if lost is not None and present:
             logger.warning("%s: the checkpoint of step %d, the newest that was saved, is gone", self.folder, lost)

@@ -148,13 +148,20 @@ def obstacle(job: JobId, job_end: float | None, *, also_cancelled: bool, now: fl
     return ""
 
 
-def ask_slurm(job: JobId) -> str:
-    """Requeue the job; returns what went wrong, empty when nothing did. Patient with a controller that restarts."""
+def ask_slurm(job: JobId, excluded: Sequence[str] = ()) -> str:
+    """Requeue the job; returns what went wrong, empty when nothing did. Patient with a controller that restarts.
+
+    Args:
+        excluded: nodes that it is not to get again, where Slurm still takes that in the moment that it leaves.
+    """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         done = subprocess.run(["scontrol", "requeue", job.name], capture_output=True, text=True, check=False)
         trouble = (done.stderr or done.stdout).strip() if done.returncode != 0 else ""
         passing = any(word in trouble for word in ("contact", "timed out", "onnection"))
+        if not trouble and excluded:
+            nodes = f"ExcNodeList={','.join(excluded)}"
+            subprocess.run(["scontrol", "update", f"JobId={job.name}", nodes], capture_output=True, check=False)
         if not passing or time.monotonic() > deadline:
             return trouble
         time.sleep(3)

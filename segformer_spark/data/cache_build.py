@@ -24,9 +24,10 @@ from segformer_spark.data.manifest import SplitManifest
 from segformer_spark.data.resize import resize_image, resize_mask
 from segformer_spark.data.workers import iterate, worker_options
 from segformer_spark.errors import ConfigError, DataError, UserError
-from segformer_spark.run.atomic import atomic_file, write_json
+from segformer_spark.run.atomic import atomic_file, remove_leftovers, write_json
 
 SHARD_IMAGES = 128
+LEFTOVER_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def build_cache(
     if (folder / META).is_file():
         progress(len(dataset))
         return folder
+    # Another process may build the same cache, and writes each file at once.
+    remove_leftovers(folder, older_than=LEFTOVER_SECONDS)
     builder = _ShardBuilder(dataset, manifest, folder, options)
     loader: DataLoader[Any] = DataLoader(builder, batch_size=None, **worker_options(num_workers))
     for outcome in iterate(loader):

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from segformer_spark.distributed.process_group import Group
+from segformer_spark.run.atomic import remove_leftovers
 from segformer_spark.run.lease import Owner, follow_results, lease_results
 
 
@@ -21,6 +22,7 @@ def hold_results(folder: Path, group: Group) -> Iterator[None]:
     """
     with ExitStack() as stack:
         number = group.on_main(lambda: stack.enter_context(lease_results(folder, Owner.here(os.environ))).number)
+        group.on_main(lambda: remove_leftovers(folder, also_below=True))
         if not group.is_main:
             stack.enter_context(follow_results(folder, number))
         yield

@@ -145,13 +145,14 @@ def supervise(
     limit: float | None,
     device: str,
     decide: Callable[[int], Verdict],
+    failed: Callable[[str, str], None],
 ) -> int:
     """This task's part of a job step whose ranks start again in place; returns the status to leave with.
 
     Args:
         layout: equal on all tasks.
         device: "cpu", "cuda" or "auto", as configured.
-        decide: as `Coordinator`'s; called on the first task.
+        decide, failed: as `Coordinator`'s; called on the first task.
 
     Raises:
         UserError: not in a step of the batch scripts, or the other tasks were not found.
@@ -161,7 +162,7 @@ def supervise(
         raise UserError("job supervise: the batch scripts start this with srun; use train, or torchrun")
     task = int(environment["SLURM_PROCID"])
     warm_up(device_type() if device == "auto" else device)
-    child = _fork_coordinator(token, key, layout, limit, decide) if task == 0 else None
+    child = _fork_coordinator(token, key, layout, limit, decide, failed) if task == 0 else None
     host = environment.get("SLURMD_NODENAME") or socket.gethostname()
     hello = {"key": key, "task": task, "node": int(environment.get("SLURM_NODEID", "0")), "host": host}
     first = environment.get("MASTER_ADDR") or first_host(environment)
@@ -176,7 +177,12 @@ def supervise(
 
 
 def _fork_coordinator(
-    token: str, key: str, layout: Layout, limit: float | None, decide: Callable[[int], Verdict]
+    token: str,
+    key: str,
+    layout: Layout,
+    limit: float | None,
+    decide: Callable[[int], Verdict],
+    failed: Callable[[str, str], None],
 ) -> int:
     """A process of its own, so that a rank that starts does not keep the others waiting for answers."""
     listener = listen(token)
@@ -189,7 +195,7 @@ def _fork_coordinator(
         end_with_parent()
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        coordinator = Coordinator(layout, decide, _say, time.monotonic, time.time)
+        coordinator = Coordinator(layout, decide, _say, failed, time.monotonic, time.time)
         Server(listener, key, coordinator, limit).run()
         status = 0
     except Exception:  # noqa: BLE001 - a fork must not return into what its parent was doing

@@ -86,12 +86,14 @@ class Coordinator:
     Attributes:
         decide: what to do after a generation of ranks that ended with this status.
         say: prints a line for people.
+        failed: is told of a host whose rank ended by a signal, or that is lost, and of what happened.
         clock: seconds, and `time` those since the epoch.
     """
 
     layout: Layout
     decide: Callable[[int], Verdict]
     say: Callable[[str], None]
+    failed: Callable[[str, str], None]
     clock: Callable[[], float]
     time: Callable[[], float]
     generation: int = -1
@@ -169,6 +171,8 @@ class Coordinator:
         self._state, self._cause = _State.ENDING, (status, what)
         self._noticed, self._kill_at = self.time(), self.clock() + GRACE_SECONDS
         self.faults[host] += 1
+        if status > _SIGNALS or status == ExitCode.PEER_LOST:
+            self.failed(host, what)
 
     def _after_the_end(self) -> Mapping[int, Message]:
         """Once no rank of a generation lives: start the next one, or leave."""

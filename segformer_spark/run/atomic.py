@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -173,3 +174,20 @@ def complete_folder(path: Path) -> Path | None:
 def _set_aside(path: Path) -> Path:
     """Where a replacement keeps the old folder between its two renames."""
     return path.with_name(f".{path.name}.old")
+
+
+def remove_leftovers(folder: Path, *, also_below: bool = False, older_than: float = 0.0) -> None:
+    """Remove what kills left of files and folders that were being written.
+
+    Args:
+        also_below: in the folders in it, too.
+        older_than: seconds; 0 is for who alone writes there.
+    """
+    for leftover in [*folder.glob(".*.tmp"), *(folder.glob("*/.*.tmp") if also_below else ())]:
+        with suppress(FileNotFoundError):
+            if older_than and time.time() - leftover.stat().st_mtime < older_than:
+                continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

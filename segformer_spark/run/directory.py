@@ -13,7 +13,7 @@ import yaml
 from segformer_spark.config.load import ResolvedConfig
 from segformer_spark.config.stored import load_stored_config
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.run.atomic import complete_folder, recover_folder, write_json, write_text
+from segformer_spark.run.atomic import complete_folder, recover_folder, remove_leftovers, write_json, write_text
 
 ENSEMBLE = "ensemble.json"
 """What an ensemble has in place of best/ and final/ (`evaluation.ensemble`)."""
@@ -199,11 +199,7 @@ def open_for_training(path: Path, *, resume: bool, overwrite: bool) -> RunDirect
 
 def sweep_leftovers(run: RunDirectory) -> None:
     """Remove what kills left of files and folders that were being written; for who holds the run's lease."""
-    for leftover in run.path.glob(".*.tmp"):
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    remove_leftovers(run.path)
 
 
 def _foreign(run: RunDirectory) -> list[Path]:

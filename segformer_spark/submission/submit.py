@@ -214,8 +214,7 @@ def _prepare(
     if options.overwrite:
         for old in present:
             old.unlink()
-    for leftover in (*options.output.glob(".*.tmp"), options.output / CHECKSUMS):
-        leftover.unlink(missing_ok=True)
+    (options.output / CHECKSUMS).unlink(missing_ok=True)
     write_json(path, settings)
 
     def is_done(image: Path) -> bool:

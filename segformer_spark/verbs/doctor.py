@@ -35,7 +35,16 @@ def add(subparsers: Subparsers) -> None:
         "--parity", action="store_true", help="train the first steps under stages 0, 1 and 2 and compare"
     )
     which.add_argument("--quick", action="store_true", help="one second's checks of this node; speak only of problems")
+    which.add_argument(
+        "--excluded-nodes", action="store_true", help="list the nodes that failed jobs, as the next one leaves them out"
+    )
     which.add_argument("--fingerprint", action="store_true", help="print one word for Python and all packages")
+    parser.add_argument(
+        "--names", action="store_true", help="with --excluded-nodes: only their names, as sbatch --exclude takes them"
+    )
+    parser.add_argument(
+        "--forgive", metavar="NODE", nargs="+", default=None, help="with --excluded-nodes: forget these, or all"
+    )
     parser.add_argument("--expect", metavar="WORD", default=None, help="with --quick: fingerprint to compare with")
     parser.add_argument("--steps", type=positive, default=3, help="with --parity: steps (default: %(default)s)")
 
@@ -44,6 +53,8 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Run the checks that were asked for; status 1 when one fails."""
     from segformer_spark.cluster.node_checks import fingerprint
 
+    if arguments.excluded_nodes:
+        return _excluded_nodes(arguments.forgive, names_only=arguments.names)
     resolved = resolve(arguments)
     if arguments.fingerprint:
         print(fingerprint())
@@ -71,13 +82,38 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def _quick(config: Config, expected: str | None) -> int:
     """Problems of this node, each line with its name; silence where there are none."""
+    from segformer_spark.cluster.bad_nodes import PREFLIGHT, memory_of, remember
     from segformer_spark.cluster.checks import OK, failures, table
     from segformer_spark.cluster.node_checks import quick_checks
 
     checks = quick_checks(config, os.environ, expected)
+    for check in failures(checks):
+        remember(memory_of(os.environ), _node(), PREFLIGHT, check.name, os.environ)
     lines = table([check for check in checks if check.state != OK])
     sys.stdout.write("".join(f"[{socket.gethostname()}] {line}\n" for line in lines))
     return 1 if failures(checks) else 0
+
+
+def _node() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _excluded_nodes(forgiven: Sequence[str] | None, *, names_only: bool) -> int:
+    from segformer_spark.cluster.bad_nodes import bad_nodes, forgive, memory_of
+
+    path = memory_of(os.environ)
+    if forgiven is not None:
+        count = forgive(path, None if "all" in forgiven else set(forgiven))
+        print(f"{count} nodes are not excluded any more")
+        return 0
+    bad = bad_nodes(path)
+    if names_only:
+        print(",".join(bad))
+        return 0
+    for host, why in bad.items():
+        print(f"{host}  {why}")
+    print(f"{len(bad)} nodes are excluded" + (": doctor --excluded-nodes --forgive NODE forgets one" if bad else ""))
+    return 0
 
 
 def _show(checks: Sequence[Check], *, visible: bool = True) -> int:

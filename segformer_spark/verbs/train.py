@@ -90,10 +90,15 @@ def choose_resume(resolved: ResolvedConfig) -> str | None:
     """
     from segformer_spark.config.load import run_path
     from segformer_spark.run.lease import Owner, read_attempts
+    from segformer_spark.run.visibility import wait_until_visible
 
     given = os.environ.get("RESUME") or None
-    own = Owner.here(os.environ)
-    if own.is_first or not any(attempt.get("job") == own.job for attempt in read_attempts(run_path(resolved.config))):
+    own, run = Owner.here(os.environ), run_path(resolved.config)
+
+    def has_begun() -> bool:
+        return any(attempt.get("job") == own.job for attempt in read_attempts(run))
+
+    if own.is_first or not wait_until_visible(has_begun, run.parent, "what this job wrote before"):
         return given
     return "auto" if given in (None, "auto") else f"auto,{given}"
 

@@ -14,12 +14,14 @@ from segformer_spark.evaluation.comparison_folder import COMPARISON, verify_comp
 from segformer_spark.evaluation.result_folder import COUNTS, RESULTS
 from segformer_spark.evaluation.saved_decision import DECISION_FILE, read_decision
 from segformer_spark.evaluation.verify import check_report, verify_evaluation
+from segformer_spark.run.checksums import CHECKSUMS
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.record import scrub
 from segformer_spark.run.verification import Verification
 from segformer_spark.submission.verify import verify_submission
 from segformer_spark.verification.models import verify_checkpoint, verify_model
+from segformer_spark.verification.steps import step_faults
 
 
 def verify_run(path: Path) -> Verification:
@@ -31,7 +33,7 @@ def verify_run(path: Path) -> Verification:
             found.unchecked.append(name)
         except UserError as error:
             found.faults.append(error.problem)
-    found.faults += _differences(run) if not found.faults else []
+    found.faults += [*_differences(run), *step_faults(run)] if not found.faults else []
     present = checkpoint_folders(run.checkpoints)
     lost = lost_newest(run.checkpoints)
     if lost is not None and not present:
@@ -43,7 +45,7 @@ def verify_run(path: Path) -> Verification:
             parts.append((folder, verify_comparison))
         elif (folder / RESULTS).is_file() or (folder / COUNTS).is_file():
             parts.append((folder, verify_evaluation))
-    if (run.submission / "manifest.json").is_file():
+    if any((run.submission / name).is_file() for name in ("manifest.json", CHECKSUMS)):
         parts.append((run.submission, verify_submission))
     for folder, verify in parts:
         name = folder.relative_to(path).as_posix()

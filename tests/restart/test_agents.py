@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from segformer_spark.cli import main
 from segformer_spark.exit_codes import ExitCode
 from segformer_spark.run.metrics_log import MetricsLog
-from tests.ranks import forked, run_on_ranks
+from tests.ranks import run_on_ranks
+from tests.restart.agents import RANK_SETTINGS, start_agents
 from tests.training.short_run import SHORT, short_run
 from tests.waiting import wait_for
 
-MORE = ("training.epochs=8", "output.checkpoint_every_steps=2", "hardware.peer_timeout=3")
+MORE = ("training.epochs=8", *RANK_SETTINGS)
 NUM_STEPS = 24
 
 
@@ -64,23 +64,6 @@ class Agents:
         return dict(json.loads((self.run / "training_params.json").read_text()))
 
 
-def _agent(job: int, task: int, tasks: int, spares: int, folder: str, overrides: Sequence[str]) -> None:
-    log = os.open(f"{folder}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    torch.set_num_threads(1)
-    os.environ |= {
-        "SLURM_JOB_ID": str(job),
-        "SLURM_STEP_ID": "0",
-        "SLURM_NTASKS": str(tasks),
-        "SLURM_PROCID": str(task),
-    }
-    os.environ |= {"SLURM_LOCALID": "0", "SLURM_NODEID": str(task), "SLURMD_NODENAME": f"n{task}"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "JOB_AGENT_KEY": folder, "SLURM_RESTART_COUNT": "0"}
-    settings = [word for override in overrides for word in ("--set", override)]
-    main(["job", "supervise", "--spare-nodes", str(spares), "--", "train", "--from-env", *settings])
-
-
 @pytest.fixture
 def start(spark_root: Path, tmp_path: Path) -> Callable[..., Agents]:
     """Start the agents of a job step."""
@@ -89,12 +72,7 @@ def start(spark_root: Path, tmp_path: Path) -> Callable[..., Agents]:
         run = tmp_path / "run"
         batch = f"training.batch_size={4 // (tasks - spares)}"
         settings = (*SHORT, *MORE, batch, f"data.root={spark_root}", f"output.save_path={run}", *overrides)
-        folder = str(tmp_path)
-        return Agents(
-            [forked(_agent, os.getpid(), t, tasks, spares, folder, settings) for t in range(tasks)],
-            run,
-            tmp_path / "log",
-        )
+        return Agents(start_agents(tmp_path, tasks, settings, spares=spares), run, tmp_path / "log")
 
     return begin
 

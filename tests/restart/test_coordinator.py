@@ -20,7 +20,9 @@ class Job:
     asked: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.coordinator = Coordinator(self.layout, self.decide, self.said.append, lambda: self.now, lambda: 1e9)
+        self.failed: list[str] = []
+        keep = lambda host, what: self.failed.append(host)  # noqa: E731
+        self.coordinator = Coordinator(self.layout, self.decide, self.said.append, keep, lambda: self.now, lambda: 1e9)
 
     def decide(self, status: int) -> Verdict:
         self.asked.append(status)
@@ -70,6 +72,7 @@ def test_a_fault_ends_the_others_after_a_grace_and_starts_all_again() -> None:
     assert places(told) == {0: (0, 0), 1: (1, 0), 2: (2, 0)}
     assert {(m["generation"], m["noticed"]) for m in told.values()} == {(1, 1e9)}
     assert job.asked == [137], "the first to end says why"
+    assert job.failed == ["n1"]
     assert job.said == ["rank 1 on n1 was ended by SIGKILL: restarting in place, number 1: again"]
 
 
@@ -79,6 +82,7 @@ def test_what_would_happen_again_ends_the_step() -> None:
     job.coordinator.ended(0, 2)
     assert job.coordinator.ended(1, 2) == leave(2, 2)
     assert "not restarted in place: fix it" in job.said[-1]
+    assert job.failed == [], "no fault of the node"
 
 
 @pytest.mark.parametrize("status", [85, 143])

@@ -24,7 +24,9 @@ def token(request: pytest.FixtureRequest) -> str:
 def server(token: str) -> Iterator[Coordinator]:
     """The coordinator of one agent, served in a thread."""
     never = lambda status: Verdict(False, "no", status)  # noqa: E731
-    coordinator = Coordinator(Layout(1, 1), never, lambda line: None, time.monotonic, time.time)
+    coordinator = Coordinator(
+        Layout(1, 1), never, lambda line: None, lambda host, what: None, time.monotonic, time.time
+    )
     thread = threading.Thread(target=Server(listen(token), "secret", coordinator, 1.0).run, daemon=True)
     thread.start()
     yield coordinator

@@ -235,8 +235,8 @@ def test_an_existing_run_and_a_changed_configuration_are_refused(
     before = (trained_run / "config.yaml").read_text()
     _, text = run_on_ranks(1, fails, str(spark_root), str(trained_run))[0]
     assert "this run exists already" in text
-    _, text = run_on_ranks(1, fails, str(spark_root), str(trained_run), ("training.epochs=5",), "auto")[0]
-    assert "training.epochs was 3, now 5" in text
+    _, text = run_on_ranks(1, fails, str(spark_root), str(trained_run), ("training.optimizer.lr=2e-3",), "auto")[0]
+    assert "training.optimizer.lr was 0.001, now 0.002" in text
     assert (trained_run / "config.yaml").read_text() == before
 
 
