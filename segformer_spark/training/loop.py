@@ -54,9 +54,10 @@ class Loop:
     compare_every: int | None = None
     hang_watch: HangWatch | None = None
     own_times: OwnTimes | None = None
-    after_first_step: Callable[[], None] | None = None
+    after_first_step: Callable[[], None] = lambda: None
     skipped_in_a_row: int = 0
     _unread: Callable[[], None] | None = None
+    _is_rehearsed: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -202,10 +203,11 @@ class Loop:
             self.hang_watch.measured(seconds)
         if self.own_times is not None:
             self.own_times.compare(self.progress.step)
-        call, self.after_first_step = self.after_first_step, None
-        if call is not None:
+        if not self._is_rehearsed:
+            self._is_rehearsed = True
             self._read()
-            call()
+            self.after_first_step()
+            self.validation.rehearse()
 
     def _read(self) -> None:
         """Read the numbers of the last step, if that was not done.

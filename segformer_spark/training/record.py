@@ -121,7 +121,7 @@ class TrainingRecord:
     def first_step(self) -> None:
         """After a restart in place: how long it took, from the notice of the fault to the first step."""
         fault = Fault.here(os.environ)
-        if fault is None:
+        if fault is None or not self.group.is_main:
             return
         seconds = max(0.0, time.time() - fault.noticed)
         self.attempt["restarted_in_place"] = {"cause": fault.cause, "seconds_to_first_step": round(seconds, 2)}

@@ -124,8 +124,7 @@ def run_training(
                 logger.warning("%s", warning)
         reporter = _reporter(run, resolved.config, setup, group, progress)
         try:
-            begun = record.first_step if group.is_main else None
-            outcome = _train(resolved.config, setup, start, reporter, group, stop, lease, begun)
+            outcome = _train(resolved.config, setup, start, reporter, group, stop, lease, record.first_step)
             if lease is not None:
                 lease.outcome = outcome.value
         except BaseException as error:
@@ -158,7 +157,7 @@ def _train(
     group: Group,
     stop: StopRequest,
     lease: Lease | None,
-    after_first_step: Callable[[], None] | None,
+    after_first_step: Callable[[], None],
 ) -> Outcome:
     """Build engine and loop, train, and export the final model. Collective."""
     run, progress, best = start.run, start.progress, start.best

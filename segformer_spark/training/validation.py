@@ -23,6 +23,7 @@ from segformer_spark.training.best import BestTracker
 from segformer_spark.training.model_export import ModelExport
 from segformer_spark.training.plan import selection_metric
 from segformer_spark.training.progress import Progress
+from segformer_spark.training.rehearsal import memory_of_validation, rehearse
 from segformer_spark.training.reporter import Reporter
 from segformer_spark.training.schedule import Plateau
 from segformer_spark.training.sinks import PicturesReport, ValidationReport
@@ -119,6 +120,11 @@ class Validation:
         self._draw(metrics, progress.step)
         self.reporter.exclude(time.monotonic() - started)
 
+    def rehearse(self) -> None:
+        """Try the largest image, where memory is a GPU's. Collective."""
+        if self.group.device.type == "cuda":
+            rehearse(self.predictor, self.dataset, self.loading, self.group, self.loss)
+
     def _update_plateau(self, plateau: Plateau, value: float | None) -> None:
         before = plateau.reductions
         plateau.update(value, self.scheduler.plateau_patience)
@@ -149,7 +155,8 @@ class Validation:
     def _counted(
         self, dataset: SegmentationDataset, label: str, loss: ImageLoss | None
     ) -> tuple[dict[str, Any], float | None]:
-        counts, mean_loss = count(self.predictor, dataset, self.loading, self.group, label, loss)
+        with memory_of_validation(label, self.loading.batch_size, self.group):
+            counts, mean_loss = count(self.predictor, dataset, self.loading, self.group, label, loss)
         metrics = report(
             counts,
             [dataset.category(index) for index in range(len(dataset))],

@@ -82,11 +82,14 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def _quick(config: Config, expected: str | None) -> int:
     """Problems of this node, each line with its name; silence where there are none."""
-    from segformer_spark.cluster.bad_nodes import PREFLIGHT, memory_of, remember
-    from segformer_spark.cluster.checks import OK, failures, table
+    from segformer_spark.cluster.bad_nodes import PREFLIGHT, bad_nodes, memory_of, remember
+    from segformer_spark.cluster.checks import OK, WARNING, Check, failures, table
     from segformer_spark.cluster.node_checks import quick_checks
 
     checks = quick_checks(config, os.environ, expected)
+    before = bad_nodes(memory_of(os.environ)).get(_node())
+    if before is not None:
+        checks = [*checks, Check("node", WARNING, f"{_node()} {before}", "leave it out: sbatch --exclude=NODE")]
     for check in failures(checks):
         remember(memory_of(os.environ), _node(), PREFLIGHT, check.name, os.environ)
     lines = table([check for check in checks if check.state != OK])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,19 @@ def test_a_stray_rank_cannot_write_into_the_run(quick_project: Project) -> None:
 
 def _lives(project: Project, node: str, pid: int) -> bool:
     return bool(project.cluster.on(node, "sh", "-c", f"kill -0 {pid} 2>/dev/null && echo yes", check=False))
+
+
+def test_a_requeued_job_leaves_out_nodes_that_lost_their_ranks(quick_project: Project) -> None:
+    cluster = quick_project.cluster
+    job = quick_project.submit("segformer_train.sh", *ONE, MAX_STEPS="4", PROGRAM_UNTIL="may-end")
+    quick_project.until(job, "step 3/")
+    host = quick_project.facts()[0]["host"]
+    memory = quick_project.root / ".nodes" / "test.jsonl"
+    memory.parent.mkdir()
+    lost = {"host": host, "kind": "ranks", "job": "1", "nodes": 1, "what": "killed", "when": time.time()}
+    memory.write_text(2 * (json.dumps(lost) + "\n"))
+    cluster.login("scancel", "--signal=USR1", str(job))
+    wait_for(lambda: quick_project.facts(restart=1), 90, "the second attempt")
+    (quick_project.root / "may-end").touch()
+    assert cluster.wait(job, "COMPLETED", "FAILED", seconds=120)["ExcNodeList"] == host
+    assert quick_project.facts(restart=1)[0]["host"] != host

@@ -79,6 +79,8 @@ class Validating:
     def __init__(self, parts: Parts) -> None:
         self.parts, self.best = parts, parts.best
 
+    def rehearse(self) -> None: ...
+
     def is_due(self, progress: Progress) -> bool:
         return progress.step > 0 and progress.position.step == 0 and progress.validated_step != progress.step
 
