@@ -7,6 +7,9 @@
 # make gpu-check   on a machine with a GPU: its tests and benchmarks, under ten minutes
 # make lint     ruff, mypy, shellcheck
 # make install VENV=/scratch/me/venv   the environment elsewhere (about 6 GB)
+# make install-locked   the same, from files whose sha256 stands in requirements.lock
+# make lock     write requirements.lock anew, after a change of constraints.txt
+# make audit    known vulnerabilities of what is installed; asks the network
 # make env-archive VENV=/scratch/me/venv   the environment as one file, for STAGE_ENV=1 (docs/slurm.md)
 
 VENV ?= .venv
@@ -35,7 +38,7 @@ ifeq ($(shell test $$(printf %s '$(CACHE)' | wc -c) -lt 60 && echo short),short)
 export TMPDIR := $(CACHE)/tmp
 endif
 
-.PHONY: demo study-demo test test-sweep fuzz soak gpu-check test-demo lint mobilenet-weights install install-dev env-archive clean
+.PHONY: demo study-demo test test-sweep fuzz soak gpu-check test-demo lint mobilenet-weights install install-dev install-locked lock audit env-archive clean
 
 # DEMO_ARGS='--set training.epochs=8': options of the verb.
 demo: install
@@ -89,6 +92,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,lint]'
 	@touch $@
+
+# Every file is compared with requirements.lock before it is unpacked.
+install-locked: | $(VENV)/bin/python
+	$(BIN)/pip install -q --require-hashes --no-deps -r requirements.lock
+	$(BIN)/pip install -q --no-deps -e .
+	@touch $(VENV)/.installed $(VENV)/.installed-dev
+
+lock: | $(VENV)/bin/python
+	$(BIN)/python .ci/lock.py constraints.txt requirements.lock
+
+audit: | $(VENV)/bin/python
+	$(PYTHON) -m venv $(CACHE)/audit
+	$(CACHE)/audit/bin/pip install -q pip-audit==2.10.1
+	$(CACHE)/audit/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip
 
 # The environment as one file, which STAGE_ENV=1 has the nodes unpack.
 env-archive: $(VENV).tar
