@@ -216,7 +216,7 @@ class HardwareConfig(Section):
         resume_safe=True,
     )
     hang_timeout: float | None = field(
-        120.0,
+        300.0,
         "Seconds that a training step may take, or 20 times the longest so far if that is more: a rank that takes "
         "longer shows where its threads are and ends. null waits for timeout_minutes.",
         ge=1,

@@ -19,7 +19,7 @@ from segformer_spark.exit_codes import ExitCode
 
 Message = dict[str, Any]
 
-GRACE_SECONDS = 2.0
+GRACE_SECONDS, LONG_GRACE_SECONDS = 2.0, 20.0
 """After a rank has ended the others may end by themselves for so long, and say what they saw; then they are killed."""
 
 _SPARE_PATIENCE = 30.0
@@ -169,7 +169,10 @@ class Coordinator:
 
     def _fault(self, status: int, what: str, host: str) -> None:
         self._state, self._cause = _State.ENDING, (status, what)
-        self._noticed, self._kill_at = self.time(), self.clock() + GRACE_SECONDS
+        # After a signal or an error of its own the others wait in a collective; else they are ending, too.
+        is_alone = status > _SIGNALS or status in (ExitCode.PEER_LOST, ExitCode.OWN_FAILURE)
+        self._noticed = self.time()
+        self._kill_at = self.clock() + (GRACE_SECONDS if is_alone else LONG_GRACE_SECONDS)
         self.faults[host] += 1
         if status > _SIGNALS or status == ExitCode.PEER_LOST:
             self.failed(host, what)

@@ -22,7 +22,7 @@ from segformer_spark.data.registry import open_dataset, open_training_set
 from segformer_spark.data.sampler import Position, TrainBatchSampler
 from segformer_spark.data.scan import scan
 from segformer_spark.errors import ConfigError, DataError
-from tests.ranks import run_on_ranks
+from tests.ranks import forked, run_on_ranks
 from tests.training.short_run import short_run
 
 
@@ -139,6 +139,26 @@ def test_a_build_that_was_cut_off_goes_on(
     folder = build(config, tmp_path, 48, "raw")
     assert written == [0, 1, 2, 2], "finished shards are not written again"
     CachedDataset(folder, config.data).verify()
+
+
+def _build_here(root: str, folder: str) -> None:
+    cache_build.SHARD_IMAGES = 2
+    config = configuration(Path(root))
+    CachedDataset(build(config, Path(folder), 48, "raw"), config.data).verify()
+
+
+def test_two_builds_at_once_leave_one_cache(own_spark_root: Path, tmp_path: Path) -> None:
+    make_manifest(configuration(own_spark_root))
+    whole = tmp_path / "whole"
+    _build_here(str(own_spark_root), str(whole))
+    both = [forked(_build_here, str(own_spark_root), str(tmp_path / "both")) for _ in range(3)]
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0, 0]
+    contents = [
+        {p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (whole, tmp_path / "both")
+    ]
+    assert contents[0] == contents[1]
 
 
 def test_damage_is_found(own_spark_root: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from segformer_spark.exit_codes import ExitCode
-from segformer_spark.restart.coordinator import GRACE_SECONDS, Coordinator, Layout, Message, Verdict
+from segformer_spark.restart.coordinator import GRACE_SECONDS, LONG_GRACE_SECONDS, Coordinator, Layout, Message, Verdict
 
 
 @dataclass
@@ -74,6 +74,14 @@ def test_a_fault_ends_the_others_after_a_grace_and_starts_all_again() -> None:
     assert job.asked == [137], "the first to end says why"
     assert job.failed == ["n1"]
     assert job.said == ["rank 1 on n1 was ended by SIGKILL: restarting in place, number 1: again"]
+
+
+def test_ranks_that_end_together_have_time_for_their_records() -> None:
+    job = Job(Layout(2, 1), Verdict(False, "fix it", 2))
+    job.join_all()
+    job.coordinator.ended(1, ExitCode.USER_ERROR)
+    assert job.later(LONG_GRACE_SECONDS - 1) == {}
+    assert job.later(2) == {0: {"do": "kill"}}
 
 
 def test_what_would_happen_again_ends_the_step() -> None:
