@@ -40,7 +40,7 @@ class Agent:
 
     Args:
         arguments: of the command line of a rank.
-        limit: seconds of silence after which the coordinator takes an agent for lost.
+        limit: seconds of silence after which coordinator and agents take each other for lost; None: never.
         kept: ids of processes of this agent that belong to no rank.
     """
 
@@ -52,12 +52,14 @@ class Agent:
     _rank: RankProcess | None = None
     _left_with: int | None = None
     _asked_to_stop: bool = False
+    _sockets: Sequence[socket.socket] = ()
 
     def run(self, before: Sequence[Message] = ()) -> int:
         """Until the coordinator says to leave; the status to leave with."""
         wake, woken = socket.socketpair()
         for end in (wake, woken):
             end.setblocking(False)
+        self._sockets = (self.link.socket, wake, woken)
         # A handler of Python's has to be there for the number to be written to the socket.
         handlers = {number: signal.signal(number, lambda *_: None) for number in (*SIGNALS, signal.SIGCHLD)}
         descriptor = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
@@ -65,7 +67,7 @@ class Agent:
         selector.register(self.link.socket, selectors.EVENT_READ)
         selector.register(woken, selectors.EVENT_READ)
         interval = 1.0 if self.limit is None else self.limit / HEARTBEATS_PER_LIMIT
-        beat = 0.0
+        beat, heard, looked = 0.0, time.monotonic(), time.monotonic()
         try:
             for message in before:
                 self._act(message)
@@ -74,11 +76,18 @@ class Agent:
                     if key.fileobj is woken:
                         self._pass_on(woken.recv(4096))
                     else:
+                        heard = time.monotonic()
                         for message in self.link.receive():
                             self._act(message)
                 self._report_end()
-                if time.monotonic() - beat > interval:
-                    beat = time.monotonic()
+                now = time.monotonic()
+                if now - looked > 2 * interval + 1:
+                    heard = now  # this process itself stood still (suspended by Slurm): the coordinator did, too
+                looked = now
+                if self.limit is not None and now - heard > self.limit:
+                    raise EOFError
+                if now - beat > interval:
+                    beat = now
                     self.link.send({"alive": 1})
         except (EOFError, OSError):
             self._end_rank()
@@ -103,7 +112,7 @@ class Agent:
         what = message.get("do")
         if what == "start":
             self._end_rank()
-            self._rank = RankProcess(self.arguments, {**_rank_variables(message, self.environment)})
+            self._rank = RankProcess(self.arguments, {**_rank_variables(message, self.environment)}, self._sockets)
         elif what == "kill":
             if self._rank is not None:
                 self._rank.kill()

@@ -126,7 +126,7 @@ class Server:
 
     def run(self) -> None:
         """Until every agent has been told to leave and is gone."""
-        looked = time.monotonic()
+        looked, beat = time.monotonic(), 0.0
         while self._links or not self._coordinator.is_leaving:
             for key, _ in self._selector.select(_TICK):
                 if key.fileobj is self._listener:
@@ -137,6 +137,9 @@ class Server:
             if now - looked > 10 * _TICK:  # this process itself stood still (suspended by Slurm): the others did too
                 self._heard = dict.fromkeys(self._heard, now)
             looked = now
+            if self._limit is not None and now - beat > self._limit / HEARTBEATS_PER_LIMIT:
+                beat = now
+                self._tell({task: {"do": "nothing"} for task in self._links})
             self._drop_the_silent(now)
             self._tell(self._coordinator.tick())
 

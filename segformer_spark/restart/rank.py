@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -48,11 +49,17 @@ def device_type() -> str:
 class RankProcess:
     """A rank that this agent started."""
 
-    def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], environment: dict[str, str], inherited: Sequence[socket.socket] = ()
+    ) -> None:
+        """
+        Args:
+            inherited: connections of the agent, which must close when the agent ends, whatever a rank leaves behind.
+        """
         sys.stdout.flush()
         sys.stderr.flush()
         context = multiprocessing.get_context("fork")
-        self._process: Any = context.Process(target=_be_rank, args=(os.getpid(), [*arguments], environment))
+        self._process: Any = context.Process(target=_be_rank, args=(os.getpid(), [*arguments], environment, inherited))
         self._process.start()
 
     def status(self) -> int | None:
@@ -94,9 +101,11 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
-def _be_rank(agent: int, arguments: list[str], environment: dict[str, str]) -> None:
+def _be_rank(agent: int, arguments: list[str], environment: dict[str, str], inherited: Sequence[socket.socket]) -> None:
     """In the fork."""
     signal.set_wakeup_fd(-1)
+    for connection in inherited:
+        connection.close()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -163,6 +163,20 @@ def test_a_rank_whose_loader_hangs_shows_where_and_all_start_again(
     check(agents, undisturbed, restarts=1)
 
 
+def test_an_agent_whose_coordinator_stands_still_does_not_wait_for_it(start: Callable[..., Agents]) -> None:
+    """A network that is cut closes no connection: on the other side of it nobody ends these processes."""
+    agents = start(2, "training.epochs=200")
+    agents.until_step(3)
+    first = psutil.Process(agents.processes[0].pid)
+    stopped = [first, *first.children(recursive=True)]
+    for process in stopped:
+        process.send_signal(signal.SIGSTOP)
+    agents.processes[1].join(20)
+    assert agents.processes[1].exitcode == ExitCode.PEER_LOST
+    for process in stopped:
+        process.kill()
+
+
 def test_a_signal_to_an_agent_stops_all_ranks_with_their_state_saved(start: Callable[..., Agents]) -> None:
     agents = start(2, "training.epochs=200")
     agents.until_step(5)
