@@ -63,14 +63,19 @@ class Decision:
         return self.verdict == RequeueVerdict.REQUEUED
 
 
-def decide(run: RunDirectory, status: int, job: JobId) -> Decision:
+def decide(run: RunDirectory, status: int, job: JobId, generation: int | None = None) -> Decision:
     """What to do after the training step left with `status`.
 
     srun's status alone does not say: it is 0 when srun loses a node, and the highest of all ranks when one that left
     first had the others ended. Rank 0's word in the run directory counts more.
+
+    Args:
+        generation: of the ranks that ended, where they may be restarted in place; None for the last one.
     """
     step, attempts = newest_step(run.checkpoints), read_attempts(run.path)
     own = attempts[-1] if attempts and (attempts[-1]["job"], attempts[-1]["restart"]) == (job.id, job.restart) else {}
+    if own and generation is not None and own.get("generation", 0) != generation:
+        own = {}  # these ended before they had the run
     outcome = own.get("outcome")
     if outcome in FINISHED:
         return Decision(RequeueVerdict.COMPLETE, "training is complete")
@@ -160,8 +165,12 @@ def ask_slurm(job: JobId, excluded: Sequence[str] = ()) -> str:
         trouble = (done.stderr or done.stdout).strip() if done.returncode != 0 else ""
         passing = any(word in trouble for word in ("contact", "timed out", "onnection"))
         if not trouble and excluded:
-            nodes = f"ExcNodeList={','.join(excluded)}"
-            subprocess.run(["scontrol", "update", f"JobId={job.name}", nodes], capture_output=True, check=False)
+            asked = _show(job).get("ExcNodeList", "(null)")  # as the user submitted it
+            nodes = ",".join([*([] if asked in ("", "(null)") else [asked]), *excluded])
+            command = ["scontrol", "update", f"JobId={job.name}", f"ExcNodeList={nodes}"]
+            updated = subprocess.run(command, capture_output=True, text=True, check=False)
+            if updated.returncode != 0:
+                print(f"the nodes are not left out: {(updated.stderr or updated.stdout).strip()}", flush=True)
         if not passing or time.monotonic() > deadline:
             return trouble
         time.sleep(3)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-_GLOO = re.compile(r"gloo.*(Connection reset|Connection closed|Broken pipe|Timed out waiting|pair closure)", re.DOTALL)
-_NCCL = re.compile(r"NCCL.*(remote process exited|unhandled system error|Connection reset)", re.DOTALL)
+_GLOO = re.compile(r"gloo.*(Connection reset|Connection closed|Broken pipe|pair closure)", re.DOTALL)
+_NCCL = re.compile(r"NCCL.*(remote process exited|Connection reset|Connection closed)", re.DOTALL)
 
 
 def broken_connection(error: BaseException) -> str | None:

@@ -20,8 +20,8 @@ from segformer_spark.exit_codes import ExitCode
 from segformer_spark.run.console import logger
 
 _FACTOR, _MEASURED = 20.0, 10
-_MORE_FOR_WAITING = 15.0
-"""s: who only waits for others gives the one that hangs the time to say so."""
+_FACTOR_FOR_WAITING, _MORE_FOR_WAITING = 3.0, 30.0
+"""Who only waits for others gives the one that hangs, whose steps may have taken longer, the time to say so."""
 
 
 class HangWatch:
@@ -62,7 +62,7 @@ class HangWatch:
             own, limit = self.activity, self.limit
             if limit is None or not own.is_limited:
                 continue
-            spent, allowed = now - own.since, limit + own.waits * min(_MORE_FOR_WAITING, limit)
+            spent, allowed = now - own.since, _FACTOR_FOR_WAITING * limit + _MORE_FOR_WAITING if own.waits else limit
             if spent > allowed and not self._done.is_set():
                 self.end(
                     f"[rank {self.rank} on {socket.gethostname()}] {own.what} for {spent:.0f} s, and the limit is "

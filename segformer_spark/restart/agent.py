@@ -89,7 +89,8 @@ class Agent:
                 if now - beat > interval:
                     beat = now
                     self.link.send({"alive": 1})
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
+            _say(f"[{socket.gethostname()}] the coordinator of this job is lost ({error or 'silent'}): this task ends")
             self._end_rank()
             return ExitCode.STOPPED if self._asked_to_stop else ExitCode.PEER_LOST
         finally:
@@ -128,10 +129,10 @@ class Agent:
             self.link.send({"ended": status})
 
     def _end_rank(self) -> None:
-        """Nothing of the rank is left when this returns."""
+        """Kill the rank and what it started. What waits in the kernel outlives this: Slurm ends it with the step."""
         if self._rank is not None:
             self._rank.kill()
-            self._rank.wait(30)
+            self._rank.wait(5)
             self._rank = None
             end_orphans(self.kept)
 
@@ -141,7 +142,8 @@ def _rank_variables(message: Message, environment: Mapping[str, str]) -> Mapping
     names = {"RANK": "rank", "WORLD_SIZE": "world_size", "LOCAL_RANK": "local_rank"}
     names |= {"LOCAL_WORLD_SIZE": "local_world_size", GENERATION: "generation"}
     variables = {name: str(message[key]) for name, key in names.items()}
-    variables["MASTER_ADDR"] = environment.get("MASTER_ADDR") or str(message["master"])
+    own = environment.get("MASTER_ADDR") if message["is_first_host"] else None  # that of the first host
+    variables["MASTER_ADDR"] = own or str(message["master"])
     if message.get("noticed") is not None:
         variables[FAULT] = f"{message['noticed']:.3f} {message['cause']}"
     return variables
@@ -153,7 +155,7 @@ def supervise(
     layout: Layout,
     limit: float | None,
     device: str,
-    decide: Callable[[int], Verdict],
+    decide: Callable[[int, int], Verdict],
     failed: Callable[[str, str], None],
 ) -> int:
     """This task's part of a job step whose ranks start again in place; returns the status to leave with.
@@ -173,9 +175,9 @@ def supervise(
     warm_up(device_type() if device == "auto" else device)
     child = _fork_coordinator(token, key, layout, limit, decide, failed) if task == 0 else None
     host = environment.get("SLURMD_NODENAME") or socket.gethostname()
-    hello = {"key": key, "task": task, "node": int(environment.get("SLURM_NODEID", "0")), "host": host}
+    hello = {"task": task, "node": int(environment.get("SLURM_NODEID", "0")), "host": host}
     first = environment.get("MASTER_ADDR") or first_host(environment)
-    link, messages = connect(first, token, hello, _MEETING_SECONDS)
+    link, messages = connect(first, token, key, hello, _MEETING_SECONDS)
     adopt_orphans()
     kept = () if child is None else (child,)
     status = Agent(link, arguments, limit, environment, kept).run(messages)
@@ -190,7 +192,7 @@ def _fork_coordinator(
     key: str,
     layout: Layout,
     limit: float | None,
-    decide: Callable[[int], Verdict],
+    decide: Callable[[int, int], Verdict],
     failed: Callable[[str, str], None],
 ) -> int:
     """A process of its own, so that a rank that starts does not keep the others waiting for answers."""

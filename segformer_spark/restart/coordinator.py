@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from segformer_spark.errors import UserError
 from segformer_spark.exit_codes import ExitCode
 
 Message = dict[str, Any]
@@ -22,8 +23,12 @@ Message = dict[str, Any]
 GRACE_SECONDS, LONG_GRACE_SECONDS = 2.0, 20.0
 """After a rank has ended the others may end by themselves for so long, and say what they saw; then they are killed."""
 
-_SPARE_PATIENCE = 30.0
+_SPARE_PATIENCE, _MEETING_PATIENCE = 30.0, 600.0
+_KILL_PATIENCE = 60.0
 _SIGNALS = 128
+_OF_NODES = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT, signal.SIGFPE}
+"""Signals that may be a node's fault; others are requests to stop."""
+
 _FAULTS_UNTIL_SPARED = 2
 
 
@@ -84,14 +89,14 @@ class Coordinator:
     that was; "kill"; "leave" with a status.
 
     Attributes:
-        decide: what to do after a generation of ranks that ended with this status.
+        decide: what to do after ranks of this generation ended with this status: (status, generation).
         say: prints a line for people.
         failed: is told of a host whose rank ended by a signal, or that is lost, and of what happened.
         clock: seconds, and `time` those since the epoch.
     """
 
     layout: Layout
-    decide: Callable[[int], Verdict]
+    decide: Callable[[int, int], Verdict]
     say: Callable[[str], None]
     failed: Callable[[str, str], None]
     clock: Callable[[], float]
@@ -104,6 +109,7 @@ class Coordinator:
     _cause: tuple[int, str] | None = None
     _noticed: float = 0.0
     _kill_at: float = 0.0
+    _killed_since: float | None = None
     _since: float | None = None
     _asked_to_stop: bool = False
 
@@ -141,9 +147,9 @@ class Coordinator:
         had_ranks = any(other.rank is not None for other in of_node.values())
         for number in of_node:
             del self._agents[number]
-        told: dict[int, Message] = {
-            number: {"do": "leave", "status": int(ExitCode.PEER_LOST)} for number in of_node if number != task
-        }
+        told: dict[int, Message] = {number: {"do": "leave", "status": int(ExitCode.PEER_LOST)} for number in of_node}
+        if had_ranks:
+            self._blame(agent.host, f"{agent.host} is lost ({why})")
         if self._state is _State.RUNNING and had_ranks:
             self._fault(int(ExitCode.PEER_LOST), f"{agent.host} is lost ({why})", agent.host)
         elif self._state is _State.RUNNING:
@@ -160,9 +166,18 @@ class Coordinator:
         now = self.clock()
         if self._state is _State.ENDING and now > self._kill_at:
             self._kill_at = now + GRACE_SECONDS
+            self._killed_since = now if self._killed_since is None else self._killed_since
+            if now - self._killed_since > _KILL_PATIENCE:
+                # It waits in the kernel, for a disk or a driver.
+                return self.lost(self._running()[0], "its rank cannot be killed")
             return {task: {"do": "kill"} for task in self._running()}
-        waited = self._since is not None and now - self._since > _SPARE_PATIENCE
-        if self._state is _State.GATHERING and self.layout.spare_nodes and waited and self._usable_nodes():
+        if self._state is not _State.GATHERING or self._since is None:
+            return {}
+        if now - self._since > _MEETING_PATIENCE:
+            missing = sorted(set(range(self.layout.tasks)) - self._agents.keys())
+            self.say(f"tasks {', '.join(map(str, missing))} of the job did not come within {_MEETING_PATIENCE:.0f} s")
+            return self._leave(int(ExitCode.PEER_LOST))
+        if self.layout.spare_nodes and now - self._since > _SPARE_PATIENCE and self._usable_nodes():
             self.say(f"{self.layout.tasks - len(self._agents)} agents did not come: starting without them")
             return self._start()
         return {}
@@ -173,8 +188,14 @@ class Coordinator:
         is_alone = status > _SIGNALS or status in (ExitCode.PEER_LOST, ExitCode.OWN_FAILURE)
         self._noticed = self.time()
         self._kill_at = self.clock() + (GRACE_SECONDS if is_alone else LONG_GRACE_SECONDS)
-        self.faults[host] += 1
-        if status > _SIGNALS or status == ExitCode.PEER_LOST:
+        self._killed_since = None
+        if status - _SIGNALS in _OF_NODES:
+            self._blame(host, what)
+
+    def _blame(self, host: str, what: str) -> None:
+        """A node lost its ranks, and nobody asked them to stop."""
+        if not self._asked_to_stop:
+            self.faults[host] += 1
             self.failed(host, what)
 
     def _after_the_end(self) -> Mapping[int, Message]:
@@ -188,13 +209,16 @@ class Coordinator:
             return self._leave(int(ExitCode.STOPPED))
         if self._asked_to_stop:
             return self._leave(status)
-        verdict = self.decide(status)
-        if not verdict.again:
-            self.say(f"{what}: not restarted in place: {verdict.reason}")
-            return self._leave(verdict.status)
         if not self._usable_nodes():
             self.say(f"{what}: not restarted in place: too few nodes are left")
             return self._leave(int(ExitCode.PEER_LOST))
+        try:
+            verdict = self.decide(status, self.generation)
+        except (UserError, OSError) as error:
+            verdict = Verdict(False, str(error), status)
+        if not verdict.again:
+            self.say(f"{what}: not restarted in place: {verdict.reason}")
+            return self._leave(verdict.status)
         self.say(f"{what}: restarting in place, number {self.generation + 1}: {verdict.reason}")
         return self._start()
 
@@ -217,6 +241,7 @@ class Coordinator:
                 "local_rank": local_rank,
                 "local_world_size": size,
                 "master": master,
+                "is_first_host": tasks[0][0] == 0,
                 "noticed": self._noticed if self.generation else None,
                 "cause": self._cause[1] if self._cause is not None else None,
             }

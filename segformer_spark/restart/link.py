@@ -1,6 +1,7 @@
 """JSON messages between the agents of a job and their coordinator, a line each, over TCP.
 
-The first line of an agent shows the key that the batch script drew for this job: whoever else connects is not heard.
+Both ends first show that they have the key which the batch script drew for this job, without sending it: each answers
+the random number of the other by an HMAC (RFC 2104). Whoever else connects, or listens at the port, is not heard.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hmac
 import json
 import random
+import secrets
 import selectors
 import socket
 import time
@@ -17,7 +19,6 @@ from contextlib import suppress
 from segformer_spark.errors import PeersNotFound
 from segformer_spark.restart.coordinator import Coordinator, Message
 
-WELCOME: Message = {"do": "wait"}
 HEARTBEATS_PER_LIMIT = 4
 _LONGEST_LINE = 4096
 _PORTS = range(10000, 15000)  # below those of the ranks, and those that Linux hands out by itself
@@ -85,8 +86,22 @@ def listen(token: str) -> socket.socket:
     raise PeersNotFound(f"restart in place: none of the ports {', '.join(map(str, ports_of(token)))} is free")
 
 
-def connect(host: str, token: str, hello: Message, seconds: float) -> tuple[Link, list[Message]]:
-    """An agent's connection, once the coordinator has answered its first message, and what came behind the answer.
+def proof(key: str, role: str, nonce: str, about: Message) -> str:
+    """What only who has the key can say to a random number of the other end.
+
+    Args:
+        role: of who proves: an answer is of no use in the other direction.
+        about: what is said with it.
+    """
+    text = json.dumps([role, nonce, about], sort_keys=True)
+    return hmac.new(key.encode(), text.encode(), "sha256").hexdigest()
+
+
+def connect(host: str, token: str, key: str, hello: Message, seconds: float) -> tuple[Link, list[Message]]:
+    """An agent's connection, once both ends have shown that they have the key, and what came behind that.
+
+    Args:
+        hello: "task", "node" and "host" of the agent.
 
     Raises:
         PeersNotFound: there is no coordinator of this job within so many `seconds`.
@@ -97,16 +112,33 @@ def connect(host: str, token: str, hello: Message, seconds: float) -> tuple[Link
             with suppress(OSError, EOFError):
                 link = Link(socket.create_connection((host, port), timeout=2.0))
                 try:
-                    link.send(hello)
-                    answer, *rest = link.receive() or [{}]
-                    if answer == WELCOME:
-                        return link, rest
+                    return link, _introduce(link, key, hello)
                 except BaseException:
                     link.close()
                     raise
-                link.close()
         time.sleep(_TICK)
     raise PeersNotFound(f"restart in place: the coordinator on {host} did not answer within {seconds:.0f} s")
+
+
+def _introduce(link: Link, key: str, hello: Message) -> list[Message]:
+    """Both proofs, from the agent's side; returns what came behind the coordinator's.
+
+    Raises:
+        EOFError: the other end does not have the key.
+    """
+    greeting, own = _first(link.receive()), secrets.token_hex(16)
+    about = {**hello, "nonce": own}
+    link.send({**about, "proof": proof(key, "agent", str(greeting.get("nonce")), about)})
+    answer, *rest = link.receive() or [{}]
+    if not hmac.compare_digest(str(answer.get("proof")), proof(key, "coordinator", own, {})):
+        raise EOFError
+    return rest
+
+
+def _first(messages: list[Message]) -> Message:
+    if len(messages) != 1:
+        raise EOFError
+    return messages[0]
 
 
 class Server:
@@ -120,7 +152,7 @@ class Server:
         self._listener, self._key, self._coordinator, self._limit = listener, key, coordinator, limit
         self._links: dict[int, Link] = {}
         self._heard: dict[int, float] = {}
-        self._strangers: dict[Link, float] = {}
+        self._strangers: dict[Link, tuple[float, str]] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
 
@@ -145,40 +177,48 @@ class Server:
 
     def _accept(self) -> None:
         with suppress(OSError):
-            link = Link(self._listener.accept()[0])
-            self._strangers[link] = time.monotonic()
+            link, nonce = Link(self._listener.accept()[0]), secrets.token_hex(16)
+            link.send({"nonce": nonce})
+            self._strangers[link] = time.monotonic(), nonce
             self._selector.register(link.socket, selectors.EVENT_READ, link)
 
     def _hear(self, link: Link) -> None:
         task = next((number for number, own in self._links.items() if own is link), None)
         try:
-            for message in link.receive():
-                if task is None:
-                    task = self._greet(link, message)
-                else:
-                    self._heard[task] = time.monotonic()
-                    self._tell(self._act(task, message))
-        except (EOFError, OSError, KeyError, TypeError, ValueError):
+            messages = link.receive()
+        except (EOFError, OSError):
             self._drop(link, task, "its connection closed")
+            return
+        for message in messages:
+            if task is None:
+                task = self._greet(link, message)
+                if task is None:
+                    self._drop(link, None, "")
+                    return
+            else:
+                self._heard[task] = time.monotonic()
+                self._tell(self._act(task, message))
 
-    def _greet(self, link: Link, hello: Message) -> int:
-        """The task of who shows the key.
-
-        Raises:
-            ValueError: it does not.
-        """
-        task, node, host = int(hello["task"]), int(hello["node"]), str(hello["host"])
-        if not hmac.compare_digest(str(hello["key"]).encode(), self._key.encode()) or task in self._links:
-            raise ValueError
+    def _greet(self, link: Link, hello: Message) -> int | None:
+        """The task of who has the key; None of others."""
+        given = hello.pop("proof", None)
+        expected = proof(self._key, "agent", self._strangers[link][1], hello)
+        task, node = hello.get("task"), hello.get("node")
+        if not isinstance(given, str) or not hmac.compare_digest(given.encode(), expected.encode()):
+            return None
+        if type(task) is not int or type(node) is not int or task in self._links:
+            return None
         del self._strangers[link]
         self._links[task], self._heard[task] = link, time.monotonic()
-        link.send(WELCOME)
-        self._tell(self._coordinator.joined(task, node, host))
+        with suppress(OSError):  # noticed when it is read
+            link.send({"proof": proof(self._key, "coordinator", str(hello.get("nonce")), {})})
+        self._tell(self._coordinator.joined(task, node, str(hello.get("host"))))
         return task
 
     def _act(self, task: int, message: Message) -> Mapping[int, Message]:
-        if "ended" in message:
-            return self._coordinator.ended(task, int(message["ended"]))
+        status = message.get("ended")
+        if type(status) is int:
+            return self._coordinator.ended(task, status)
         return self._coordinator.asked_to_stop() if "stop" in message else {}
 
     def _tell(self, messages: Mapping[int, Message]) -> None:
@@ -189,7 +229,7 @@ class Server:
                     link.send(message)
 
     def _drop_the_silent(self, now: float) -> None:
-        for link, since in [*self._strangers.items()]:
+        for link, (since, _) in [*self._strangers.items()]:
             if now - since > _HELLO_SECONDS:
                 self._drop(link, None, "")
         for task, heard in [*self._heard.items()]:

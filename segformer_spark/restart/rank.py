@@ -42,8 +42,14 @@ def warm_up(device_type: str) -> None:
 
 
 def device_type() -> str:
-    """What this node computes on, without asking the CUDA runtime."""
-    return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
+    """What this job computes on here. NVML is asked, which knows the granted GPUs and leaves the CUDA runtime alone;
+    not without a driver, as torch would ask the runtime then."""
+    if not any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/kfd")):
+        return "cpu"
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class RankProcess:

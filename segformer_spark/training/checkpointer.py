@@ -100,6 +100,8 @@ class Checkpointer:
             try:
                 self._write(snapshot, progress_then, best_then)
             except Exception as error:  # noqa: BLE001 - raised again by the thread that trains
+                if not isinstance(error, UserError):
+                    logger.warning("the checkpoint of step %d failed: %r", progress_then.step, error)
                 self._error = error
             self._write_seconds = time.monotonic() - started
 
@@ -130,10 +132,10 @@ class Checkpointer:
 
     def _finish(self, *, raises: bool) -> None:
         """Wait for the checkpoint that is being written. Collective."""
-        own = self._join()
-        error = self.engine.group.on_main(lambda: own) or own
-        if error is None:
+        errors = [error for error in self.engine.group.gather(self._join()) if error is not None]
+        if not errors:
             return
+        error = errors[0]
         step, self.saved_step = self.saved_step, None
         is_passing = isinstance(error, UserError) and not isinstance(error, RunTakenOver | TrainingDiverged)
         if raises or not is_passing:

@@ -233,6 +233,7 @@ class Loop:
 
     def _save_checkpoint(self, *, wait: bool = False) -> None:
         """Save what all ranks agree on."""
+        self.engine.group.activity.begin(f"saving the checkpoint of step {self.progress.step}")
         self._compare_replicas()
         self.reporter.flush()
         self.reporter.exclude(self.checkpointer.save(self.progress, self.validation.best, wait=wait))

@@ -83,6 +83,9 @@ class TrainingRecord:
             "started": self.record["started"],
             "from_step": progress.step,
             "world_size": group.world_size,
+            "order": progress.position.order,
+            "epochs": resolved.config.training.epochs,
+            "max_steps": resolved.config.training.max_steps,
             "hosts": sorted({h["host"] for h in hosts}),
         }
         if progress.step > 0:

@@ -45,6 +45,11 @@ def remember_divergence(run: RunDirectory, divergence: Divergence) -> None:
     write_text(_path(run), "".join(json.dumps({"step": e.step, "order": e.order}) + "\n" for e in entries))
 
 
+def forget_divergences(run: RunDirectory) -> None:
+    """A run begins anew here."""
+    _path(run).unlink(missing_ok=True)
+
+
 def order_from(position: Position, step: int, divergences: Sequence[Divergence]) -> int:
     """The order in which the images come from here on: after a later step diverged, one that was not tried.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,9 +32,10 @@ from segformer_spark.metrics.scores import class_scores
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.metrics_log import MetricsLog, Row
 from segformer_spark.run.step_log import StepLog
-from segformer_spark.training.plan import selection_metric
+from segformer_spark.training.extension import LENGTH
+from segformer_spark.training.plan import plan_schedule, selection_metric
 from segformer_spark.training.progress import Progress, engine_state, progress_of
-from segformer_spark.training.reordering import order_from, read_divergences
+from segformer_spark.training.schedule import Schedule
 from segformer_spark.training.setup import Setup, prepare
 from segformer_spark.training.step_evidence import Collector, StepEvidence
 
@@ -49,6 +50,17 @@ _NAME = 26
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """What an attempt of a run says of its steps: after which one they begin, in which order the images came, and how
+    long the run was to be."""
+
+    from_step: int
+    order: int
+    epochs: int
+    max_steps: int | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a step is to be rebuilt.
 
@@ -58,6 +70,7 @@ class Plan:
         world_size: ranks of the run at this step.
         played: ranks that one process plays; 1 where each is a process.
         on_gpus: whether the run's ranks had GPUs.
+        attempts: of the run, in their order.
     """
 
     run: RunDirectory
@@ -67,6 +80,11 @@ class Plan:
     world_size: int
     played: int
     on_gpus: bool
+    attempts: tuple[Attempt, ...] = ()
+
+    def attempt_of(self, step: int) -> Attempt:
+        """Who did this step in the end."""
+        return [one for one in self.attempts if one.from_step < step][-1]
 
     @property
     def processes(self) -> int:
@@ -149,7 +167,14 @@ def plan_replay(run: RunDirectory, step: int, record: dict[str, Any]) -> Plan:
     world = int(attempts[-1].get("world_size") or record["runtime"]["world_size"])
     on_gpus = any(host.get("device", "").startswith("cuda") for host in record["hardware"])
     alone = world > LOCAL_RANKS or on_gpus
-    return Plan(run, step, chosen, 0 if chosen is None else step_of(chosen), world, world if alone else 1, on_gpus)
+    training = run.load_config().config.training
+    length = (training.epochs, training.max_steps)
+    known = tuple(
+        Attempt(one["from_step"], one.get("order", 0), one.get("epochs", length[0]), one.get("max_steps", length[1]))
+        for one in record["attempts"]
+    )
+    from_step = 0 if chosen is None else step_of(chosen)
+    return Plan(run, step, chosen, from_step, world, world if alone else 1, on_gpus, known)
 
 
 def replay(plan: Plan, group: Group, output: Path, shown_rank: int | None = None) -> Replay:
@@ -165,7 +190,6 @@ def replay(plan: Plan, group: Group, output: Path, shown_rank: int | None = None
     files = read_digests(plan.run.data_files, Path(config.data.root))
     setup = prepare(config, group, files=files)
     stored, progress = _state(plan, config, setup, group)
-    progress.position.order = order_from(progress.position, progress.step, read_divergences(plan.run))
     engine = Engine(setup.model, setup.loss, config, setup.plan, group)
     found = Replay(plan)
     with ExitStack() as closing:
@@ -177,20 +201,39 @@ def replay(plan: Plan, group: Group, output: Path, shown_rank: int | None = None
         recorded = StepLog(plan.run.steps).read()
         loader = TrainLoader(setup.train_set, config, setup.sampler, pin=group.device.type == "cuda")
         closing.callback(loader.close)
+        if plan.from_step and progress.validated_step != plan.from_step:  # it was saved before its validation
+            _lower(progress, validations, config)
         while progress.step < plan.step:
+            attempt = plan.attempt_of(progress.step + 1)
+            progress.position.order = attempt.order
+            schedule = _schedule(config, setup, attempt)
             setup.sampler.start_at(progress.position)
             batches = iter(loader)
             left = setup.sampler.steps_per_epoch - progress.position.step
             for _ in range(min(left, plan.step - progress.step)):
+                if plan.attempt_of(progress.step + 1) != attempt:
+                    break
                 own = list(itertools.islice(batches, setup.plan.accumulation_steps))
-                _step(engine, setup, own, progress, found, recorded)
+                _step(engine, schedule, own, progress, found, recorded)
                 progress.advance(setup.sampler.steps_per_epoch)
-                for row in validations.get(progress.step, ()):
-                    progress.plateau.update(row, config.training.scheduler.plateau_patience)
+                _lower(progress, validations, config)
         judged = _judged(found, setup, own, group.rank, Path(config.data.root))
         found.evidence.logits.clear()
         _show(found, setup, group, output, judged, shown_rank)
     return found
+
+
+def _lower(progress: Progress, validations: Mapping[int, Sequence[float | None]], config: Config) -> None:
+    """What the validation of this step does to the plateau schedule."""
+    for score in validations.get(progress.step, ()):
+        progress.plateau.update(score, config.training.scheduler.plateau_patience)
+
+
+def _schedule(config: Config, setup: Setup, attempt: Attempt) -> Schedule:
+    """The learning rates of a run of the attempt's length: it may have been extended since."""
+    length = {"epochs": attempt.epochs, "max_steps": attempt.max_steps}
+    own = config.model_copy(update={"training": config.training.model_copy(update=length)})
+    return plan_schedule(own, setup.plan, setup.sampler.steps_per_epoch)
 
 
 def _as_replayed(plan: Plan) -> Config:
@@ -218,7 +261,7 @@ def _state(plan: Plan, config: Config, setup: Setup, group: Group) -> tuple[Stor
         return found[0].state
 
     state = group.on_main(read_it)
-    check_compatible(state, config, setup.plan, setup.configuration)
+    check_compatible(state, config, setup.plan, setup.configuration, extends=LENGTH)
     return (found[0] if found else None), progress_of(state)
 
 
@@ -229,21 +272,21 @@ def _validations(plan: Plan, config: Config, metric: str) -> dict[int, list[floa
     rows: list[Row] = [row for row in MetricsLog(plan.run.metrics).rows() if row["kind"] == "validation"]
     found: dict[int, list[float | None]] = {}
     for row in rows:
-        if plan.from_step < row["step"] < plan.step:
+        if plan.from_step <= row["step"] < plan.step:
             found.setdefault(row["step"], []).append(row.get(metric))
     return found
 
 
 def _step(
     engine: Engine,
-    setup: Setup,
+    schedule: Schedule,
     batches: Sequence[TrainBatch],
     progress: Progress,
     found: Replay,
     recorded: NDArray[np.float64],
 ) -> None:
     number = progress.step + 1
-    lr = setup.schedule.lr(progress.step, progress.plateau.reductions)
+    lr = schedule.lr(progress.step, progress.plateau.reductions)
     engine.set_lr(lr)
     is_last = number == found.plan.step
     drawing: AbstractContextManager[object] = engine.played or nullcontext()

@@ -36,7 +36,13 @@ from segformer_spark.training.model_export import ModelExport
 from segformer_spark.training.plan import lr_warning, selection_metric, single_image_note
 from segformer_spark.training.progress import Progress, engine_state, progress_of, restore_best
 from segformer_spark.training.record import TrainingRecord
-from segformer_spark.training.reordering import Divergence, order_from, read_divergences, remember_divergence
+from segformer_spark.training.reordering import (
+    Divergence,
+    forget_divergences,
+    order_from,
+    read_divergences,
+    remember_divergence,
+)
 from segformer_spark.training.reporter import Reporter
 from segformer_spark.training.same_start import refuse_different_starts
 from segformer_spark.training.setup import Setup, prepare
@@ -106,7 +112,7 @@ def run_training(
     start = _find_start(resolved, options, setup, group)
     run, progress = start.run, start.progress
     with _leased(run, progress.step, group) as lease, log_file(run.log if group.is_main else None):
-        group.on_main(lambda: _begin(start, resolved, files))
+        group.on_main(lambda: _begin(start, resolved, files, is_new=options.resume is None))
         record = TrainingRecord(
             run, resolved, group, setup.plan, setup.schedule.total_steps, setup.sampler.steps_per_epoch, progress
         )
@@ -308,8 +314,10 @@ def _open_run(resolved: ResolvedConfig, options: TrainOptions) -> tuple[RunDirec
     return run, _choose_checkpoint(store, options.resume)
 
 
-def _begin(start: _Start, resolved: ResolvedConfig, files: FileDigests) -> None:
+def _begin(start: _Start, resolved: ResolvedConfig, files: FileDigests, *, is_new: bool) -> None:
     sweep_leftovers(start.run)
+    if is_new:
+        forget_divergences(start.run)
     start.run.create(resolved)
     files.write(start.run.data_files)
     start.store.discard_after(start.progress.step)

@@ -82,16 +82,16 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def _quick(config: Config, expected: str | None) -> int:
     """Problems of this node, each line with its name; silence where there are none."""
-    from segformer_spark.cluster.bad_nodes import PREFLIGHT, bad_nodes, memory_of, remember
+    from segformer_spark.cluster.bad_nodes import PREFLIGHT, bad_nodes, remember
     from segformer_spark.cluster.checks import OK, WARNING, Check, failures, table
     from segformer_spark.cluster.node_checks import quick_checks
 
     checks = quick_checks(config, os.environ, expected)
-    before = bad_nodes(memory_of(os.environ)).get(_node())
+    before = bad_nodes(os.environ).get(_node())
     if before is not None:
         checks = [*checks, Check("node", WARNING, f"{_node()} {before}", "leave it out: sbatch --exclude=NODE")]
     for check in failures(checks):
-        remember(memory_of(os.environ), _node(), PREFLIGHT, check.name, os.environ)
+        remember(_node(), PREFLIGHT, check.name, os.environ)
     lines = table([check for check in checks if check.state != OK])
     sys.stdout.write("".join(f"[{socket.gethostname()}] {line}\n" for line in lines))
     return 1 if failures(checks) else 0
@@ -102,16 +102,15 @@ def _node() -> str:
 
 
 def _excluded_nodes(forgiven: Sequence[str] | None, *, names_only: bool) -> int:
-    from segformer_spark.cluster.bad_nodes import bad_nodes, forgive, memory_of
+    from segformer_spark.cluster.bad_nodes import bad_nodes, forgive, known_to_slurm
 
-    path = memory_of(os.environ)
     if forgiven is not None:
-        count = forgive(path, None if "all" in forgiven else set(forgiven))
+        count = forgive(os.environ, None if "all" in forgiven else set(forgiven))
         print(f"{count} nodes are not excluded any more")
         return 0
-    bad = bad_nodes(path)
+    bad = bad_nodes(os.environ)
     if names_only:
-        print(",".join(bad))
+        print(",".join(known_to_slurm(bad)))
         return 0
     for host, why in bad.items():
         print(f"{host}  {why}")

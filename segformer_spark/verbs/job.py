@@ -116,7 +116,7 @@ def unstage(arguments: argparse.Namespace) -> int:
 
 def supervise(arguments: argparse.Namespace) -> int:
     """Be the agent of one rank."""
-    from segformer_spark.cluster.bad_nodes import RANKS, memory_of, remember
+    from segformer_spark.cluster.bad_nodes import RANKS, remember
     from segformer_spark.cluster.requeue import JobId, decide
     from segformer_spark.config.load import run_path
     from segformer_spark.restart.agent import supervise as supervise_rank
@@ -138,14 +138,14 @@ def supervise(arguments: argparse.Namespace) -> int:
             shared=True,
         )
 
-    def decide_in_place(status: int) -> Verdict:
-        decision = decide(RunDirectory(run_path(config)), status, job)
+    def decide_in_place(status: int, generation: int) -> Verdict:
+        decision = decide(RunDirectory(run_path(config)), status, job, generation)
         if decision.verdict == RequeueVerdict.COMPLETE:
             return Verdict(False, decision.reason)
         return Verdict(decision.requeue, decision.reason, status or ExitCode.PEER_LOST)
 
     def failed(host: str, what: str) -> None:
-        remember(memory_of(os.environ), host, RANKS, what, os.environ)
+        remember(host, RANKS, what, os.environ)
 
     hardware = config.hardware
     return supervise_rank(words, os.environ, layout, hardware.peer_timeout, hardware.device, decide_in_place, failed)
@@ -163,7 +163,7 @@ def print_paths(arguments: argparse.Namespace) -> int:
 
 def requeue(arguments: argparse.Namespace) -> int:
     """Decide, and ask SLURM; the status says what was decided."""
-    from segformer_spark.cluster.bad_nodes import bad_nodes, memory_of
+    from segformer_spark.cluster.bad_nodes import bad_nodes, known_to_slurm
     from segformer_spark.cluster.requeue import JobId, ask_slurm, decide, decide_resumable, obstacle
     from segformer_spark.config.load import run_path
     from segformer_spark.run.directory import RunDirectory
@@ -191,7 +191,10 @@ def requeue(arguments: argparse.Namespace) -> int:
     # Said before it is done: SLURM ends this script as soon as it is asked.
     print(f"requeueing job {job.name}: {decision.reason}", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    trouble = ask_slurm(job, list(bad_nodes(memory_of(os.environ))))
+    excluded = known_to_slurm(bad_nodes(os.environ))
+    if excluded:
+        print(f"it leaves out {', '.join(excluded)}: segformer-spark doctor --excluded-nodes says why", flush=True)
+    trouble = ask_slurm(job, excluded)
     if trouble:
         print(f"not requeued: scontrol says {trouble}; {again}")
         return RequeueVerdict.GIVEN_UP

@@ -78,7 +78,8 @@ def train(arguments: argparse.Namespace) -> int:
             from segformer_spark.config.environment import flag
 
             accept = accept or flag(os.environ, "ACCEPT_CHANGES")
-        options = TrainOptions(resume, arguments.overwrite, cache, accept)
+        # What one node does not see yet another one may: all do what the first rank does.
+        options = TrainOptions(group.broadcast(resume), arguments.overwrite, cache, accept)
         _, outcome = run_training(resolved, options, group, stop)
     return ExitCode.STOPPED if outcome is Outcome.STOPPED else ExitCode.GOOD
 

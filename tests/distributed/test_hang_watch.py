@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from segformer_spark.distributed import hang_watch
 from segformer_spark.distributed.activity import Activity
 from segformer_spark.distributed.hang_watch import HangWatch
 from tests.waiting import wait_for
@@ -28,13 +29,14 @@ def test_a_step_far_longer_than_those_before_is_a_hang() -> None:
     assert "loading the images of step 13 for 0 s, and the limit is 0 s" in said[0]
 
 
-def test_who_waits_for_others_gives_them_time_to_speak_first() -> None:
+def test_who_waits_for_others_gives_them_time_to_speak_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hang_watch, "_MORE_FOR_WAITING", 0.2)
     activity, said = Activity(), []
     began = time.monotonic()
     watch(activity, said)
     activity.begin("waiting for the other ranks before step 13", is_limited=True, waits=True)
     wait_for(lambda: said, 5, "the watch")
-    assert time.monotonic() - began > 0.4
+    assert time.monotonic() - began > 0.75
 
 
 @pytest.mark.parametrize("what", ["before any step is measured", "what no step is", "steps that come in time"])

@@ -24,8 +24,9 @@ class Job:
         keep = lambda host, what: self.failed.append(host)  # noqa: E731
         self.coordinator = Coordinator(self.layout, self.decide, self.said.append, keep, lambda: self.now, lambda: 1e9)
 
-    def decide(self, status: int) -> Verdict:
+    def decide(self, status: int, generation: int) -> Verdict:
         self.asked.append(status)
+        assert generation == self.coordinator.generation
         return self.verdict
 
     def join_all(self) -> Mapping[int, Message]:
@@ -44,7 +45,8 @@ class Job:
 def places(told: Mapping[int, Message]) -> dict[int, tuple[int, int]]:
     """{task: (rank, local rank)} of those that are to start."""
     starts = {task: message for task, message in told.items() if message["do"] == "start"}
-    assert all(m["master"] == "n0" and m["world_size"] == len(starts) for m in starts.values())
+    assert all(m["world_size"] == len(starts) for m in starts.values())
+    assert len({m["master"] for m in starts.values()}) <= 1
     return {task: (m["rank"], m["local_rank"]) for task, m in starts.items()}
 
 
@@ -113,7 +115,7 @@ def test_a_stop_before_the_ranks_start() -> None:
 def test_a_spare_node_takes_the_place_of_a_lost_one() -> None:
     job = Job(Layout(6, 2, spare_nodes=1))
     assert places(job.join_all()) == {0: (0, 0), 1: (1, 1), 2: (2, 0), 3: (3, 1)}
-    assert job.coordinator.lost(2, "silent") == {3: {"do": "leave", "status": ExitCode.PEER_LOST}}
+    assert job.coordinator.lost(2, "silent") == {task: {"do": "leave", "status": ExitCode.PEER_LOST} for task in (2, 3)}
     assert job.coordinator.lost(3, "closed") == {}, "its node is lost already"
     job.coordinator.ended(0, 87)
     told = job.coordinator.ended(1, 87)
@@ -125,6 +127,7 @@ def test_without_a_spare_a_lost_node_ends_the_step_for_a_requeue() -> None:
     job = Job(Layout(2, 1))
     job.join_all()
     job.coordinator.lost(1, "silent")
+    assert job.failed == ["n1"]
     assert job.coordinator.ended(0, 87) == {0: {"do": "leave", "status": ExitCode.PEER_LOST}}
     assert "too few nodes are left" in job.said[-1]
 
@@ -132,7 +135,8 @@ def test_without_a_spare_a_lost_node_ends_the_step_for_a_requeue() -> None:
 def test_a_lost_spare_disturbs_nobody() -> None:
     job = Job(Layout(3, 1, spare_nodes=1))
     job.join_all()
-    assert job.coordinator.lost(2, "silent") == {}
+    assert job.coordinator.lost(2, "silent") == {2: {"do": "leave", "status": ExitCode.PEER_LOST}}
+    assert job.failed == []
     assert job.said == ["spare node n2 is lost (silent): 0 left"]
     assert job.coordinator.ended(0, 0) == {}
 
@@ -153,3 +157,41 @@ def test_a_spare_that_does_not_come_is_not_waited_for() -> None:
     job.coordinator.joined(2, 2, "n2")
     assert job.later(29) == {}
     assert places(job.later(2)) == {0: (0, 0), 2: (1, 0)}
+
+
+def test_agents_that_do_not_come_are_named_and_not_waited_for_for_ever() -> None:
+    job = Job(Layout(3, 1))
+    job.coordinator.joined(1, 1, "n1")
+    assert job.later(599) == {}
+    assert job.later(2) == {1: {"do": "leave", "status": ExitCode.PEER_LOST}}
+    assert job.said == ["tasks 0, 2 of the job did not come within 600 s"]
+
+
+def test_a_rank_that_cannot_be_killed_takes_its_node_out() -> None:
+    """It waits in the kernel, for a disk or a driver."""
+    job = Job(Layout(3, 1, spare_nodes=1))
+    job.join_all()
+    job.coordinator.ended(1, 139)
+    told: Mapping[int, Message] = {}
+    while not places(told):
+        told = job.later(GRACE_SECONDS + 0.1)
+        assert job.now < 100
+    assert job.now > 60
+    assert told[0] == {"do": "leave", "status": ExitCode.PEER_LOST}
+    assert {task: message["rank"] for task, message in told.items() if task} == {1: 0, 2: 1}
+    assert job.failed == ["n1", "n0"]
+
+
+@pytest.mark.parametrize(
+    ("status", "stopped", "blamed"),
+    [(139, False, ["n1"]), (137, False, ["n1"]), (87, False, []), (143, False, []), (70, False, []), (137, True, [])],
+)
+def test_only_what_may_be_a_nodes_fault_is_held_against_it(status: int, stopped: bool, blamed: list[str]) -> None:
+    """The rank that says that another one is lost is not the one; a job that is ended has its ranks killed."""
+    job = Job(Layout(2, 1))
+    job.join_all()
+    if stopped:
+        job.coordinator.asked_to_stop()
+    job.coordinator.ended(1, status)
+    assert job.failed == blamed
+    assert dict(job.coordinator.faults) == dict.fromkeys(blamed, 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -10,9 +11,9 @@ import pytest
 
 from segformer_spark.errors import PeersNotFound
 from segformer_spark.restart.coordinator import Coordinator, Layout, Verdict
-from segformer_spark.restart.link import WELCOME, Link, Server, connect, listen, ports_of
+from segformer_spark.restart.link import Link, Server, connect, listen, ports_of, proof
 
-HELLO = {"key": "secret", "task": 0, "node": 0, "host": "n0"}
+HELLO = {"task": 0, "node": 0, "host": "n0"}
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def token(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def server(token: str) -> Iterator[Coordinator]:
     """The coordinator of one agent, served in a thread."""
-    never = lambda status: Verdict(False, "no", status)  # noqa: E731
+    never = lambda status, generation: Verdict(False, "no", status)  # noqa: E731
     coordinator = Coordinator(
         Layout(1, 1), never, lambda line: None, lambda host, what: None, time.monotonic, time.time
     )
@@ -42,7 +43,7 @@ def until(link: Link, what: str) -> dict[str, object]:
 
 
 def test_an_agent_is_told_to_start_and_to_leave(token: str, server: Coordinator) -> None:
-    link, before = connect("127.0.0.1", token, HELLO, 5)
+    link, before = connect("127.0.0.1", token, "secret", HELLO, 5)
     start = before[0] if before else until(link, "start")
     assert (start["do"], start["rank"], start["world_size"]) == ("start", 0, 1)
     link.send({"ended": 0})
@@ -52,7 +53,16 @@ def test_an_agent_is_told_to_start_and_to_leave(token: str, server: Coordinator)
 
 @pytest.mark.parametrize(
     "words",
-    [b'{"key": "guessed", "task": 0, "node": 0, "host": "x"}\n', b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b"x" * 9000, b""],
+    [
+        b'{"proof": "guessed", "task": 0, "node": 0, "host": "x"}\n',
+        b'{"task": Infinity, "node": 0, "host": "", "proof": ""}\n',
+        b'{"proof": 7}\n',
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"[1]\n",
+        b"[" * 4000 + b"\n",
+        b"x" * 9000,
+        b"",
+    ],
 )
 def test_who_does_not_know_the_key_is_not_heard(words: bytes, token: str, server: Coordinator) -> None:
     port = next(port for port in ports_of(token) if _answers(port))
@@ -60,8 +70,9 @@ def test_who_does_not_know_the_key_is_not_heard(words: bytes, token: str, server
         stranger.sendall(words)
         if words:
             with suppress(ConnectionError):
+                assert json.loads(stranger.recv(100)).keys() == {"nonce"}
                 assert stranger.recv(100) == b"", "hung up"
-        link, before = connect("127.0.0.1", token, HELLO, 5)
+        link, before = connect("127.0.0.1", token, "secret", HELLO, 5)
     start = before[0] if before else until(link, "start")
     assert start["do"] == "start"
     link.send({"ended": 0})
@@ -70,7 +81,7 @@ def test_who_does_not_know_the_key_is_not_heard(words: bytes, token: str, server
 
 
 def test_an_agent_that_says_nothing_any_more_is_lost(token: str, server: Coordinator) -> None:
-    link, _ = connect("127.0.0.1", token, HELLO, 5)
+    link, _ = connect("127.0.0.1", token, "secret", HELLO, 5)
     deadline = time.monotonic() + 10
     while server._agents and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -80,9 +91,42 @@ def test_an_agent_that_says_nothing_any_more_is_lost(token: str, server: Coordin
     server._leave(0)
 
 
+def test_an_agent_obeys_nobody_who_does_not_know_the_key(token: str) -> None:
+    """Another user's program at the port, which asks for proof and answers with what it was told."""
+    listener = listen(token)
+    seen: list[bytes] = []
+
+    def pose() -> None:
+        connection, _ = listener.accept()
+        connection.sendall(b'{"nonce": "0"}\n')
+        seen.append(connection.recv(4096))
+        mirrored = json.loads(seen[0])["proof"]
+        connection.sendall(json.dumps({"do": "wait", "proof": mirrored}).encode() + b"\n")
+        connection.recv(4096)
+
+    thread = threading.Thread(target=pose, daemon=True)
+    thread.start()
+    with pytest.raises(PeersNotFound):
+        connect("127.0.0.1", token, "secret", HELLO, 1.0)
+    thread.join(5)
+    assert b"secret" not in seen[0]
+    listener.close()
+
+
+def test_a_proof_is_of_one_role_number_and_content() -> None:
+    values = {
+        proof(key, role, nonce, about)
+        for key in ("a", "b")
+        for role in ("agent", "coordinator")
+        for nonce in ("1", "2")
+        for about in ({}, {"task": 1})
+    }
+    assert len(values) == 16
+
+
 def test_no_coordinator_is_an_error_in_time(token: str) -> None:
     with pytest.raises(PeersNotFound, match="did not answer within 0 s"):
-        connect("127.0.0.1", token, HELLO, 0.3)
+        connect("127.0.0.1", token, "secret", HELLO, 0.3)
 
 
 def test_messages_come_whole_whatever_the_pieces() -> None:
@@ -94,7 +138,6 @@ def test_messages_come_whole_whatever_the_pieces() -> None:
         left.sendall(piece)
         got = reader.receive()
     assert got == [{"b": 2}, {"c": 3}]
-    assert WELCOME not in got
 
 
 def _answers(port: int) -> bool:

@@ -186,15 +186,20 @@ def _lives(project: Project, node: str, pid: int) -> bool:
 
 def test_a_requeued_job_leaves_out_nodes_that_lost_their_ranks(quick_project: Project) -> None:
     cluster = quick_project.cluster
-    job = quick_project.submit("segformer_train.sh", *ONE, MAX_STEPS="4", PROGRAM_UNTIL="may-end")
+    own = ("--exclude=node4",)
+    job = quick_project.submit("segformer_train.sh", *ONE, *own, MAX_STEPS="4", PROGRAM_UNTIL="may-end")
     quick_project.until(job, "step 3/")
     host = quick_project.facts()[0]["host"]
-    memory = quick_project.root / ".nodes" / "test.jsonl"
-    memory.parent.mkdir()
-    lost = {"host": host, "kind": "ranks", "job": "1", "nodes": 1, "what": "killed", "when": time.time()}
-    memory.write_text(2 * (json.dumps(lost) + "\n"))
+    memory = quick_project.root / ".nodes" / "test"
+    memory.mkdir(parents=True)
+    for number in ("1", "2"):
+        lost = {"host": host, "kind": "ranks", "job": number, "nodes": 1, "what": "killed", "when": time.time()}
+        (memory / f"{number}-{host}-ranks.json").write_text(json.dumps(lost))
     cluster.login("scancel", "--signal=USR1", str(job))
     wait_for(lambda: quick_project.facts(restart=1), 90, "the second attempt")
     (quick_project.root / "may-end").touch()
-    assert cluster.wait(job, "COMPLETED", "FAILED", seconds=120)["ExcNodeList"] == host
+    assert cluster.wait(job, "COMPLETED", "FAILED", seconds=120)["ExcNodeList"] == f"{host},node4".replace(
+        "node3,node4", "node[3-4]"
+    )
+    assert f"it leaves out {host}" in quick_project.log(job)
     assert quick_project.facts(restart=1)[0]["host"] != host

@@ -246,3 +246,29 @@ def test_random_steps_of_every_stage(world: int, spark_root: Path, tmp_path: Pat
             assert (found.loss, found.grad_norm) == found.recorded
             count += 1
     assert count == 27
+
+
+@pytest.mark.parametrize("step", [5, 7, 10])
+def test_a_schedule_that_follows_the_validations(step: int, spark_root: Path, tmp_path: Path) -> None:
+    """Checkpoints are saved before the validation of their step, which may lower the learning rate behind them."""
+    settings = ("training.epochs=4", "output.keep_every=1", "training.scheduler.type=plateau",
+                "training.scheduler.plateau_patience=1", "training.scheduler.warmup_epochs=0",
+                "training.optimizer.lr=1e-6")  # fmt: skip
+    path = tmp_path / "run"
+    run_on_ranks(1, short_run, str(spark_root), str(path), settings)
+    found = replayed(path, step, tmp_path / "out")
+    assert found.differing == []
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    lrs = {row["step"]: row["lr"] for row in rows if row["kind"] == "train"}
+    assert found.lr == lrs[step]
+    assert lrs[10] < lrs[1], "it was lowered"
+
+
+@pytest.mark.parametrize("step", [8, 11])
+def test_steps_before_and_after_an_extension(step: int, spark_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run_on_ranks(1, short_run, str(spark_root), str(path), ("output.keep_every=2",))
+    run_on_ranks(1, short_run, str(spark_root), str(path), ("output.keep_every=2", "training.epochs=5"), "auto")
+    found = replayed(path, step, tmp_path / "out")
+    assert found.differing == []
+    assert found.recorded is not None
