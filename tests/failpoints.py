@@ -14,14 +14,17 @@ from tests.ranks import forked
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod", "os.symlink"}
 
 
-def kills(action: Callable[..., Any], folder: Path, *arguments: Any, most: int = 2000) -> Iterator[int]:
+def kills(action: Callable[..., Any], folder: Path, *arguments: Any, most: int = 2000, every: int = 1) -> Iterator[int]:
     """Run `action(folder, *arguments)` in a fork that is killed before its first change of a file below `folder`, then
     in one that is killed before its second, and so on, until one ends by itself. Yields the number after each kill.
+
+    Args:
+        every: only one operation of so many.
 
     Raises:
         AssertionError: the action fails by itself, or has more than `most` operations.
     """
-    for number in range(1, most):
+    for number in range(1, most, every):
         process = forked(_killed, number, action, str(folder), arguments)
         process.join(120)
         assert process.exitcode is not None, "it hangs"

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -31,8 +32,11 @@ from segformer_spark.training.throughput import IntervalReport
 from tests.data.image_files import encode, picture, save
 from tests.data.test_cache import build as build_cache_of
 from tests.failpoints import kills
+from tests.ranks import forked
 from tests.sessions import group_of_one
+from tests.soak import differences
 from tests.tiny import export_tiny, tiny_segformer
+from tests.training.short_run import short_run
 
 STEPS = 3
 
@@ -256,3 +260,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Of what has no times in it; the hold on the folder is no result."""
     files = [path for path in folder.rglob("*") if path.is_file() and LEASE not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.suffix in (".png", ".csv")}
+
+
+def train_for_real(folder: Path, root: str) -> None:
+    """Six steps, three checkpoints, two validations, from wherever the run stands."""
+    overrides = ("training.max_steps=6", "output.checkpoint_every_steps=2")
+    with group_of_one() as group:
+        short_run(group, root, str(folder), overrides, "auto")
+
+
+@pytest.mark.sweep
+def test_a_training(spark_root: Path, tmp_path: Path) -> None:
+    """Killed at every fifth of its several hundred operations; one more start ends it like the one that was not."""
+    folder, whole, number, count = tmp_path / "run", tmp_path / "whole", 0, 0
+    forked(train_for_real, whole, str(spark_root)).join(60)
+    for number in kills(train_for_real, folder, str(spark_root), every=5):
+        again = forked(train_for_real, folder, str(spark_root))
+        again.join(60)
+        assert again.exitcode == 0, f"operation {number}"
+        assert differences(folder, whole) == [], f"operation {number}"
+        assert not [child.name for child in folder.iterdir() if child.name.startswith(".")], f"operation {number}"
+        shutil.rmtree(folder)
+        count += 1
+    print(f"{count} kills among {number} operations")
+    assert number > 200

@@ -31,26 +31,36 @@ def expected(spark_root: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
     return load_file(tmp_path / "undisturbed" / "final" / "model.safetensors")
 
 
-def check(project: Project, job: int, expected: dict[str, torch.Tensor], restarts: int) -> None:
+def check(
+    project: Project, job: int, expected: dict[str, torch.Tensor], restarts: int, *, exactly: bool = True
+) -> None:
     found = project.cluster.wait(job, "COMPLETED", "FAILED", "NODE_FAIL", "CANCELLED", seconds=180)
     assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "0"), project.log(job)
     weights = load_file(project.run("r") / "final" / "model.safetensors")
-    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            weights[name], tensor, **({"rtol": 0, "atol": 0} if exactly else {"rtol": 0, "atol": 0.05})
+        )
     record = json.loads((project.run("r") / "training_params.json").read_text())
     back = [a["restarted_in_place"]["seconds_to_first_step"] for a in record["attempts"] if "restarted_in_place" in a]
     assert len(back) == restarts
     print(f"seconds from the notice of the fault to the first step: {back}")
 
 
-def test_a_killed_rank_starts_again_in_the_same_step(project: Project, expected: dict[str, torch.Tensor]) -> None:
-    job = project.submit("segformer_train.sh", "--nodes=2", *ONE_EACH)
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_killed_rank_starts_again_in_the_same_step(
+    tasks: int, project: Project, expected: dict[str, torch.Tensor]
+) -> None:
+    """Of two ranks, and of four: the weights then agree with those of two to rounding alone."""
+    own = (f"--ntasks-per-node={tasks}", "--gpus-per-node=0", "--cpus-per-task=1")
+    job = project.submit("segformer_train.sh", "--nodes=2", *own, BATCH_SIZE=str(2 // tasks))
     project.until(job, "step 6/")
     attempts = sorted((project.run("r") / "attempts").glob("0*.json"))
     pid = json.loads(attempts[-1].read_text())["pid"]
     node = json.loads(attempts[-1].read_text())["host"]
     project.cluster.on(node, "kill", f"-{signal.SIGKILL.value}", str(pid))
     project.until(job, "restarting in place, number 1", 30)
-    check(project, job, expected, 1)
+    check(project, job, expected, 1, exactly=tasks == 1)
 
 
 def test_a_spare_node_takes_over_for_a_lost_one(project: Project, expected: dict[str, torch.Tensor]) -> None:
