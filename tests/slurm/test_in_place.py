@@ -10,17 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from segformer_spark.config.load import load_config
-from segformer_spark.training.stop import StopRequest
-from segformer_spark.training.train import TrainOptions, run_training
-from tests.ranks import Group, run_on_ranks
+from tests.ranks import run_on_ranks
 from tests.slurm.conftest import Project, write_config
+from tests.slurm.test_training import train_here
 
 ONE_EACH = ("--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
-
-
-def train_here(group: Group, config: str, path: str) -> None:
-    run_training(load_config(config, overrides=[f"output.save_path={path}"]), TrainOptions(), group, StopRequest())
 
 
 @pytest.fixture
