@@ -17,7 +17,7 @@ from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.sampler import SampleKey, TrainBatchSampler
 from segformer_spark.data.transforms import TrainTransform, image_to_tensor, load_native
 from segformer_spark.data.window import Window
-from segformer_spark.data.workers import end_workers, iterate, watch, worker_options
+from segformer_spark.data.workers import begin, end_workers, iterate, worker_options
 from segformer_spark.errors import DataError
 
 T = TypeVar("T")
@@ -170,8 +170,8 @@ class TrainLoader:
         self._interrupted = interrupted
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        self._running = iter(self._loader)
-        return map(_raise_if_error, watch(self._loader, self._running, self._interrupted))
+        self._running = begin(self._loader, self._interrupted)
+        return map(_raise_if_error, self._running)
 
     def close(self) -> None:
         """End the loader's processes."""

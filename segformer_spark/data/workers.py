@@ -10,9 +10,9 @@ import signal
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import psutil
@@ -60,39 +60,52 @@ def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
     """A loader's batches; its processes end with the iteration, also when that fails.
 
     Raises:
-        UserError: as `watch`.
+        UserError: as `begin`.
     """
-    running = iter(loader)
+    running = begin(loader)
     try:
-        yield from watch(loader, running)
+        yield from running
     finally:
         end_workers(running)
 
 
-def watch(
-    loader: DataLoader[Any], running: Iterator[Any], interrupted: Callable[[], bool] = lambda: False
-) -> Iterator[Any]:
-    """The batches of a running iteration; the wait for one is said aloud, and ends when nothing moves.
+def begin(loader: DataLoader[Any], interrupted: Callable[[], bool] = lambda: False) -> Iterator[Any]:
+    """Iterate over a loader; waiting for its processes is said aloud, and ends when nothing moves.
+
+    Persistent processes are waited for when an epoch begins, too.
 
     Args:
         interrupted: whether somebody asked to stop, looked at every few seconds.
 
     Raises:
-        UserError: a process ended, or none has done anything for ten minutes.
-        LoadingInterrupted: asked to stop.
+        UserError: a process ended, or none has done anything for ten minutes; also while iterating.
+        LoadingInterrupted: asked to stop; also while iterating.
     """
-    while True:
+    running: Any = iter(loader)
+    if hasattr(running, "_workers") and not isinstance(running._get_data, _Patience):
+        # Around `next` and `iter` an answer that comes late would be lost: torch cannot go on with a reset.
+        running._get_data = _Patience(loader, running, interrupted)
+    return cast("Iterator[Any]", running)
+
+
+class _Patience:
+    """In the place of an iterator's `_get_data`: asks again where torch gives up after `timeout` seconds."""
+
+    def __init__(self, loader: DataLoader[Any], running: Any, interrupted: Callable[[], bool]) -> None:
+        self._loader, self._interrupted = loader, interrupted
+        self._ask: Callable[[], Any] = running._get_data
+        self._workers = [worker.pid for worker in running._workers]
+
+    def __call__(self) -> Any:
         began = time.monotonic()
-        progress = _Progress(running)
+        progress = _Progress(self._workers)
         said = False
         while True:
             try:
-                batch = next(running)
-            except StopIteration:
-                return
+                return self._ask()
             except RuntimeError as error:
-                _refuse_dead_workers(loader, error)
-                if interrupted():
+                _refuse_dead_workers(self._loader, error)
+                if self._interrupted():
                     raise LoadingInterrupted from error
                 silent = progress.seconds_of_silence()
                 waited = time.monotonic() - began
@@ -105,16 +118,13 @@ def watch(
                 if waited > _SAY_AFTER and not said:
                     said = True
                     logger.warning("waiting for the next batch of images, since %.0f s", waited)
-            else:
-                yield batch
-                break
 
 
 class _Progress:
     """Whether a loader's processes compute or read."""
 
-    def __init__(self, running: Iterator[Any]) -> None:
-        self._workers = [worker.pid for worker in getattr(running, "_workers", [])]
+    def __init__(self, workers: Sequence[int]) -> None:
+        self._workers = workers
         self._since, self._before = time.monotonic(), -1.0
 
     def seconds_of_silence(self) -> float:

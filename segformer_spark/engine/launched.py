@@ -24,6 +24,9 @@ class LaunchedStep:
 
     Its numbers are on their way to the host, behind it: reading them a step later waits for nothing.
 
+    Attributes:
+        is_finished: it ran on the CPU, and its numbers are there.
+
     Args:
         loss, norm: scalars on the device.
         diverged: whether the update was left out, on the device.
@@ -44,6 +47,7 @@ class LaunchedStep:
             self._arrival.record()
         else:
             self._numbers = numbers
+        self.is_finished = self._arrival is None
 
     def result(self) -> StepResult:
         """What the step gave.
@@ -59,6 +63,8 @@ class LaunchedStep:
 
 class FinishedStep:
     """A step that the host has waited for, as DeepSpeed's loss scaling makes it."""
+
+    is_finished = True
 
     def __init__(self, result: StepResult) -> None:
         self._result = result

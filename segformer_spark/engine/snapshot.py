@@ -25,6 +25,7 @@ from segformer_spark.engine.transfer import (
     optimizer_state,
     uses_zero,
 )
+from segformer_spark.errors import UserError
 
 MASTER = ""
 """Key of the fp32 weights among the keys of the optimizer's state."""
@@ -119,16 +120,18 @@ class Snapshotter:
         """The state by name on the first rank, None on the others. Collective, and for one thread at a time.
 
         Args:
-            process_group: gloo's, in which nothing else happens meanwhile.
+            process_group: gloo's, in which nothing else happens meanwhile; None where there is one rank.
+
+        Raises:
+            UserError: the first rank has no memory for it; on all ranks, so that none waits for another.
         """
         snapshot.wait()
         named = {key: dict(snapshot.named.get(key, {})) for key in snapshot.keys}
-        if self._zero and self._group.is_main:
-            for key in snapshot.keys:
-                named[key] |= {name: torch.empty(p.shape) for name, p in self._trained.items()}
-        for rank, layout in enumerate(self._layouts):
-            for key in snapshot.keys:
-                self._collect(snapshot, rank, layout, key, named[key], process_group)
+        if self._zero:
+            buffer = self._allocate(snapshot, named, process_group)
+            for rank, layout in enumerate(self._layouts):
+                for key in snapshot.keys:
+                    self._collect(snapshot, rank, layout, key, named[key], buffer, process_group)
         if not self._group.is_main:
             snapshot.is_in_use = False
             return None
@@ -142,6 +145,28 @@ class Snapshotter:
             average=snapshot.average,
         )
 
+    def _allocate(self, snapshot: Snapshot, named: dict[str, dict[str, Tensor]], process_group: Any) -> Tensor:
+        """Memory of the first rank for what it collects: of whole tensors in `named`, and of one partition."""
+        buffer, failure = torch.empty(0), None
+        if self._group.is_main:
+            try:
+                for key in snapshot.keys:
+                    named[key] |= {name: torch.empty(p.shape) for name, p in self._trained.items()}
+                buffer = torch.empty(max(size for layout in self._layouts for size, _ in layout))
+            except (RuntimeError, MemoryError) as error:  # PyTorch has no class of its own for it on the CPU
+                failure = error
+        has_memory = torch.tensor(failure is None)
+        if self._group.world_size > 1:
+            dist.broadcast(has_memory, 0, group=process_group)
+        if not has_memory:
+            snapshot.is_in_use = False
+            raise UserError(
+                f"the first rank has no memory for the state of step {snapshot.step}, which it puts together"
+                + (f": {failure}" if failure is not None else ""),
+                "Ask for more memory per node (sbatch --mem), or use fewer loader workers (data.num_workers).",
+            ) from failure
+        return buffer
+
     def _collect(
         self,
         snapshot: Snapshot,
@@ -149,6 +174,7 @@ class Snapshotter:
         layout: Sequence[tuple[int, Sequence[_Fragment]]],
         key: str,
         whole: Mapping[str, Tensor],
+        buffer: Tensor,
         process_group: Any,
     ) -> None:
         """One rank's partitions of a key, into the whole tensors of the first rank."""
@@ -159,7 +185,7 @@ class Snapshotter:
             if not self._group.is_main:
                 continue
             if part is None:
-                part = torch.empty(size)
+                part = buffer[:size]
                 dist.recv(part, rank, group=process_group)
             for one in fragments:
                 target = whole[one.name].view(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from segformer_spark.config.schema import TrainingConfig
@@ -12,7 +12,7 @@ from segformer_spark.data.loader import TrainBatch, TrainLoader
 from segformer_spark.data.workers import LoadingInterrupted
 from segformer_spark.distributed.hang_watch import HangWatch
 from segformer_spark.engine.engine import Engine
-from segformer_spark.engine.launched import FinishedStep, StepResult
+from segformer_spark.engine.launched import StepResult
 from segformer_spark.engine.replicas import compare_replicas
 from segformer_spark.errors import TrainingDiverged, UserError
 from segformer_spark.run.console import logger, progress
@@ -92,7 +92,7 @@ class Loop:
         epoch, first_step = position.epoch, position.step
         self.loader.sampler.start_at(position)
         left = min(self.steps_per_epoch - first_step, self.schedule.total_steps - self.progress.step)
-        steps = itertools.islice(_grouped(iter(self.loader), self.engine.plan.accumulation_steps), left)
+        steps = itertools.islice(_grouped(self.loader, self.engine.plan.accumulation_steps), left)
         started = time.monotonic() - self.progress.unfinished_seconds
         bar = progress(
             steps,
@@ -188,7 +188,7 @@ class Loop:
             self.reporter.step(step, epoch + 1, lr, lrs, result)
 
         self._unread = read
-        if isinstance(launched, FinishedStep):
+        if launched.is_finished:
             self._read()
 
     @property
@@ -239,6 +239,8 @@ class Loop:
         self.reporter.exclude(self.checkpointer.save(self.progress, self.validation.best, wait=wait))
 
 
-def _grouped(batches: Iterator[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:
+def _grouped(loader: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:
+    """Batches in groups; the loader begins with the first one, where its errors are told to all ranks."""
+    batches = iter(loader)
     while group := list(itertools.islice(batches, size)):
         yield group

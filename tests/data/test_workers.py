@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -18,7 +19,7 @@ from segformer_spark.data import workers
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.loader import EvalLoading, eval_loader
 from segformer_spark.data.readers.spark import SparkDataset
-from segformer_spark.data.workers import LoadingInterrupted, end_workers, iterate, watch, worker_options
+from segformer_spark.data.workers import LoadingInterrupted, begin, end_workers, iterate, worker_options
 from segformer_spark.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -116,12 +117,24 @@ def test_processes_that_do_nothing_are_given_up(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("short_questions")
 def test_a_request_to_stop_ends_the_wait() -> None:
-    loader = slow_loader(60)
-    running = iter(loader)
     asked = time.monotonic() + 0.5
+    running = begin(slow_loader(60), lambda: time.monotonic() > asked)
     with pytest.raises(LoadingInterrupted):
-        list(watch(loader, running, lambda: time.monotonic() > asked))
+        list(running)
     end_workers(running)
+
+
+@pytest.mark.usefixtures("short_questions")
+def test_processes_that_answer_late_at_the_start_of_an_epoch_are_waited_for() -> None:
+    loader = DataLoader(Slow(0), batch_size=None, persistent_workers=True, **worker_options(1))
+    running = begin(loader)
+    assert list(running) == [0]
+    worker = psutil.Process(running._workers[0].pid)  # type: ignore[attr-defined]
+    worker.suspend()
+    threading.Timer(0.7, worker.resume).start()
+    again = begin(loader)
+    assert list(again) == [0]
+    end_workers(again)
 
 
 PROGRAM = """

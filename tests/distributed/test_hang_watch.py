@@ -24,7 +24,7 @@ def test_a_step_far_longer_than_those_before_is_a_hang() -> None:
     running = watch(activity, said)
     assert running.limit == 0.2
     activity.begin("loading the images of step 13", is_limited=True)
-    wait_for(lambda: said, 5, "the watch")
+    wait_for(lambda: said, "the watch")
     assert "[rank 3 on " in said[0]
     assert "loading the images of step 13 for 0 s, and the limit is 0 s" in said[0]
 
@@ -35,7 +35,7 @@ def test_who_waits_for_others_gives_them_time_to_speak_first(monkeypatch: pytest
     began = time.monotonic()
     watch(activity, said)
     activity.begin("waiting for the other ranks before step 13", is_limited=True, waits=True)
-    wait_for(lambda: said, 5, "the watch")
+    wait_for(lambda: said, "the watch")
     assert time.monotonic() - began > 0.75
 
 

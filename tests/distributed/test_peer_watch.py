@@ -51,7 +51,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     port = unused_port()
     ranks = [forked(act, rank, port, request.param, tmp_path) for rank in range(2)]
     try:
-        wait_for(lambda: len(list(tmp_path.glob("*.joined"))) == 2, 60, "both ranks")
+        wait_for(lambda: len(list(tmp_path.glob("*.joined"))) == 2, "both ranks")
         yield Pair(ranks, tmp_path)
     finally:
         for rank in ranks:

@@ -234,3 +234,13 @@ def test_emulated_bf16_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(overrides=["training.precision=bf16"]).config
     with pytest.raises(ConfigError, match="this GPU has no bf16 arithmetic"):
         check_precision(config, torch.device("cuda"))
+
+
+def is_read_at_once(group: Group) -> bool:
+    engine = make_engine(group, 1)
+    return engine.launch_step(own_batches(0, engine.plan, group.rank), 0).is_finished
+
+
+def test_the_numbers_of_a_step_on_the_cpu_are_there_when_it_is_launched() -> None:
+    """Read a step late, the time between two readings would not be that of a step."""
+    assert run_on_ranks(2, is_read_at_once) == [True, True]

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 from segformer_spark.engine.engine import Engine
 from segformer_spark.engine.transfer import link_moments
+from segformer_spark.errors import UserError
 from tests.engine.test_parity import make_engine, own_batches
 from tests.ranks import Group, run_on_ranks
 
@@ -101,6 +103,35 @@ def not_released(group: Group) -> bool:
         for key, parts in first.partitions.items()
         for part, then in zip(parts, before[key], strict=True)
     )
+
+
+def without_memory(group: Group) -> tuple[str, bool, bool]:
+    """What assembling raises where the first rank has no memory; whether it works afterwards, and on which rank."""
+    engine = make_engine(group, 2)
+    train(engine, range(1))
+    snapshot = engine.snapshots.take()
+    plain = torch.empty
+
+    def full(*size: Any, **options: Any) -> torch.Tensor:
+        if len(size) == 1 and isinstance(size[0], torch.Size):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return plain(*size, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if group.is_main:
+            patch.setattr(torch, "empty", full)
+        with pytest.raises(UserError) as refusal:
+            engine.snapshots.assemble(snapshot, group.background)
+    later = engine.export_state()
+    return str(refusal.value), snapshot.is_in_use, later is not None
+
+
+def test_no_rank_waits_for_a_first_one_without_memory() -> None:
+    (said, in_use, has_state), (other, other_in_use, other_has_state) = run_on_ranks(2, without_memory)
+    assert "the first rank has no memory for the state of step 1" in said
+    assert "can't allocate memory" in said
+    assert "the first rank has no memory for the state of step 1" in other
+    assert (in_use, other_in_use, has_state, other_has_state) == (False, False, True, False)
 
 
 def test_memory_that_is_in_use_is_not_written_again() -> None:

@@ -12,7 +12,7 @@ import torch
 from segformer_spark.cli import main
 from tests.ranks import forked
 
-RANK_SETTINGS = ("output.checkpoint_every_steps=2", "hardware.peer_timeout=3")
+RANK_SETTINGS = ("output.checkpoint_every_steps=2", "hardware.peer_timeout=8")
 
 
 def start_agents(

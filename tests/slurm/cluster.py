@@ -105,12 +105,12 @@ class Cluster:
             "munged", "-F", f"--socket={munge}/sock", f"--key-file={munge}/key", f"--pid-file={munge}/pid",
             f"--log-file={munge}/log", f"--seed-file={munge}/seed",
         )  # fmt: skip
-        wait_for(lambda: (munge / "sock").exists(), 10, "munged")
+        wait_for(lambda: (munge / "sock").exists(), "munged")
         self._boot("ctl")
-        wait_for(lambda: "is UP" in self.login("scontrol", "ping", check=False).stdout, 20, "slurmctld")
+        wait_for(lambda: "is UP" in self.login("scontrol", "ping", check=False).stdout, "slurmctld")
         for name in self.names:
             self._boot(name)
-        wait_for(lambda: self.states().count("idle") == len(self.names), 30, "idle nodes", _ASK)
+        wait_for(lambda: self.states().count("idle") == len(self.names), "idle nodes", _ASK)
 
     def stop(self) -> None:
         """End every process that was started."""
@@ -148,7 +148,7 @@ class Cluster:
         text = self.login("scontrol", "-o", "show", "job", str(number)).stdout.splitlines()[-1]
         return dict(part.split("=", 1) for part in text.split() if "=" in part)
 
-    def wait(self, number: int | str, *states: str, seconds: float = 90, restarts: int = 0) -> dict[str, str]:
+    def wait(self, number: int | str, *states: str, restarts: int = 0) -> dict[str, str]:
         """Poll until the job is in one of the states, with at least so many restarts."""
         found: dict[str, str] = {}
 
@@ -158,7 +158,7 @@ class Cluster:
             return found["JobState"] in states and int(found["Restarts"]) >= restarts
 
         try:
-            wait_for(reached, seconds, f"job {number} in {states}", _ASK)
+            wait_for(reached, f"job {number} in {states}", _ASK)
         except TimeoutError as error:
             raise TimeoutError(f"{error}; it is {found}") from None
         return found
@@ -176,7 +176,7 @@ class Cluster:
     def boot_node(self, name: str) -> None:
         """Start a killed node again."""
         self._boot(name)
-        wait_for(lambda: self.states().count("idle") >= 1, 30, "the node", _ASK)
+        wait_for(lambda: self.states().count("idle") >= 1, "the node", _ASK)
 
     def kill_daemon(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal slurmd (or slurmctld on `ctl`) alone; what it started lives on."""
@@ -214,7 +214,7 @@ class Cluster:
                 self.start_daemon(name)
             self.join(name)
         self.login("scontrol", "update", f"nodename=node[1-{len(self.names)}]", "state=resume", check=False)
-        wait_for(lambda: self.states() == ["idle"] * len(self.names), 60, "idle nodes", _ASK)
+        wait_for(lambda: self.states() == ["idle"] * len(self.names), "idle nodes", _ASK)
 
     # Inside.
 
@@ -229,7 +229,7 @@ class Cluster:
             "unshare", "--uts", "--mount", "--pid", "--net", "--fork", "--kill-child", "--mount-proc",
             sys.executable, "-I", str(_HOST), str(self.base), name, address, *daemon,
         )  # fmt: skip
-        wait_for(lambda: bool(self._children(name)), 10, f"{name} to start")
+        wait_for(lambda: bool(self._children(name)), f"{name} to start")
         (self.base / "run" / f"{name}.init").write_text(f"{self._init(name)}\n")
         if number:
             self._in_network("ip", "link", "del", f"v-{name}", check=False)
@@ -240,7 +240,7 @@ class Cluster:
                 "netns", str(self._init(name)),
             )  # fmt: skip
             self._in_network("ip", "link", "set", f"v-{name}", "master", "br0", "up")
-        wait_for(up.exists, 20, f"{name} to be up")
+        wait_for(up.exists, f"{name} to be up")
 
     def _power_off(self, name: str) -> None:
         process = self._processes.pop(name, None)

@@ -98,10 +98,10 @@ class Project:
         found = list(self.root.glob(f"*-{job}.log"))
         return found[0].read_text() if found else ""
 
-    def until(self, job: int | str, text: str, seconds: float = 90) -> None:
+    def until(self, job: int | str, text: str) -> None:
         """Wait for a text in the log."""
         try:
-            wait_for(lambda: text in self.log(job), seconds, f"{text!r} in the log")
+            wait_for(lambda: text in self.log(job), f"{text!r} in the log")
         except TimeoutError as error:
             raise TimeoutError(f"{error}; the log is\n{self.log(job)}") from None
 

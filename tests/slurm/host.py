@@ -62,7 +62,7 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True)
 
 
-def wait_for(condition: object, seconds: float = 10) -> None:
+def wait_for(condition: object, seconds: float = 120) -> None:
     """Poll."""
     assert callable(condition)
     deadline = time.monotonic() + seconds

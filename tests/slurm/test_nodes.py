@@ -75,7 +75,7 @@ def test_staged_once_per_node_kept_over_a_requeue_and_removed(quick_project: Pro
     settings = {"STAGE_DATA": "1", "DATA_CACHE": str(cache), "LOCAL_SCRATCH": str(scratch)}
     settings |= {"MAX_STEPS": "4", "PROGRAM_UNTIL": "may-end"}
     job = quick_project.submit("segformer_train.sh", *TWO_BY_TWO, "--nodelist=node[1-2]", **settings)
-    wait_for(lambda: len(quick_project.facts(verb="train")) == 4, 90, "all ranks, which can take a signal then")
+    wait_for(lambda: len(quick_project.facts(verb="train")) == 4, "all ranks, which can take a signal then")
     quick_project.until(job, "step 3/")
     cluster.login("scancel", "--signal=USR1", str(job))
     quick_project.until(job, "attempt 2,")
@@ -143,7 +143,7 @@ def test_a_killed_node_is_replaced(quick_project: Project) -> None:
     cluster.kill_node(lost)
     # As SLURM finds out after SlurmdTimeout; the test of the network cut leaves that to it.
     cluster.login("scontrol", "update", f"nodename={lost}", "state=down", "reason=test")
-    wait_for(lambda: len(quick_project.facts(restart=1)) == 3, 60, "the second attempt")
+    wait_for(lambda: len(quick_project.facts(restart=1)) == 3, "the second attempt")
     (quick_project.root / "may-end").touch()
     assert cluster.wait(job, "COMPLETED", "FAILED")["Restarts"] == "1"
     second = quick_project.facts(restart=1)
@@ -163,17 +163,17 @@ def test_a_stray_rank_cannot_write_into_the_run(quick_project: Project) -> None:
     stray = quick_project.facts()[0]
     cluster.kill_daemon(stray["host"])
     cluster.login("scontrol", "update", f"nodename={stray['host']}", "state=down", "reason=test")
-    wait_for(lambda: quick_project.facts(restart=1), 60, "the second attempt")
+    wait_for(lambda: quick_project.facts(restart=1), "the second attempt")
     second = quick_project.facts(restart=1)[0]
     assert second["host"] != stray["host"]
     attempts = sorted((quick_project.run("r") / "attempts").glob("*.json"))
     pid = json.loads(attempts[0].read_text())["pid"]
-    wait_for(lambda: not _lives(quick_project, stray["host"], pid), 20, "the stray rank to notice and end")
+    wait_for(lambda: not _lives(quick_project, stray["host"], pid), "the stray rank to notice and end")
     first = json.loads(attempts[0].read_text())
     assert first["ended"]
     assert first["outcome"] is None, "it did not finish, it was fenced off"
     (quick_project.root / "may-end").touch()
-    assert cluster.wait(job, "COMPLETED", seconds=120)["Restarts"] == "1"
+    assert cluster.wait(job, "COMPLETED")["Restarts"] == "1"
     taken_over = (quick_project.run("r") / "attempts" / "latest").stat().st_mtime
     for manifest in quick_project.run("r").glob("checkpoints/*/manifest.json"):
         by_stray = json.loads(manifest.read_text())["restart"] == 0
@@ -197,9 +197,9 @@ def test_a_requeued_job_leaves_out_nodes_that_lost_their_ranks(quick_project: Pr
         lost = {"host": host, "kind": "ranks", "job": number, "nodes": 1, "what": "killed", "when": time.time()}
         (memory / f"{number}-{host}-ranks.json").write_text(json.dumps(lost))
     cluster.login("scancel", "--signal=USR1", str(job))
-    wait_for(lambda: quick_project.facts(restart=1), 90, "the second attempt")
+    wait_for(lambda: quick_project.facts(restart=1), "the second attempt")
     (quick_project.root / "may-end").touch()
-    left_out = cluster.wait(job, "COMPLETED", "FAILED", seconds=120)["ExcNodeList"]
+    left_out = cluster.wait(job, "COMPLETED", "FAILED")["ExcNodeList"]
     assert set(expand_hosts(left_out)) == {host, "node4"}, "and what the user left out"
     assert f"it leaves out {host}" in quick_project.log(job)
     assert quick_project.facts(restart=1)[0]["host"] != host

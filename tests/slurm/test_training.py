@@ -50,7 +50,7 @@ def undisturbed(spark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
 def check(project: Project, job: int, expected: dict[str, torch.Tensor], restarts: int) -> dict[str, Any]:
     """The job completes after so many restarts, with these weights bit for bit; returns the record."""
-    found = project.cluster.wait(job, "COMPLETED", "FAILED", seconds=150)
+    found = project.cluster.wait(job, "COMPLETED", "FAILED")
     assert (found["JobState"], found["Restarts"]) == ("COMPLETED", str(restarts)), project.log(job)
     run = project.run("r")
     weights = load_file(run / "final" / "model.safetensors")
@@ -73,7 +73,7 @@ def test_cancelled_on_one_node_and_continued_on_two(project: Project, undisturbe
     job = project.submit("segformer_train.sh", *options(1, 2), **settings)
     project.until(job, "step 4/")
     project.cluster.login("scancel", str(job))
-    project.until(job, "If you cancelled it, submit it again with the same settings and RESUME=auto", 60)
+    project.until(job, "If you cancelled it, submit it again with the same settings and RESUME=auto")
     project.cluster.wait(job, "CANCELLED")
     assert "stop requested (SIGTERM): saving a checkpoint, then leaving" in project.log(job)
 
@@ -94,7 +94,7 @@ def test_a_node_cut_off_from_the_network(project: Project, undisturbed: Referenc
     project.until(job, "step 4/")
     project.cluster.cut("node2")
     said = ("no heartbeat from rank 1 on node2", "node2 is lost (no sign of life for")  # by its peer, or its agent's
-    wait_for(lambda: any(text in project.log(job) for text in said), 40, "the loss of node2 in the log")
+    wait_for(lambda: any(text in project.log(job) for text in said), "the loss of node2 in the log")
     record = check(project, job, undisturbed(2, 4), restarts=1)
     assert "node2" not in {h["host"] for h in record["hardware"]}
     left = project.cluster.on("node2", "pgrep", "-f", "segformer_spark", check=False)
@@ -121,9 +121,9 @@ def test_inference_over_two_nodes_killed_and_continued(project: Project, spark_r
         "PEER_TIMEOUT": "6",
     }
     job = project.submit("segformer_inference.sh", *options(2, 1), **settings)
-    wait_for(lambda: len(list((tmp_path / "out").glob("*.npz"))) >= 4, 60, "predictions")
+    wait_for(lambda: len(list((tmp_path / "out").glob("*.npz"))) >= 4, "predictions")
     project.cluster.kill_node("node2")
-    found = project.cluster.wait(job, "COMPLETED", "FAILED", seconds=300)
+    found = project.cluster.wait(job, "COMPLETED", "FAILED")
     assert found["JobState"] == "COMPLETED", project.log(job)
     assert int(found["Restarts"]) >= 1
     validate_folder(tmp_path / "out", list_images(images))
@@ -140,7 +140,7 @@ def test_inference_over_two_nodes_killed_and_continued(project: Project, spark_r
 
 def test_doctor_on_every_rank(project: Project) -> None:
     job = project.submit("segformer_doctor.sh", *options(2, 1))
-    assert project.cluster.wait(job, "COMPLETED", "FAILED", seconds=90)["JobState"] == "COMPLETED", project.log(job)
+    assert project.cluster.wait(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", project.log(job)
     log = project.log(job)
     assert "2 on 2 node(s): node1 x 1, node2 x 1" in log
     assert "all-reduce" in log

@@ -206,7 +206,7 @@ def test_killed_in_mid_epoch_and_resumed_is_bit_equal(spark_root: Path, tmp_path
     settings = ("output.checkpoint_every_steps=2", "data.num_workers=1")
     run_on_ranks(2, short_run, str(spark_root), str(whole), settings)
     ranks = start_on_ranks(2, short_run, str(spark_root), str(cut), (*settings, "training.epochs=3"))
-    wait_for(lambda: (cut / "metrics.jsonl").exists() and len(losses_in(cut)) >= 5, 60, "five steps")
+    wait_for(lambda: (cut / "metrics.jsonl").exists() and len(losses_in(cut)) >= 5, "five steps")
     ranks.kill()
     assert (cut / "checkpoints" / "step-00000004" / "manifest.json").is_file()
     assert not (cut / "final").exists()
@@ -218,7 +218,7 @@ def test_ctrl_c_saves_and_leaves(spark_root: Path, tmp_path: Path) -> None:
     path, log = tmp_path / "run", tmp_path / "log"
     arguments = command(spark_root, path, "--set", "training.epochs=200")
     process = start_verb(*arguments[arguments.index("train") :], out=log, err=tmp_path / "err")
-    wait_for(lambda: log.exists() and "step 3/" in log.read_text(), 60, "three steps")
+    wait_for(lambda: log.exists() and "step 3/" in log.read_text(), "three steps")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: loader workers get it too
     process.join(60)
     rest = log.read_text() + (tmp_path / "err").read_text()
