@@ -70,7 +70,7 @@ test-demo: install-dev
 
 # Larger sizes, more architectures and builds than `make test` has time for.
 test-sweep: install-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep --ignore tests/slurm
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep
 
 lint: install-dev
 	$(BIN)/ruff check

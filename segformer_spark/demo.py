@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from segformer_spark.config.load import load_config, project_folder, run_path
 from segformer_spark.data.demo.once import render_once
 from segformer_spark.data.demo.write import write_demo_set
 from segformer_spark.data.readers.spark import TEST_FOLDER
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.verb_process import run_verb, set_options
@@ -73,7 +73,7 @@ def _render(options: DemoOptions, size: int) -> None:
 def _summary(run: RunDirectory, split: str) -> list[str]:
     with run.history.open(encoding="utf-8") as stream:
         untrained = next(csv.DictReader(stream))
-    results = json.loads((run.evaluation / split / "results.json").read_text(encoding="utf-8"))
+    results = read_json_object(run.evaluation / split / "results.json")
     return [
         f"SPARK score on the rendered validation set: {results['spark_score']:.3f} trained, "
         f"{float(untrained['spark_score']):.3f} untrained",

@@ -245,7 +245,7 @@ def test_runs_lists_and_shows(trained_run: Path, tmp_path: Path, capsys: pytest.
     assert "which runs?" in leave(capsys, "runs", "plot", *folder)[2]
     status, _, err = leave(capsys, "runs", "show", "shrot", *folder)
     assert status == 2
-    assert "there is no such run; did you mean short?" in err
+    assert "there is no such run (with config.yaml); did you mean short?" in err
     (tmp_path / "none").mkdir()
     assert "no runs yet" in leave(capsys, "runs", "--folder", str(tmp_path / "none"))[1]
 

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A package may import from itself and from packages of lower layers.
 LAYERS = [
     {"errors", "exit_codes", "__init__"},
+    {"files"},
     {"config", "run", "ops"},
     {"kernels"},
     {"data", "models", "losses", "metrics", "distributed"},

@@ -18,10 +18,10 @@ from segformer_spark.config.load import load_config
 from segformer_spark.data import cache_build
 from segformer_spark.engine.launched import StepResult
 from segformer_spark.evaluation.session import InferenceSettings
+from segformer_spark.files.atomic import recover_folder
+from segformer_spark.files.checksums import LEASE
 from segformer_spark.models.segformer import SegFormer, portable_names
 from segformer_spark.prediction.predict import PredictOptions, run_prediction
-from segformer_spark.run.atomic import recover_folder
-from segformer_spark.run.checksums import LEASE
 from segformer_spark.run.directory import RunDirectory, open_for_training, sweep_leftovers
 from segformer_spark.run.lease import Owner, lease_results, lease_run
 from segformer_spark.run.metrics_log import MetricsLog
@@ -39,6 +39,8 @@ from tests.tiny import export_tiny, tiny_segformer
 from tests.training.short_run import short_run
 
 STEPS = 3
+
+some_or_all = pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.sweep)])
 
 
 def stored(step: int) -> StoredState:
@@ -188,7 +190,8 @@ def interval(step: int) -> IntervalReport:
     return IntervalReport(step=step, epoch=1, total_steps=5, num_steps=1, **numbers, **rest)  # type: ignore[arg-type]
 
 
-def test_the_logs_of_a_resumed_run(tmp_path: Path) -> None:
+@some_or_all
+def test_the_logs_of_a_resumed_run(every: int, tmp_path: Path) -> None:
     """Of a run that had come to step 4 when it was killed, and goes on from step 2."""
     path, whole = tmp_path / "run", tmp_path / "whole"
     for folder in (path, whole):
@@ -202,7 +205,7 @@ def test_the_logs_of_a_resumed_run(tmp_path: Path) -> None:
     names = ("metrics.jsonl", "steps.bin", "history.csv")
     start = {name: (path / name).read_bytes() for name in names[:2]}
     number = 0
-    for number in kills(log_everything, path):
+    for number in kills(log_everything, path, every=every):
         log_everything(path)
         for name in names:
             assert (path / name).read_bytes() == (whole / name).read_bytes(), f"operation {number}: {name}"
@@ -241,7 +244,8 @@ def predict_photos(folder: Path, model: str, photos: str) -> None:
         )
 
 
-def test_predictions(tmp_path: Path) -> None:
+@some_or_all
+def test_predictions(every: int, tmp_path: Path) -> None:
     model, photos = export_tiny(tmp_path / "model"), tmp_path / "photos"
     for index in range(2):
         save(photos / f"{index}.png", encode(picture(40, 61, index), "PNG"))
@@ -249,7 +253,7 @@ def test_predictions(tmp_path: Path) -> None:
     predict_photos(whole, str(model), str(photos))
     expected = contents(whole)
     assert any(name.endswith(".png") for name in expected)
-    for number in kills(predict_photos, folder, str(model), str(photos)):
+    for number in kills(predict_photos, folder, str(model), str(photos), every=every):
         predict_photos(folder, str(model), str(photos))
         assert contents(folder) == expected, f"operation {number}"
         shutil.rmtree(folder)

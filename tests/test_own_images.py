@@ -20,8 +20,14 @@ def test_three_commands(tmp_path: Path) -> None:
     done = run_verb("data", "init", "photos/", "--name", "leaves", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "12 images with masks: 10 train, 2 val" in done.stdout
-    # The command is the user's; a smaller network and a rate that suits it keep the suite short.
-    faster = (*TINY_SETTINGS, "training.epochs=60", "training.optimizer.lr=6e-3", "data.num_workers=0")
+    # The command is the user's; a smaller network, smaller images and a rate that suits both keep the suite short.
+    faster = (
+        *TINY_SETTINGS,
+        "training.epochs=24",
+        "training.optimizer.lr=6e-3",
+        "data.num_workers=0",
+        "data.image_size=128",
+    )
     done = run_verb("train", "--config", "leaves.yaml", "--set", *faster, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout
     done = run_verb("predict", "runs/leaves", "new_photos/", cwd=tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 from segformer_spark.agreement.correlation import KINDS, correlate, exact_p
 from segformer_spark.agreement.figures import draw_overview, draw_sizes
 from segformer_spark.agreement.result import ModelAgreement
-from segformer_spark.run.atomic import write_csv, write_text
+from segformer_spark.files.atomic import write_csv, write_text
 from segformer_spark.run.console import logger
 
 Row = dict[str, Any]

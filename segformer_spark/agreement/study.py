@@ -24,8 +24,8 @@ from segformer_spark.data.decode import read_image
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.session import InferenceSettings, Session
+from segformer_spark.files.atomic import write_json
 from segformer_spark.models.segformer import SegFormer
-from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.record import result_record
 from segformer_spark.run.system import now

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from segformer_spark.run.atomic import write_csv
+from segformer_spark.files.atomic import write_csv
 
 RATINGS = "ratings.csv"
 _RATERS_PER_PAIR = 20

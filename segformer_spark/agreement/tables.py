@@ -12,7 +12,7 @@ from segformer_spark.agreement.objects import AreaChange
 from segformer_spark.agreement.ratings import Item
 from segformer_spark.agreement.result import ModelAgreement
 from segformer_spark.errors import DataError
-from segformer_spark.run.atomic import write_csv
+from segformer_spark.files.atomic import write_csv
 
 Row = dict[str, Any]
 RESULTS, BY_THRESHOLD = "correlation_results.csv", "correlation_by_threshold.csv"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from segformer_spark.run.atomic import write_csv
+from segformer_spark.files.atomic import write_csv
 from segformer_spark.run.figures import new_figure, save_figure
 
 Row = dict[str, Any]

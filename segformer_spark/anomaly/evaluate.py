@@ -32,9 +32,9 @@ from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import DataError
 from segformer_spark.evaluation.pictures import make_panel
 from segformer_spark.evaluation.session import Session
+from segformer_spark.files.atomic import remove_file, write_csv, write_json
 from segformer_spark.metrics.ranking import Ranking, ScoreHistogram, rank
 from segformer_spark.ops.interpolation import enlarged_bands
-from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger, progress
 
 RECALL = 0.95
@@ -249,7 +249,7 @@ def write_results(
     write_csv(output / "metrics.csv", list(rows[0]), rows)
     curves = [row for method, result in results.items() for row in _threshold_rows(method, result.pooled)]
     write_csv(output / "thresholds.csv", list(curves[0]), curves)
-    (output / "operating_points.csv").unlink(missing_ok=True)
+    remove_file(output / "operating_points.csv")
     fitted = {method: one.fitted for method, one in results.items() if one.fitted is not None}
     judged = {method: one.judged for method, one in results.items() if one.judged is not None}
     if points is not None and all(one.is_defined for one in (*fitted.values(), *judged.values())):

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from segformer_spark.data.dataset import IGNORE_INDEX, Mask
 from segformer_spark.errors import UserError
-from segformer_spark.run.atomic import atomic_file
+from segformer_spark.files.atomic import atomic_file
 
 _PARTS = ("energy", "mahalanobis", "mixture", "divergence")
 _ENERGY, _MAHALANOBIS, _MIXTURE, _DIVERGENCE = range(4)

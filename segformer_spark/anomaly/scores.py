@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +20,9 @@ import torch
 from torch import Tensor
 
 from segformer_spark.anomaly.methods import LOGIT_STATISTICS
-from segformer_spark.errors import UserError
-from segformer_spark.run.atomic import write_json
+from segformer_spark.errors import DataError, UserError
+from segformer_spark.files.atomic import write_json
+from segformer_spark.files.json_file import read_json_object
 
 Score = Callable[[Tensor], Tensor]
 """Logits (C, H, W) in fp32 -> scores (H, W)."""
@@ -119,11 +119,11 @@ def read_statistics(path: Path, class_names: Sequence[str], model_step: int) -> 
         UserError: there is no such file, or it is of another model or other classes.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(path)
         table, step = content["max_logit"], content["model_step"]
         names = [row["name"] for row in table]
         columns = [torch.tensor([row[key] for row in table]) for key in ("mean", "deviation", "pixels")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DataError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: no statistics can be read: run `segformer-spark anomaly fit` first") from error
     if names != list(class_names):
         raise UserError(f"{path}: these are statistics of {', '.join(names)}; fit again")

@@ -23,7 +23,7 @@ from segformer_spark.bench.roofline.report import parts
 from segformer_spark.bench.roofline.steps import StepSpec, trace_steps
 from segformer_spark.bench.workload import OURS, ModelSpec
 from segformer_spark.errors import UserError
-from segformer_spark.run.atomic import write_json, write_text
+from segformer_spark.files.atomic import write_json, write_text
 from segformer_spark.run.record import command_record, host_record, scrub, software_record
 from segformer_spark.run.system import now
 

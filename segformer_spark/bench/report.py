@@ -10,7 +10,7 @@ from segformer_spark.bench.benchmarks import PRODUCTS
 from segformer_spark.bench.interleaved import Benchmark, as_json, compare, peak_of, table
 from segformer_spark.distributed.devices import choose_device
 from segformer_spark.errors import UserError
-from segformer_spark.run.atomic import write_json
+from segformer_spark.files.atomic import write_json
 from segformer_spark.run.record import command_record, host_record, scrub, software_record
 from segformer_spark.run.system import now
 

@@ -16,7 +16,7 @@ from segformer_spark.config.image_size import parse_size, size_text
 from segformer_spark.config.schema import Config
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
-from segformer_spark.run.atomic import write_csv
+from segformer_spark.files.atomic import write_csv
 from segformer_spark.run.record import host_record
 from segformer_spark.run.system import now
 from segformer_spark.training.measure import measure_pass, measured_parts, step_seconds

@@ -20,7 +20,7 @@ from segformer_spark.bench.scaling import ScalingRow, read_rows
 from segformer_spark.config.image_size import size_text
 from segformer_spark.config.schema import Config
 from segformer_spark.errors import UserError
-from segformer_spark.run.atomic import write_csv
+from segformer_spark.files.atomic import write_csv
 from segformer_spark.run.figures import new_figure, save_figure
 
 _SMALL_MESSAGES = {0: 5, 1: 12, 2: 12}

@@ -25,16 +25,16 @@ from segformer_spark.data.dataset import ClassInfo
 from segformer_spark.data.inference_view import InferenceView
 from segformer_spark.data.resize import IMAGENET_MEAN, IMAGENET_STD
 from segformer_spark.errors import CheckpointError, ConfigError, DataError
+from segformer_spark.files.atomic import atomic_folder, write_json, write_text
+from segformer_spark.files.checksums import write_checksums
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.pretrained import load_network, load_whole
 from segformer_spark.models.published_config import read_segformer_config
 from segformer_spark.models.registry import build_network
 from segformer_spark.models.segformer import SegFormer
 from segformer_spark.models.weights import CARD
-from segformer_spark.run.atomic import atomic_folder, write_json, write_text
-from segformer_spark.run.checksums import write_checksums
 from segformer_spark.run.console import logger
-from segformer_spark.run.json_file import read_json_object
 
 _MOST_BYTES = 2**24
 

@@ -33,11 +33,12 @@ from segformer_spark.checkpoint.names import (
     step_of,
 )
 from segformer_spark.errors import CheckpointError, DataError
-from segformer_spark.run.atomic import ask_guard, atomic_folder, recover_folder, write_json, write_text
+from segformer_spark.files.atomic import ask_guard, atomic_folder, recover_folder, write_json, write_text
+from segformer_spark.files.digest import sha256_of
+from segformer_spark.files.json_file import read_json_object
+from segformer_spark.files.regular_file import read_regular
+from segformer_spark.files.visibility import wait_until_visible
 from segformer_spark.run.console import logger
-from segformer_spark.run.digest import sha256_of
-from segformer_spark.run.json_file import read_json_object
-from segformer_spark.run.visibility import wait_until_visible
 
 _FORMAT = 2
 _MODEL, _OPTIMIZER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
@@ -225,7 +226,7 @@ def refuse_not_finite(stored: StoredState, what: str) -> None:
 def newest_committed(folder: Path) -> int | None:
     """The step of the newest checkpoint that was ever committed; None without one, as before version 0.3."""
     try:
-        text = (folder / NEWEST).read_text(encoding="ascii")
+        text = read_regular(folder / NEWEST, 2**10).decode("ascii")
     except (OSError, UnicodeDecodeError):
         return None
     return int(text) if re.fullmatch(r"[0-9]{1,12}\n", text) else None

@@ -10,7 +10,6 @@ same job passed: else it is the setting that is wrong), or lost its ranks in two
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import time
@@ -20,8 +19,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from segformer_spark.errors import UserError
-from segformer_spark.run.atomic import write_json
+from segformer_spark.errors import DataError, UserError
+from segformer_spark.files.atomic import write_json
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.run.console import logger
 
 PREFLIGHT, RANKS = "preflight", "ranks"
@@ -65,8 +65,8 @@ def read_failures(environment: Mapping[str, str], now: float | None = None) -> d
     oldest = (time.time() if now is None else now) - _DAYS * 86400
     found = {}
     for path in sorted(MEMORY.glob(f"{folder}/*.json")):
-        with suppress(OSError, ValueError, TypeError):
-            failure = Failure(**json.loads(path.read_text(encoding="utf-8")))
+        with suppress(DataError, ValueError, TypeError):
+            failure = Failure(**read_json_object(path))
             if isinstance(failure.host, str) and _HOST.fullmatch(failure.host) and float(failure.when) >= oldest:
                 found[path] = failure
     return found

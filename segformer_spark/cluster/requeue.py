@@ -13,7 +13,8 @@ from typing import Any
 
 from segformer_spark.checkpoint.names import newest_step
 from segformer_spark.exit_codes import ExitCode, RequeueVerdict
-from segformer_spark.run.atomic import write_text
+from segformer_spark.files.atomic import write_text
+from segformer_spark.files.json_file import read_json_lines
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.lease import read_attempts, restart_count
 from segformer_spark.run.outcome import FINISHED, Outcome
@@ -105,7 +106,7 @@ def count_stuck(run: Path, step: int, job: JobId) -> int:
 
     Only attempts that this module sent back are counted: SLURM requeues after a preemption by itself.
     """
-    return sum(entry["job"] == job.id and entry["step"] == step for entry in _stuck(run))
+    return sum(entry.get("job") == job.id and entry.get("step") == step for entry in _stuck(run))
 
 
 def remember_stuck(run: Path, step: int, job: JobId) -> None:
@@ -115,8 +116,7 @@ def remember_stuck(run: Path, step: int, job: JobId) -> None:
 
 
 def _stuck(run: Path) -> Sequence[dict[str, Any]]:
-    path = _stuck_path(run)
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return read_json_lines(_stuck_path(run))
 
 
 def _stuck_path(run: Path) -> Path:

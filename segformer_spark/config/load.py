@@ -24,6 +24,7 @@ from segformer_spark.config.schema import RUN_NAME_PATTERN, Config
 from segformer_spark.config.typed_file import read_text
 from segformer_spark.config.yaml12 import parse
 from segformer_spark.errors import ConfigError
+from segformer_spark.files.paths import real_path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 """The clone that this package runs from; the folder of all packages where it was installed."""
@@ -84,7 +85,7 @@ def load_config(
 
 def read_file(path: Path, _trail: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the merged tree of `path` and its `base:` files, and {dotted key: 'file:line'}."""
-    resolved = path.resolve()
+    resolved = real_path(path)
     if resolved in _trail:
         raise ConfigError(
             f"{path}: 'base:' leads back to this file: {' -> '.join(p.name for p in (*_trail, resolved))}"
@@ -170,7 +171,7 @@ def project_folder(name: str) -> Path:
 
 def _display(path: Path) -> str:
     """Path relative to the project where it lies inside, so that records carry no machine paths."""
-    resolved = path.resolve()
+    resolved = real_path(path)
     return str(resolved.relative_to(PROJECT_ROOT)) if resolved.is_relative_to(PROJECT_ROOT) else path.name
 
 

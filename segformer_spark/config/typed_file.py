@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ from segformer_spark.config.file_kind import refuse_other_kind
 from segformer_spark.config.section import Section
 from segformer_spark.config.yaml12 import parse
 from segformer_spark.errors import ConfigError
+from segformer_spark.files.regular_file import read_regular
 
 MAX_BYTES = 2**20
 """No file written by hand is larger."""
@@ -30,12 +30,7 @@ def read_text(path: Path, kind: str) -> str:
         ConfigError: there is no such file, or it is something else.
     """
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise ConfigError(f"{path}: this is not a file, as a {kind} has to be")
-        if facts.st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: {facts.st_size} bytes are too many for a {kind}; the limit is {MAX_BYTES}")
-        return path.read_text(encoding="utf-8-sig")
+        return read_regular(path, MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such {kind}") from error
     except OSError as error:

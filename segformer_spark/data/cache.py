@@ -32,6 +32,7 @@ from segformer_spark.data.identity import FileDigests
 from segformer_spark.data.manifest import check_matches, manifest_path, read_manifest
 from segformer_spark.data.tables import BoxTable, PathPairs, StringTable
 from segformer_spark.errors import DataError
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.run.console import logger
 
 JPEG_QUALITY = 95
@@ -143,8 +144,8 @@ class CachedDataset:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     try:
-        meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        meta = read_json_object(folder / META)
+    except DataError as error:
         raise DataError(f"{folder}: this is not a finished cache: {error}") from error
     if meta.get("format") not in range(1, FORMAT + 1):
         raise DataError(f"{folder}: cache format {meta.get('format')}, this version reads {FORMAT}; build it again")

@@ -24,7 +24,8 @@ from segformer_spark.data.manifest import SplitManifest
 from segformer_spark.data.resize import resize_image, resize_mask
 from segformer_spark.data.workers import iterate, worker_options
 from segformer_spark.errors import ConfigError, DataError, UserError
-from segformer_spark.run.atomic import atomic_file, remove_leftovers, write_json
+from segformer_spark.files.atomic import atomic_file, remove_leftovers, write_json
+from segformer_spark.files.json_file import read_json
 
 SHARD_IMAGES = 128
 LEFTOVER_SECONDS = 600.0
@@ -82,9 +83,7 @@ def build_cache(
         if isinstance(outcome, UserError):
             raise outcome
         progress(outcome)
-    shards = [
-        json.loads(shard_path(folder, number, "json").read_text(encoding="utf-8")) for number in range(len(builder))
-    ]
+    shards = [read_json(shard_path(folder, number, "json")) for number in range(len(builder))]
     write_json(
         folder / META,
         {

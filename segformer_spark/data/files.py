@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from segformer_spark.errors import DataError
+from segformer_spark.files.regular_file import read_regular
 from segformer_spark.run.console import logger
-from segformer_spark.run.regular_file import open_regular
 
 _UNUSED_NAMED = 5
 
@@ -27,11 +27,8 @@ def read_file(path: Path) -> bytes:
     Raises:
         DataError: it cannot be read, is no regular file, or is larger than MAX_BYTES.
     """
-    with named(path), open_regular(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{path}: {size} bytes are too many for an image, mask or list; the limit is {MAX_BYTES}")
-        return stream.read()
+    with named(path):
+        return read_regular(path, MAX_BYTES)
 
 
 @contextmanager

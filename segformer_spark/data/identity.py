@@ -6,18 +6,18 @@ Size, time of change and inode decide only which files are read again.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.files import composed, named
-from segformer_spark.run.atomic import write_json
+from segformer_spark.errors import DataError
+from segformer_spark.files.atomic import write_json
+from segformer_spark.files.digest import sha256_of
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.run.console import logger
-from segformer_spark.run.digest import sha256_of
 
 _FORMAT, _THREADS = 1, 16
 
@@ -110,12 +110,12 @@ def read_digests(path: Path, root: Path) -> FileDigests:
     if not path.is_file():
         return FileDigests(root)
     try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json_object(path)
         stamps = {
             str(name): FileStamp((int(size), int(time), int(inode)), str(digest))
             for name, (size, time, inode, digest) in raw["files"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s: this list of files cannot be read (%s); all files are read again", path, error)
         return FileDigests(root)
     return FileDigests(root, stamps if raw.get("format") == _FORMAT else {})

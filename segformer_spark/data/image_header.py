@@ -19,7 +19,7 @@ import PIL.Image
 import PIL.ImageCms
 
 from segformer_spark.errors import DataError
-from segformer_spark.run.regular_file import open_regular
+from segformer_spark.files.regular_file import open_regular
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {

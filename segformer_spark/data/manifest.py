@@ -12,7 +12,6 @@ Paths are relative to the data set's root. A split's digest is that of its paths
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from segformer_spark.config.schema import DataConfig
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.identity import FileDigests, FileStamp, pairs_digest, relative_name
 from segformer_spark.errors import DataError
-from segformer_spark.run.atomic import write_json
+from segformer_spark.files.atomic import write_json
+from segformer_spark.files.json_file import read_json_object
 
 if TYPE_CHECKING:  # scanning needs torch; reading a manifest, as every rank of a job does, need not
     from segformer_spark.data.scan import ItemFacts
@@ -90,7 +90,10 @@ def read_manifest(config: DataConfig, split: str) -> SplitManifest:
     if not path.is_file():
         raise DataError(f"{path}: there is no manifest; {fix}")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json_object(path)
+    except DataError as error:
+        raise DataError(f"{error}: this is not a manifest that can be read; {fix}") from error
+    try:
         if raw["format"] != _FORMAT:
             raise DataError(f"{path}: manifest format {raw['format']}, this version reads {_FORMAT}; {fix}")
         if split not in raw["splits"]:
@@ -101,8 +104,8 @@ def read_manifest(config: DataConfig, split: str) -> SplitManifest:
         found = SplitManifest(
             split, tuple(raw["classes"]), part["digest"], part["pixels"], part["images"], part["damaged"]
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: this is not a manifest that can be read: {error}; {fix}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: this is not a manifest that can be read: {error!r}; {fix}") from error
     if not found.images:
         raise DataError(f"{path}: the manifest is empty: split {split!r} has no images; {fix}")
     return found
@@ -177,10 +180,10 @@ def changes_since(config: DataConfig, split: str, facts: Sequence[ItemFacts], na
 def _other_splits(path: Path, dataset: str, classes: Sequence[str]) -> dict[str, Any]:
     """The splits of an existing manifest of the same data set; a file that is something else is written over."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json_object(path)
         same = (raw["format"], raw["dataset"], raw["classes"]) == (_FORMAT, dataset, list(classes))
         return dict(raw["splits"]) if same else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, ValueError, KeyError, TypeError):
         return {}
 
 

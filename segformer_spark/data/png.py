@@ -17,8 +17,8 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from segformer_spark.data.dataset import Color
-from segformer_spark.run.atomic import atomic_file
-from segformer_spark.run.regular_file import open_regular
+from segformer_spark.files.atomic import atomic_file
+from segformer_spark.files.regular_file import open_regular
 
 _MOST_TEXT = 2**20
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

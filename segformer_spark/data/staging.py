@@ -17,10 +17,10 @@ from pathlib import Path
 
 from segformer_spark.data.cache import META
 from segformer_spark.errors import DataError, UserError
-from segformer_spark.run.atomic import write_text
+from segformer_spark.files.atomic import write_text
+from segformer_spark.files.digest import sha256_of
+from segformer_spark.files.regular_file import open_regular
 from segformer_spark.run.console import logger
-from segformer_spark.run.digest import sha256_of
-from segformer_spark.run.regular_file import open_regular
 
 _PREFIX, _COMPLETE = "segformer_spark-", ".complete"
 _BLOCK = 2**22

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.run.atomic import remove_leftovers
+from segformer_spark.files.atomic import remove_leftovers
 from segformer_spark.run.lease import Owner, follow_results, lease_results
 
 

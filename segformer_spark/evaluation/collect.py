@@ -22,9 +22,9 @@ from segformer_spark.errors import DataError
 from segformer_spark.evaluation.decision import ARGMAX, Decision
 from segformer_spark.evaluation.missing_points import Shown, parts_of
 from segformer_spark.evaluation.session import Session
+from segformer_spark.files.atomic import atomic_file
 from segformer_spark.metrics.image_counts import ImageCounts, count_image, join_counts, read_image_counts
 from segformer_spark.metrics.surface import Spacing
-from segformer_spark.run.atomic import atomic_file
 from segformer_spark.run.console import logger, progress
 
 _PARTIAL = ".partial"

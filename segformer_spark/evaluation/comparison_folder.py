@@ -19,9 +19,10 @@ from segformer_spark.errors import DataError
 from segformer_spark.evaluation.decision import ARGMAX
 from segformer_spark.evaluation.halves import Halves
 from segformer_spark.evaluation.judged_rows import Comparison, Row, judged, row_record, table
-from segformer_spark.run.atomic import atomic_file, csv_text, write_json, write_text
-from segformer_spark.run.checksums import CHECKSUMS, write_checksums
-from segformer_spark.run.json_file import equal_values, read_json_object
+from segformer_spark.files.atomic import atomic_file, csv_text, write_json, write_text
+from segformer_spark.files.checksums import CHECKSUMS, write_checksums
+from segformer_spark.files.json_file import equal_values, read_json_object
+from segformer_spark.files.regular_file import open_regular
 from segformer_spark.run.verification import Verification, has_text, verify_sealed
 
 COMPARISON = "inference.json"
@@ -76,7 +77,7 @@ def verify_comparison(folder: Path) -> Verification:
 def _recompute(folder: Path, found: Verification) -> None:
     stored = read_json_object(folder / COMPARISON)
     try:
-        with np.load(folder / _COUNTS, allow_pickle=False) as archive:
+        with open_regular(folder / _COUNTS) as stream, np.load(stream, allow_pickle=False) as archive:
             counts = archive["counts"]
         first, second = (np.array(stored[name], np.int64) for name in ("half_a", "half_b"))
         halves = Halves(first, second, stored["groups"], stored["halves"])

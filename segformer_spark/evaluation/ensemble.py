@@ -19,8 +19,9 @@ from segformer_spark.config.section import Section
 from segformer_spark.config.stored import load_stored_config
 from segformer_spark.config.typed_file import read_typed
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.run.atomic import write_json, write_text
-from segformer_spark.run.digest import sha256_of
+from segformer_spark.files.atomic import write_json, write_text
+from segformer_spark.files.digest import sha256_of
+from segformer_spark.files.paths import real_path
 from segformer_spark.run.directory import ENSEMBLE, RunDirectory, dump_config
 
 _GUIDE = """This folder is an ensemble of segformer_spark: models whose mean probability counts.
@@ -59,7 +60,7 @@ def write_ensemble(folder: Path, members: Sequence[tuple[Path, Path]], run: Path
     resolved = validate(tree, {})
     folder.mkdir(parents=True)
     listed = [
-        {"model": os.path.relpath(model.resolve(), folder.resolve()), "sha256": sha256_of(weights)}
+        {"model": os.path.relpath(real_path(model), real_path(folder)), "sha256": sha256_of(weights)}
         for model, weights in members
     ]
     write_json(folder / ENSEMBLE, {"format": 1, "members": listed})

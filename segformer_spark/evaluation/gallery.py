@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from segformer_spark.data.dataset import ClassInfo, Image, Mask
 from segformer_spark.data.overlay import ignored_color
 from segformer_spark.evaluation.pictures import WRONG
+from segformer_spark.files.atomic import atomic_file, remove_file, write_json
 from segformer_spark.metrics.image_counts import ImageCounts
-from segformer_spark.run.atomic import atomic_file, write_json
 
 LAYERS = ("truth", "prediction", "error")
 GALLERY, INDEX = "gallery", "gallery.json"
@@ -81,7 +81,7 @@ def choose(counts: ImageCounts, quality: NDArray[np.float64], number: int, suspe
 def clear_gallery(folder: Path) -> None:
     """Remove the pictures of an earlier evaluation."""
     shutil.rmtree(folder / GALLERY, ignore_errors=True)
-    (folder / INDEX).unlink(missing_ok=True)
+    remove_file(folder / INDEX)
 
 
 class Gallery:

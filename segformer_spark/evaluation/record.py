@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from segformer_spark.evaluation.session import Session
+from segformer_spark.files.digest import sha256_of
 from segformer_spark.kernels.select import kernels_record
-from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.directory import training_record
 from segformer_spark.run.record import command_record, scrub, software_record
 from segformer_spark.run.system import now

@@ -18,13 +18,13 @@ from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.data.partition import bootstrap_groups
 from segformer_spark.errors import DataError
 from segformer_spark.evaluation.pictures import draw_categories, draw_confusion, draw_reliability
+from segformer_spark.files.atomic import atomic_file, remove_file, write_csv, write_json
+from segformer_spark.files.checksums import CHECKSUMS, write_checksums
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.metrics.detailed import Description, detailed_report
 from segformer_spark.metrics.image_counts import ImageCounts, read_image_counts
 from segformer_spark.metrics.names import is_spark
 from segformer_spark.metrics.spark_score import counts_for_panels, image_iou
-from segformer_spark.run.atomic import atomic_file, write_csv, write_json
-from segformer_spark.run.checksums import CHECKSUMS, write_checksums
-from segformer_spark.run.json_file import read_json_object
 
 COUNTS, IMAGES, RESULTS = "counts.npz", "images.json", "results.json"
 REPORT, REPORT_TEXT, REPORT_DIGEST = "report.html", "report.md", "report.html.sha256"
@@ -62,7 +62,7 @@ def describe_images(dataset: SegmentationDataset, class_names: tuple[str, ...], 
 def write_results(folder: Path, counts: ImageCounts, of: Description, record: Mapping[str, Any]) -> dict[str, Any]:
     """Write counts, metrics, tables and figures; returns the metrics. `write_checksums` comes last."""
     for stale in (*OUTSIDE, CHECKSUMS, "figures/calibration.png"):
-        (folder / stale).unlink(missing_ok=True)
+        remove_file(folder / stale)
     metrics = detailed_report(counts, of)
     with atomic_file(folder / COUNTS) as stream:
         stream.write(counts.to_bytes())

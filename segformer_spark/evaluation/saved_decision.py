@@ -14,7 +14,7 @@ from segformer_spark.config.typed_file import read_typed
 from segformer_spark.errors import ConfigError
 from segformer_spark.evaluation.decision import Decision
 from segformer_spark.evaluation.postprocessing import Postprocessing
-from segformer_spark.run.atomic import write_json
+from segformer_spark.files.atomic import write_json
 
 DECISION_FILE = "decision.json"
 

@@ -18,12 +18,12 @@ from segformer_spark.errors import DataError, UserError
 from segformer_spark.evaluation.predictions_elsewhere import decode_prediction, open_predictions
 from segformer_spark.evaluation.result_folder import OUTSIDE, describe_images, read_counted, seal, write_results
 from segformer_spark.evaluation.text_table import text_table
+from segformer_spark.files.checksums import check_checksums
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.metrics.detailed import Description
 from segformer_spark.metrics.image_counts import ImageCounts, count_image, join_counts
 from segformer_spark.metrics.surface import Spacing
-from segformer_spark.run.checksums import check_checksums
 from segformer_spark.run.console import logger, progress
-from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.lease import Owner, lease_results
 from segformer_spark.run.record import result_record
 

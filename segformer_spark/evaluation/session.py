@@ -28,10 +28,10 @@ from segformer_spark.evaluation.decision import ARGMAX, Decision
 from segformer_spark.evaluation.ensemble import check_members, read_ensemble, write_ensemble
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.evaluation.saved_decision import SavedDecision, decision_path, read_decision
+from segformer_spark.files.digest import sha256_of
 from segformer_spark.kernels.check import check_kernels
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.run.console import logger
-from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.directory import ENSEMBLE, RunDirectory, locate_model
 
 

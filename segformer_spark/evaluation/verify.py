@@ -18,11 +18,12 @@ from segformer_spark.evaluation.result_folder import (
     read_counted,
     tables,
 )
+from segformer_spark.files.atomic import csv_text
+from segformer_spark.files.checksums import CHECKSUMS
+from segformer_spark.files.digest import sha256_of
+from segformer_spark.files.json_file import equal_values, read_json_object
+from segformer_spark.files.regular_file import read_regular
 from segformer_spark.metrics.detailed import detailed_report
-from segformer_spark.run.atomic import csv_text
-from segformer_spark.run.checksums import CHECKSUMS
-from segformer_spark.run.digest import sha256_of
-from segformer_spark.run.json_file import equal_values, read_json_object
 from segformer_spark.run.verification import Verification, has_text, verify_sealed
 
 
@@ -79,14 +80,14 @@ def check_report(folder: Path, digest: str | None = None) -> Verification:
     if not present and not own.exists():
         return found
     try:
-        *written, rest = own.read_text(encoding="ascii").split("\n")
+        *written, rest = read_regular(own).decode("ascii").split("\n")
         lines = {name: sha256 for sha256, name in (line.split("  ", 1) for line in written)}
         if rest:
             found.faults.append(f"{REPORT_DIGEST}: is cut off")
         for name in sorted({REPORT, *present, *lines}):
             if lines.get(name) is None or sha256_of(folder / name) != lines[name]:
                 found.faults.append(f"{name}: changed")
-        if not found.faults and digest is not None and digest not in (folder / REPORT).read_text(encoding="utf-8"):
+        if not found.faults and digest is not None and digest.encode() not in read_regular(folder / REPORT):
             found.faults.append(f"{REPORT}: shows another digest than that of {CHECKSUMS}")
     except (OSError, ValueError) as error:
         found.faults.append(f"{REPORT}: cannot be checked: {error}")

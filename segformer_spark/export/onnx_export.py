@@ -20,8 +20,8 @@ from segformer_spark.config.image_size import Size, size_text
 from segformer_spark.data.transforms import normalize_images
 from segformer_spark.errors import UserError
 from segformer_spark.export.exportable import exportable
+from segformer_spark.files.atomic import atomic_file
 from segformer_spark.models.interface import SegmentationModel
-from segformer_spark.run.atomic import atomic_file
 from segformer_spark.run.console import logger
 
 OPSET = 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,12 +28,13 @@ from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.export.exportable import exportable
 from segformer_spark.export.onnx_export import dynamic_shapes, export_onnx, needs_onnx, padded_size
 from segformer_spark.export.quantize import quantize
+from segformer_spark.files.atomic import atomic_file, atomic_folder, write_text
+from segformer_spark.files.checksums import write_checksums
+from segformer_spark.files.digest import sha256_of
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.models.segformer import SegFormer
 from segformer_spark.prediction.inputs import find_images
-from segformer_spark.run.atomic import atomic_file, atomic_folder, write_text
-from segformer_spark.run.checksums import write_checksums
 from segformer_spark.run.console import logger
-from segformer_spark.run.digest import sha256_of
 from segformer_spark.run.directory import RunDirectory
 
 Format = Literal["onnx", "torch-export", "safetensors"]
@@ -125,7 +125,7 @@ def _intervals(session: Session) -> dict[str, Any]:
         return {}
     digest = sha256_of(session.weights_file)
     for path in sorted(RunDirectory(session.run).evaluation.glob(f"*/{RESULTS}")):
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_json_object(path)
         models = results.get("record", {}).get("models", [])
         plain = results.get("record", {}).get("decision") is None and results.get("record", {}).get("tta") == "none"
         if plain and [one.get("sha256") for one in models] == [digest]:

@@ -6,7 +6,6 @@ Triton's interpreter shows no race, and a compiler may be wrong for one card: on
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from segformer_spark.errors import DataError
+from segformer_spark.files.atomic import write_json
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.kernels import (
     add_norm,
     class_ids,
@@ -27,7 +29,6 @@ from segformer_spark.kernels import (
     segmentation_loss,
 )
 from segformer_spark.kernels.registry import NO_TRITON, OPERATIONS, Operation, replace_by_plain, runs_fused
-from segformer_spark.run.atomic import write_json
 from segformer_spark.run.console import logger
 
 MODULES = (add_norm, class_ids, classify, depthwise_gelu, level_logits, merge_levels, normalize, segmentation_loss)
@@ -176,8 +177,8 @@ def remembered_differences(device: torch.device) -> dict[str, dict[str, float]]:
     name = hashlib.sha256(about.encode() + sources).hexdigest()[:16]
     path = Path(triton.knobs.cache.dir) / f"segformer-spark-{name}.json"
     try:
-        known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known: dict[str, dict[str, float]] = read_json_object(path)
+    except DataError:
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         known = differences(device, list(TOLERANCE) if has_bf16 else [torch.float32, torch.float16])
         with suppress(OSError):  # it is measured again next time

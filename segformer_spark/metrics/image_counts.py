@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segformer_spark.errors import DataError
+from segformer_spark.files.regular_file import open_regular
 from segformer_spark.metrics.boundary import boundary_counts, boundary_width
 from segformer_spark.metrics.calibration import BINS, calibration_counts
 from segformer_spark.metrics.confusion import EvaluationCounts, joint_counts, overlaps
@@ -113,7 +114,7 @@ def read_image_counts(path: Path) -> ImageCounts:
     """
     names = [one.name for one in fields(ImageCounts)]
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
             if sorted(archive.files) != sorted(names):
                 raise DataError(f"{path}: holds {', '.join(archive.files)}; expected {', '.join(names)}")
             found = ImageCounts(**{name: archive[name] for name in names})

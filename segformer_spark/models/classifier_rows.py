@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from segformer_spark.errors import CheckpointError
+from segformer_spark.errors import CheckpointError, DataError
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.models.encoder_weights import read_state
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.weights import CARD
@@ -55,11 +55,11 @@ def _names_in(folder: Path) -> tuple[str, ...] | None:
     """The class names of a model folder; None where it does not say."""
     try:
         if (folder / CARD).is_file():
-            return tuple(json.loads((folder / CARD).read_text(encoding="utf-8"))["class_names"])
+            return tuple(read_json_object(folder / CARD)["class_names"])
         if not (folder / "config.json").is_file():
             return None
-        labels = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
+        labels = read_json_object(folder / "config.json").get("id2label") or {}
         names = tuple(str(labels[key]) for key in sorted(labels, key=int))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: the names of its classes cannot be read: {error}") from error
     return None if not names or any(name.startswith(_UNNAMED) for name in names) else names

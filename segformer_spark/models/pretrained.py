@@ -18,6 +18,8 @@ from transformers import SegformerForSemanticSegmentation
 from segformer_spark.config.image_size import Size
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.errors import CheckpointError, UserError
+from segformer_spark.files.atomic import atomic_folder, write_json
+from segformer_spark.files.digest import sha256_of
 from segformer_spark.models.classifier_rows import follows_names, take_rows_by_name
 from segformer_spark.models.encoder_weights import fit_stored_positions, load_encoder, read_state
 from segformer_spark.models.interface import SegmentationModel
@@ -31,9 +33,7 @@ from segformer_spark.models.weights import (
     repository_id,
     weights_folder,
 )
-from segformer_spark.run.atomic import atomic_folder, write_json
 from segformer_spark.run.console import logger
-from segformer_spark.run.digest import sha256_of
 
 
 @dataclass(frozen=True)

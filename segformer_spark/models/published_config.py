@@ -14,8 +14,8 @@ from transformers import SegformerConfig
 
 from segformer_spark.config.explain import first_problem
 from segformer_spark.errors import CheckpointError, DataError
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.run.console import logger
-from segformer_spark.run.json_file import read_json_object
 
 _MOST_BYTES = 2**24
 _Side = Annotated[int, Field(ge=1, le=4096)]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from segformer_spark.config.image_size import Size, parse_size
 from segformer_spark.config.schema import ModelConfig
 from segformer_spark.config.variants import VARIANTS
 from segformer_spark.errors import CheckpointError, DataError, UserError
+from segformer_spark.files.checksums import CHECKSUMS, check_checksums
+from segformer_spark.files.digest import sha256_of
+from segformer_spark.files.json_file import read_json_object
+from segformer_spark.files.regular_file import open_regular
 from segformer_spark.models.registry import ENCODER_REPOSITORIES, encoder_of
-from segformer_spark.run.checksums import CHECKSUMS, check_checksums
-from segformer_spark.run.digest import sha256_of
-from segformer_spark.run.json_file import read_json_object
-from segformer_spark.run.regular_file import open_regular
 
 CARD = "segformer_spark.json"
 """In a model folder of this package: its classes, and how it is shown images."""
@@ -27,8 +26,8 @@ SOURCES = ("ade20k", "cityscapes", "imagenet")
 def trained_size(folder: Path) -> Size | None:
     """(height, width) of the images that an exported model was trained on; None where its folder does not say."""
     try:
-        return parse_size(json.loads((folder / CARD).read_text(encoding="utf-8"))["image_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return parse_size(read_json_object(folder / CARD)["image_size"])
+    except (DataError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from segformer_spark.data.files import composed, visible_files
 from segformer_spark.data.suffixes import IMAGES
 from segformer_spark.errors import DataError, UserError
+from segformer_spark.files.paths import real_path
 
 _PATTERN = "*?["
 
@@ -36,7 +37,7 @@ def find_images(given: Sequence[Path], output: Path) -> list[InputImage]:
     found: dict[Path, InputImage] = {}
     for path in given:
         for image in _expanded(path):
-            found.setdefault(image.path.resolve(), image)
+            found.setdefault(real_path(image.path), image)
         _refuse_overlap(path, output)
     images = sorted(found.values(), key=lambda image: image.name)
     for one, other in itertools.pairwise(images):
@@ -76,7 +77,7 @@ def _name(path: Path) -> str:
 
 def _refuse_overlap(given: Path, output: Path) -> None:
     """Results among the images would be the next call's images."""
-    folder, target = given.resolve(), output.resolve()
+    folder, target = real_path(given), real_path(output)
     if given.is_dir() and (target == folder or folder in target.parents):
         raise UserError(
             f"--output {output} lies in the folder of images {given}",

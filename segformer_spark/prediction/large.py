@@ -32,9 +32,9 @@ from segformer_spark.evaluation.decision import ARGMAX, Decision, image_threshol
 from segformer_spark.evaluation.enlarged import decided
 from segformer_spark.evaluation.predict import Predictor
 from segformer_spark.evaluation.sliding import window_starts, window_weights
+from segformer_spark.files.atomic import atomic_file
 from segformer_spark.ops.interpolation import source_position, source_rows
 from segformer_spark.prediction.results import Results, Row, overlay_size
-from segformer_spark.run.atomic import atomic_file
 
 LARGE_PIXELS = 25_000_000
 """Images of more pixels are predicted in bands where that is possible."""

@@ -19,14 +19,14 @@ from segformer_spark.errors import ConfigError, DataError, UserError
 from segformer_spark.evaluation.enlarged import Keep
 from segformer_spark.evaluation.record import session_record
 from segformer_spark.evaluation.session import InferenceSettings, Session
+from segformer_spark.files.atomic import write_csv, write_json
+from segformer_spark.files.checksums import LEASE
+from segformer_spark.files.digest import sha256_of
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.prediction.inputs import InputImage, find_images
 from segformer_spark.prediction.large import LARGE_PIXELS, predict_large, why_not_in_bands
 from segformer_spark.prediction.results import Kind, Results, Row
-from segformer_spark.run.atomic import write_csv, write_json
-from segformer_spark.run.checksums import LEASE
 from segformer_spark.run.console import logger, progress, progress_bar
-from segformer_spark.run.digest import sha256_of
-from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.record import host_record
 from segformer_spark.run.system import now
 

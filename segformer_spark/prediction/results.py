@@ -23,7 +23,7 @@ from segformer_spark.data.dataset import ClassInfo, Image, Mask
 from segformer_spark.data.orientation import turn_upright
 from segformer_spark.data.overlay import overlay
 from segformer_spark.data.png import read_text_chunk, write_png
-from segformer_spark.run.atomic import atomic_file
+from segformer_spark.files.atomic import atomic_file
 
 Kind = Literal["ids", "color", "overlay", "probabilities"]
 

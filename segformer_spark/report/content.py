@@ -11,10 +11,12 @@ from segformer_spark.errors import UserError
 from segformer_spark.evaluation.gallery import GALLERY, INDEX, LAYERS
 from segformer_spark.evaluation.result_folder import IMAGES, RESULTS
 from segformer_spark.evaluation.saved_decision import DECISION_FILE
-from segformer_spark.run.checksums import CHECKSUMS, root_digest
+from segformer_spark.files.checksums import CHECKSUMS, root_digest
+from segformer_spark.files.json_file import read_json_object
+from segformer_spark.files.paths import real_path
+from segformer_spark.files.regular_file import read_regular
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
-from segformer_spark.run.json_file import read_json_object
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def read_content(path: Path) -> ReportContent:
     if run.is_run():
         folders = sorted(one.parent for one in run.evaluation.glob(f"*/{RESULTS}"))
         return ReportContent(
-            run.path.resolve().name,
+            real_path(run.path).name,
             [_evaluation(folder) for folder in folders if _is_current(folder)],
             params=_optional(run.params_json),
             curves=_uri(run.curves) if run.curves.is_file() else None,
@@ -87,7 +89,7 @@ def read_content(path: Path) -> ReportContent:
     if (path / RESULTS).is_file():
         if not _is_current(path):
             raise UserError(f"{path}: this evaluation is of an earlier version", "Evaluate it again.")
-        return ReportContent(path.resolve().name, [_evaluation(path)])
+        return ReportContent(real_path(path).name, [_evaluation(path)])
     raise UserError(f"{path}: neither a run directory nor a folder that `evaluate` wrote")
 
 
@@ -128,7 +130,7 @@ def _evaluation(folder: Path) -> EvaluationContent:
     }
     colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in images.get("colors", [])]
     return EvaluationContent(
-        folder.resolve().name,
+        real_path(folder).name,
         metrics,
         names,
         colors or ["#888888"] * len(names),
@@ -147,7 +149,7 @@ def _layers(folder: Path, stem: str) -> dict[str, str]:
 
 def _uri(path: Path) -> str:
     try:
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        data = base64.b64encode(read_regular(path)).decode("ascii")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     return f"data:image/{'jpeg' if path.suffix == '.jpg' else 'png'};base64,{data}"

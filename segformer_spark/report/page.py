@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segformer_spark.files.atomic import write_text
+from segformer_spark.files.regular_file import read_regular
 from segformer_spark.report.templating import rendered
-from segformer_spark.run.atomic import write_text
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Page:
 
     def figure(self, path: Path, caption: str) -> None:
         """A PNG, inside the file."""
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        data = base64.b64encode(read_regular(path)).decode("ascii")
         self.parts.append({"kind": "figure", "text": caption, "uri": f"data:image/png;base64,{data}"})
 
     def write(self, path: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from segformer_spark.evaluation.result_folder import REPORT, REPORT_DIGEST, REPORT_TEXT
+from segformer_spark.files.atomic import write_text
+from segformer_spark.files.digest import sha256_of
 from segformer_spark.report.content import read_content
 from segformer_spark.report.templating import rendered
-from segformer_spark.run.atomic import write_text
-from segformer_spark.run.digest import sha256_of
 
 
 def write_report(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import socket
 import sys
@@ -13,7 +14,8 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from segformer_spark.errors import UserError
-from segformer_spark.run.atomic import ask_guard
+from segformer_spark.files.atomic import ask_guard, write_error
+from segformer_spark.files.regular_file import append_regular
 
 T = TypeVar("T")
 
@@ -45,7 +47,11 @@ def log_file(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    handler = logging.FileHandler(path, mode="a", encoding="utf-8", errors="backslashreplace")
+    try:
+        stream = io.TextIOWrapper(append_regular(path), encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise write_error(path, error) from error
+    handler = logging.StreamHandler(stream)
     handler.addFilter(lambda record: _may_write(path))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(handler)
@@ -54,6 +60,7 @@ def log_file(path: Path | None) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
+        stream.close()
 
 
 def _may_write(path: Path) -> bool:

@@ -13,7 +13,10 @@ import yaml
 from segformer_spark.config.load import ResolvedConfig
 from segformer_spark.config.stored import load_stored_config
 from segformer_spark.errors import CheckpointError, UserError
-from segformer_spark.run.atomic import complete_folder, recover_folder, remove_leftovers, write_json, write_text
+from segformer_spark.files.atomic import complete_folder, recover_folder, remove_leftovers, write_json, write_text
+from segformer_spark.files.json_file import read_json_object
+from segformer_spark.files.paths import real_path
+from segformer_spark.run.console import logger
 
 ENSEMBLE = "ensemble.json"
 """What an ensemble has in place of best/ and final/ (`evaluation.ensemble`)."""
@@ -178,6 +181,10 @@ def open_for_training(path: Path, *, resume: bool, overwrite: bool) -> RunDirect
         recover_folder(folder)
     if not path.exists() or (run.is_run() and resume):
         return run
+    if resume and any(run.checkpoints.glob("step-*")):
+        # The start writes it anew, after the checkpoint's own configuration was compared with this one.
+        logger.warning("%s is lost: it is written anew with the configuration of this start", run.config)
+        return run
     if path.is_dir() and not run.is_run() and not _foreign(run):
         return run
     if run.is_run() and overwrite:
@@ -194,7 +201,9 @@ def open_for_training(path: Path, *, resume: bool, overwrite: bool) -> RunDirect
             f"{path}: this run exists already. Continue it with --resume auto, replace it with --overwrite, "
             "or choose another name: --set experiment.name=NAME"
         )
-    raise CheckpointError(f"{path}: the folder is not empty and is not a run; choose another output.save_path")
+    raise CheckpointError(
+        f"{path}: the folder is not empty and is not a run, it has no config.yaml; choose another output.save_path"
+    )
 
 
 def sweep_leftovers(run: RunDirectory) -> None:
@@ -233,7 +242,7 @@ def locate_model(path: Path) -> tuple[Path, Path | None]:
     if path.name == ENSEMBLE and path.is_file():
         return path, path.parent
     if path.suffix == ".onnx" and path.is_file():
-        run = RunDirectory(path.resolve().parents[1])
+        run = RunDirectory(real_path(path).parents[1])
         return path, path.parent.parent if run.is_run() else None
     if (path / ENSEMBLE).is_file():
         return path / ENSEMBLE, path
@@ -245,7 +254,7 @@ def locate_model(path: Path) -> tuple[Path, Path | None]:
     found = complete_folder(path)
     if found is None:
         raise CheckpointError(f"{path}: there is no such model or run directory")
-    parent = RunDirectory(path.resolve().parent)
+    parent = RunDirectory(real_path(path).parent)
     return found, path.parent if parent.is_run() else None
 
 
@@ -263,10 +272,10 @@ def model_name(folder: Path) -> str:
 
 def training_record(model: Path) -> dict[str, Any] | None:
     """training_params of the run that a model lies in, without the long lists; None for a model elsewhere."""
-    run = RunDirectory(model.resolve().parent)
+    run = RunDirectory(real_path(model).parent)
     if not run.params_json.is_file():
         return None
-    record: dict[str, Any] = json.loads(run.params_json.read_text(encoding="utf-8"))
+    record = read_json_object(run.params_json)
     software = record.get("software", {})
     software.pop("packages", None)
     (software.get("git") or {}).pop("diff", None)

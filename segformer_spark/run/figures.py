@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.run.atomic import atomic_file
+from segformer_spark.files.atomic import atomic_file
 
 _DPI = 120
 

@@ -29,12 +29,13 @@ from typing import Any
 import psutil
 
 from segformer_spark.errors import DataError, RunTakenOver, UserError
-from segformer_spark.run.atomic import guarded, write_error, write_json, write_text
-from segformer_spark.run.checksums import LEASE
+from segformer_spark.files.atomic import guarded, write_error, write_json, write_text
+from segformer_spark.files.checksums import LEASE
+from segformer_spark.files.json_file import read_json_object
+from segformer_spark.files.regular_file import read_regular
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.job_variables import GENERATION
-from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.system import now
 
 _HEARTBEAT_SECONDS = 3.0
@@ -325,7 +326,7 @@ def _is_alive(place: _Place, number: int, before: Owner | None, owner: Owner) ->
 
 def _read_heartbeat(place: _Place, number: int) -> str:
     try:
-        return _alive_path(place, number).read_text(encoding="ascii")
+        return read_regular(_alive_path(place, number), 2**10).decode("ascii", errors="replace")
     except OSError:
         return ""
 
@@ -343,7 +344,7 @@ def _numbers(place: _Place) -> list[int]:
 def _read_latest(place: _Place) -> int:
     """The announced number, in a file: network file systems ask the server when one is opened; a listing may be old."""
     try:
-        return int((place.folder / "latest").read_text(encoding="ascii"))
+        return int(read_regular(place.folder / "latest", 2**10))
     except FileNotFoundError:
         return 0  # the run was removed: whatever replaces it writes its own
     except (OSError, ValueError) as error:

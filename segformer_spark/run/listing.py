@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.errors import UserError
+from segformer_spark.errors import DataError, UserError
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.run.console import duration, logger
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.metrics_log import MetricsLog, Row
@@ -55,13 +55,14 @@ def find_runs(folder: Path) -> list[RunDirectory]:
 def summarize(run: RunDirectory, now: float | None = None) -> RunSummary:
     """Read what a run says about itself; safe while it trains."""
     record = record_of(run)
-    rows = MetricsLog(run.metrics).rows()
+    rows: list[Row] = []
     try:
+        rows = MetricsLog(run.metrics).rows()
         training = run.load_config().config.training
         metric = training.metric_among({key for row in rows if row["kind"] == "validation" for key in row})
     except UserError as error:
         logger.warning("%s", error)  # a damaged file, or another version's
-        metric = "unreadable configuration"
+        metric = "unreadable"
     train = [row for row in rows if row["kind"] == "train"]
     scores = [
         row[metric] for row in rows if row["kind"] == "validation" and row["step"] and row.get(metric) is not None
@@ -86,10 +87,11 @@ def summarize(run: RunDirectory, now: float | None = None) -> RunSummary:
 def record_of(run: RunDirectory) -> dict[str, Any]:
     """training_params of a run; empty for one that is just being set up."""
     try:
-        record: dict[str, Any] = json.loads(run.params_json.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(run.params_json)
+    except DataError as error:
+        if run.params_json.exists():
+            logger.warning("%s", error)
         return {}
-    return record
 
 
 def _spent(record: dict[str, Any], written: Sequence[float]) -> float:

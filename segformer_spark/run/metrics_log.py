@@ -7,7 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.run.atomic import ask_guard, write_csv, write_error, write_text
+from segformer_spark.errors import DataError
+from segformer_spark.files.atomic import ask_guard, write_csv, write_error, write_text
+from segformer_spark.files.regular_file import append_regular, read_regular
 from segformer_spark.run.console import logger
 
 Row = dict[str, Any]
@@ -24,16 +26,19 @@ class MetricsLog:
         clean = {key: _finite(value) for key, value in row.items()}
         ask_guard(self.path)
         try:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(clean, allow_nan=False) + "\n")
+            with append_regular(self.path) as stream:
+                stream.write((json.dumps(clean, allow_nan=False) + "\n").encode())
         except OSError as error:
             raise write_error(self.path, error) from error
 
     def rows(self) -> list[Row]:
         """All complete rows. Other lines are left out and counted in the log, save the last: a kill may cut it off."""
-        if not self.path.is_file():
+        try:
+            lines = read_regular(self.path).decode("utf-8", errors="replace").split("\n")
+        except FileNotFoundError:
             return []
-        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError as error:
+            raise DataError(f"{self.path}: the file cannot be read: {error.strerror}") from error
         rows = {number: row for number, line in enumerate(lines, start=1) if (row := _row(line)) is not None}
         foreign = [number for number, line in enumerate(lines[:-1], start=1) if line and number not in rows]
         if foreign:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.errors import UserError
-from segformer_spark.run.atomic import write_csv
+from segformer_spark.files.atomic import write_csv
 from segformer_spark.run.directory import RunDirectory
 from segformer_spark.run.figures import new_figure, save_figure
 from segformer_spark.run.listing import record_of

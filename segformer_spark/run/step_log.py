@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer_spark.run.atomic import ask_guard, write_error
+from segformer_spark.errors import DataError
+from segformer_spark.files.atomic import ask_guard, write_error
+from segformer_spark.files.regular_file import append_regular, read_regular
 
 _PAIR = np.dtype("<f8")
 _BYTES = 2 * _PAIR.itemsize
@@ -39,7 +41,7 @@ class StepLog:
             return
         ask_guard(self.path)
         try:
-            with self.path.open("ab") as stream:
+            with append_regular(self.path) as stream:
                 stream.write(np.array(self._pending, _PAIR).tobytes())
         except OSError as error:
             raise write_error(self.path, error) from error
@@ -55,7 +57,7 @@ class StepLog:
         missing = step - len(self.read())
         ask_guard(self.path)
         try:
-            with self.path.open("ab") as stream:
+            with append_regular(self.path) as stream:
                 stream.truncate(_BYTES * min(step, step - missing))
         except OSError as error:
             raise write_error(self.path, error) from error
@@ -63,9 +65,15 @@ class StepLog:
         self.flush()
 
     def read(self) -> NDArray[np.float64]:
-        """(steps, 2): loss and norm; a last pair that a kill cut off is left out."""
+        """(steps, 2): loss and norm; a last pair that a kill cut off is left out.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
         try:
-            data = self.path.read_bytes()
+            data = read_regular(self.path)
         except FileNotFoundError:
             data = b""
+        except OSError as error:
+            raise DataError(f"{self.path}: the file cannot be read: {error.strerror}", "Move it away.") from error
         return np.frombuffer(data[: len(data) // _BYTES * _BYTES], _PAIR).reshape(-1, 2).astype(np.float64)

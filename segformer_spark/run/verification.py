@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segformer_spark.run.checksums import CHECKSUMS, check_checksums, root_digest
+from segformer_spark.files.checksums import CHECKSUMS, check_checksums, root_digest
+from segformer_spark.files.regular_file import read_regular
 
 
 @dataclass
@@ -39,6 +40,6 @@ def verify_sealed(folder: Path, outside: Iterable[str] = ()) -> Verification:
 def has_text(path: Path, text: str) -> bool:
     """Whether a file holds this text in UTF-8, and nothing else."""
     try:
-        return path.read_text(encoding="utf-8") == text
-    except (OSError, UnicodeDecodeError):
+        return read_regular(path) == text.encode()
+    except OSError:
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 from segformer_spark.evaluation.session import InferenceSettings
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.models.size import ModelSize, size_of
 from segformer_spark.run.console import logger
 from segformer_spark.run.directory import RunDirectory, locate_model, model_name
@@ -154,7 +154,7 @@ def _evaluated(one: PlannedRun, model: Path, step: int, split: str, group: Group
     """The metrics of the run's model on a split, from its evaluation folder if they are of this model."""
     folder = one.directory.evaluation / split
     if (folder / "results.json").is_file():
-        results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = read_json_object(folder / "results.json")
         record = results["record"]
         if record["card"]["step"] == step and model_name(Path(record["model"])) == model_name(model):
             return results
@@ -164,8 +164,7 @@ def _evaluated(one: PlannedRun, model: Path, step: int, split: str, group: Group
     settings = InferenceSettings(batch_size=batch)
     options = EvaluateOptions(model=model, split=split, output=folder, num_worst=0, inference=settings)
     run_evaluation(one.resolved, options, group)
-    loaded: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return loaded
+    return read_json_object(folder / "results.json")
 
 
 def _per_image(path: Path) -> dict[str, float]:

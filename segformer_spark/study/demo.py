@@ -15,6 +15,7 @@ from segformer_spark.config.load import project_folder
 from segformer_spark.config.study import read_study
 from segformer_spark.data.demo.once import render_once
 from segformer_spark.data.demo.streets import write_street_set
+from segformer_spark.files.json_file import read_json
 from segformer_spark.report.page import Page
 from segformer_spark.run.console import duration, logger
 from segformer_spark.run.verb_process import run_verb, set_options
@@ -95,7 +96,7 @@ def _report(output: Path, run: str, seconds: float) -> Page:
     )
     report.heading("Sizes")
     report.text("From configurations alone, 13 classes; multiply-adds at 512 x 512.")
-    sizes = json.loads((output / "params" / "params.json").read_text(encoding="utf-8"))
+    sizes = read_json(output / "params" / "params.json")
     columns = [
         "model_name",
         "total_params",
@@ -108,7 +109,7 @@ def _report(output: Path, run: str, seconds: float) -> Page:
     report.table(sizes, columns)
     report.figure(output / "params" / "params.png", "Parameters and multiply-adds, encoder and head apart")
     report.heading("Architectures")
-    found = json.loads((output / "models" / "results.json").read_text(encoding="utf-8"))
+    found = read_json(output / "models" / "results.json")
     report.text(f"{VOID_LEFT_OUT}, here and below.")
     report.table(found["summary"])
     for name, caption in {
@@ -121,7 +122,7 @@ def _report(output: Path, run: str, seconds: float) -> Page:
         report.figure(output / "models" / f"{name}.png", caption)
     report.table(found["paired"])
     report.heading("Augmentation")
-    ablated = json.loads((output / "ablation" / "results.json").read_text(encoding="utf-8"))
+    ablated = read_json(output / "ablation" / "results.json")
     report.table(ablated["recipes"])
     report.figure(output / "ablation" / "ablation.png", "What each recipe changes against the first")
     report.figure(output / "ablation" / "curves.png", "Their curves")

@@ -6,7 +6,6 @@ All that is missing is named at once: a queue of trainings should not stop at th
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -22,11 +21,13 @@ from segformer_spark.config.study import Study
 from segformer_spark.data.loader import fed_sample
 from segformer_spark.data.registry import open_dataset
 from segformer_spark.data.transforms import TrainTransform
-from segformer_spark.errors import ConfigError, UserError
+from segformer_spark.errors import ConfigError, DataError, UserError
+from segformer_spark.files.atomic import write_json
+from segformer_spark.files.json_file import read_json_object
+from segformer_spark.files.paths import real_path
 from segformer_spark.models.interface import SegmentationModel
 from segformer_spark.models.registry import build_network
 from segformer_spark.models.weights import locate_weights
-from segformer_spark.run.atomic import write_json
 from segformer_spark.study.execute import PlannedRun
 from segformer_spark.training.plan import check_model, open_checked, plan_schedule, resolve_loss
 
@@ -98,11 +99,11 @@ def claim(study: Study, folder: Path) -> None:
     Raises:
         ConfigError: another study file of the same name has it.
     """
-    file, place = folder / _OWNER, os.path.relpath(study.path.resolve(), Path.cwd())
+    file, place = folder / _OWNER, os.path.relpath(real_path(study.path), Path.cwd())
     own = {"file": study.path.name, "place": hashlib.sha256(place.encode()).hexdigest()[:16]}
     try:
-        owner = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        owner = read_json_object(file)
+    except DataError:
         owner = None
     if owner is not None and owner != own:
         raise ConfigError(

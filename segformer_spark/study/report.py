@@ -9,8 +9,8 @@ from typing import Any
 from segformer_spark.anomaly.comparison import JOINED, read_metrics, write_joined
 from segformer_spark.config.study import Study, anomaly_references
 from segformer_spark.distributed.process_group import Group
+from segformer_spark.files.atomic import write_csv, write_json
 from segformer_spark.report.page import Page
-from segformer_spark.run.atomic import write_csv, write_json
 from segformer_spark.run.console import logger
 from segformer_spark.run.record import result_record
 from segformer_spark.study.ablation import ablation_rows, deltas

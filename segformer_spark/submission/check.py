@@ -11,6 +11,7 @@ from pathlib import Path
 
 from segformer_spark.data.decode import AS_STORED, Decoding
 from segformer_spark.errors import DataError
+from segformer_spark.files.regular_file import open_regular
 from segformer_spark.submission.spark_format import check_prediction, prediction_size, submission_name
 
 _ENCRYPTED = 0x1
@@ -29,7 +30,7 @@ def check_archive(path: Path, images: Sequence[Path] | None, decoding: Decoding 
     if not path.is_file():
         raise DataError(f"--check {path}: there is no such file")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
             return _faults(archive, images, decoding)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         return [f"{path.name}: this is no zip archive: {error}"]

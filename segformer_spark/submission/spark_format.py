@@ -21,7 +21,8 @@ from segformer_spark.data.decode import AS_STORED, Decoding, open_image
 from segformer_spark.data.files import visible_files
 from segformer_spark.data.suffixes import IMAGES
 from segformer_spark.errors import DataError, UserError
-from segformer_spark.run.atomic import atomic_file
+from segformer_spark.files.atomic import atomic_file
+from segformer_spark.files.regular_file import open_regular
 
 BODY, PANELS = 1, 2
 _KEY = "data"
@@ -75,7 +76,7 @@ def write_prediction(path: Path, ids: Mask, tag: str = "") -> None:
 
 def read_prediction(path: Path) -> Mask:
     """Class ids (H, W) of a valid npz."""
-    with np.load(path, allow_pickle=False) as archive:
+    with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
         data = archive[_KEY]
     return np.asarray(BODY * data[..., 0].astype(np.uint8) + PANELS * data[..., 2].astype(np.uint8), np.uint8)
 

@@ -23,11 +23,11 @@ from segformer_spark.distributed.result_lease import hold_results
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.record import session_record
 from segformer_spark.evaluation.session import InferenceSettings, Session
-from segformer_spark.run.atomic import write_json
-from segformer_spark.run.checksums import CHECKSUMS, write_checksums
+from segformer_spark.files.atomic import remove_file, write_json
+from segformer_spark.files.checksums import CHECKSUMS, write_checksums
+from segformer_spark.files.digest import sha256_of
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.run.console import logger, progress
-from segformer_spark.run.digest import sha256_of
-from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.record import host_record
 from segformer_spark.run.system import now
 from segformer_spark.submission.spark_format import (
@@ -213,8 +213,8 @@ def _prepare(
         )
     if options.overwrite:
         for old in present:
-            old.unlink()
-    (options.output / CHECKSUMS).unlink(missing_ok=True)
+            remove_file(old)
+    remove_file(options.output / CHECKSUMS)
     write_json(path, settings)
 
     def is_done(image: Path) -> bool:

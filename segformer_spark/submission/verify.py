@@ -9,9 +9,10 @@ import zipfile
 from pathlib import Path
 
 from segformer_spark.errors import DataError
-from segformer_spark.run.checksums import CHECKSUMS
-from segformer_spark.run.digest import sha256_of
-from segformer_spark.run.json_file import read_json_object
+from segformer_spark.files.checksums import CHECKSUMS
+from segformer_spark.files.digest import sha256_of
+from segformer_spark.files.json_file import read_json_object
+from segformer_spark.files.regular_file import open_regular
 from segformer_spark.run.verification import Verification, verify_sealed
 from segformer_spark.submission.spark_format import check_prediction
 
@@ -57,7 +58,7 @@ def verify_submission(folder: Path) -> Verification:
 
 
 def _comment(path: Path) -> str:
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
         return archive.comment.decode("ascii", "replace")
 
 
@@ -66,7 +67,7 @@ def _archive_faults(path: Path, digest: str, files: dict[str, str]) -> list[str]
     try:
         if sha256_of(path) != digest:
             return [f"{path.name}: changed"]
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as stream, zipfile.ZipFile(stream) as archive:
             inside = {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile, io.UnsupportedOperation, NotImplementedError, RuntimeError) as error:
         return [f"{path.name}: cannot be read: {error}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from segformer_spark.config.image_size import size_text
 from segformer_spark.config.load import ResolvedConfig, run_name
 from segformer_spark.data.dataset import SegmentationDataset
 from segformer_spark.distributed.process_group import Group
-from segformer_spark.errors import UserError
+from segformer_spark.errors import DataError, UserError
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.kernels.select import kernels_record
 from segformer_spark.models.registry import model_title
 from segformer_spark.run.console import logger
@@ -179,10 +179,15 @@ class TrainingRecord:
 
     def _continue_record(self) -> None:
         """A resumed run keeps its first start and the list of its attempts."""
-        if not self.run.params_json.is_file():
+        try:
+            before = read_json_object(self.run.params_json)
+            started, attempts = before["started"], before["attempts"]
+            if not isinstance(started, str) or not all(isinstance(one, dict) for one in attempts):
+                raise DataError(f"{self.run.params_json}: this is no record of a run")
+        except (DataError, KeyError, TypeError) as error:
+            logger.warning("the record of the earlier attempts is lost, and begins anew: %s", error)
             return
-        before = json.loads(self.run.params_json.read_text(encoding="utf-8"))
-        self.record["started"], self.record["attempts"] = before["started"], before["attempts"]
+        self.record["started"], self.record["attempts"] = started, attempts
 
     def _write(self) -> None:
         if self.group.is_main:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from segformer_spark.data.sampler import Position
-from segformer_spark.run.atomic import write_text
+from segformer_spark.files.atomic import remove_file, write_text
+from segformer_spark.files.json_file import read_json_lines
 from segformer_spark.run.directory import RunDirectory
 
 
@@ -25,17 +27,10 @@ class Divergence:
 
 def read_divergences(run: RunDirectory) -> Sequence[Divergence]:
     """Those after which the run went on, or is to; a line that a kill cut off is left out."""
-    try:
-        lines = _path(run).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
     found = []
-    for line in lines:
-        try:
-            raw = json.loads(line)
+    for raw in read_json_lines(_path(run)):
+        with suppress(KeyError, TypeError, ValueError):
             found.append(Divergence(int(raw["step"]), int(raw["order"])))
-        except (ValueError, KeyError, TypeError):
-            continue
     return found
 
 
@@ -47,7 +42,7 @@ def remember_divergence(run: RunDirectory, divergence: Divergence) -> None:
 
 def forget_divergences(run: RunDirectory) -> None:
     """A run begins anew here."""
-    _path(run).unlink(missing_ok=True)
+    remove_file(_path(run))
 
 
 def order_from(position: Position, step: int, divergences: Sequence[Divergence]) -> int:

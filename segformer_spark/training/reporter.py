@@ -9,7 +9,7 @@ from typing import Any
 
 from segformer_spark.engine.launched import StepResult
 from segformer_spark.errors import UserError
-from segformer_spark.run.atomic import write_error
+from segformer_spark.files.atomic import write_error
 from segformer_spark.training.sinks import PicturesReport, Sink, ValidationReport
 from segformer_spark.training.throughput import IntervalReport, Throughput
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from segformer_spark.config.schema import TrackerName
 from segformer_spark.errors import UserError
+from segformer_spark.files.paths import real_path
 from segformer_spark.training.sinks import Sink, ValidationReport, interval_scalars
 from segformer_spark.training.throughput import IntervalReport
 
@@ -57,7 +58,7 @@ class MlflowTracker(_Tracker):
         except ImportError as error:
             raise _missing("mlflow", error) from error
         folder = self.run / "mlruns"
-        self._client: Any = MlflowClient(tracking_uri=folder.resolve().as_uri())
+        self._client: Any = MlflowClient(tracking_uri=real_path(folder).as_uri())
         experiment = self._client.get_experiment_by_name(self.run.name)
         identity = experiment.experiment_id if experiment else self._client.create_experiment(self.run.name)
         known = self._client.search_runs([identity], max_results=1)
@@ -94,7 +95,7 @@ class WandbTracker(_Tracker):
             import wandb
         except ImportError as error:
             raise _missing("wandb", error) from error
-        identity = hashlib.sha256(str(self.run.resolve()).encode()).hexdigest()[:16]
+        identity = hashlib.sha256(str(real_path(self.run)).encode()).hexdigest()[:16]
         self._run: Any = wandb.init(
             project="segformer_spark",
             name=self.run.name,

@@ -22,6 +22,7 @@ from segformer_spark.distributed.hang_watch import watch_for_hangs
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.engine.engine import Engine
 from segformer_spark.errors import CheckpointError, RunTakenOver, TrainingDiverged, UserError
+from segformer_spark.files.paths import real_path
 from segformer_spark.models.weights import check_weights_folder
 from segformer_spark.run.console import duration, log_file, logger
 from segformer_spark.run.directory import RunDirectory, open_for_training, sweep_leftovers
@@ -238,7 +239,7 @@ def _find_start(resolved: ResolvedConfig, options: TrainOptions, setup: Setup, g
         warnings.append(longer.describe())
     if "val" in changed:
         progress.validated_step = None
-    elif source.parent.resolve() == run.checkpoints.resolve():
+    elif real_path(source.parent) == real_path(run.checkpoints):
         restore_best(state, best)
         lost = None if best.score is None else group.on_main(lambda: _why_lost(run.best))
         if lost is not None:

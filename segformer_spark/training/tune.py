@@ -16,7 +16,7 @@ from segformer_spark.config.batch import BatchPlan
 from segformer_spark.config.schema import Config
 from segformer_spark.distributed.process_group import Group
 from segformer_spark.errors import TrainingDiverged, UserError
-from segformer_spark.run.atomic import write_csv, write_json
+from segformer_spark.files.atomic import write_csv, write_json
 from segformer_spark.run.console import logger, progress
 from segformer_spark.run.figures import new_figure, save_figure
 from segformer_spark.training.measure import MemoryEstimate, PassCost, estimate_memory, measure_pass, measured_parts

@@ -30,7 +30,7 @@ def bench_export(arguments: argparse.Namespace) -> int:
     from segformer_spark.bench.exports import as_json, bench_exports, table
     from segformer_spark.config.variants import VARIANTS
     from segformer_spark.errors import UserError
-    from segformer_spark.run.atomic import write_json
+    from segformer_spark.files.atomic import write_json
     from segformer_spark.run.console import setup_logging
 
     unknown = [name for name in arguments.variants if name not in VARIANTS]

@@ -283,7 +283,7 @@ def stats(arguments: argparse.Namespace) -> int:
     """Write statistics and their figures."""
     from segformer_spark.data.registry import open_dataset
     from segformer_spark.data.statistics import draw_statistics, summarize_split
-    from segformer_spark.run.atomic import write_json
+    from segformer_spark.files.atomic import write_json
     from segformer_spark.run.console import logger
 
     config = _config(arguments)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segformer_spark.data.grouping import GROUP_BY_HELP
 from segformer_spark.errors import UserError
+from segformer_spark.files.paths import real_path
 from segformer_spark.verbs.arguments import (
     CROPS,
     Subparsers,
@@ -199,7 +200,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     run = first if first is not None and (first / "config.yaml").is_file() else own_run
     config_file = arguments.config or (run / "config.yaml" if run is not None else None)
     if config_file is None:
-        raise UserError(f"{model} does not lie in a run directory: give --config")
+        raise UserError(f"{model} does not lie in a run directory (with config.yaml): give --config")
     refuse_unused("evaluate", arguments.overrides, _USED_BY_EVALUATE, (), _OPTIONS)
     environment = os.environ if arguments.from_env else None
     load = load_config if arguments.config else load_stored_config
@@ -211,7 +212,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     _refuse_comparison(arguments, asked=tta is not None or decision != "argmax")
     output = arguments.output or variables.get("OUTPUT")
     hardware, precision, batch_size = inference_settings(arguments)
-    if output is None and (own_run is None or run is None or own_run.resolve() != run.resolve()):
+    if output is None and (own_run is None or run is None or real_path(own_run) != real_path(run)):
         raise UserError(f"{model} is not a model of the run: give --output, so that results of two models do not mix")
     if output is None:
         # Another model, augmentation, view or precision has a folder of its own.

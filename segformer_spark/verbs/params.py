@@ -63,7 +63,7 @@ def params(arguments: argparse.Namespace) -> int:
     sizes = [size_of(config, arguments.num_classes, arguments.image_size) for config in configs]
     print("\n".join(size_table(sizes)))
     if arguments.json is not None:
-        from segformer_spark.run.atomic import write_json
+        from segformer_spark.files.atomic import write_json
 
         write_json(arguments.json, [size.row() for size in sizes])
     if arguments.figure is not None:

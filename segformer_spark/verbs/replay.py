@@ -39,9 +39,9 @@ def replay(arguments: argparse.Namespace) -> int:
     """Start the ranks, or be one of them."""
     from segformer_spark.distributed.environment import detect_launch
     from segformer_spark.errors import UserError
+    from segformer_spark.files.json_file import read_json_object
     from segformer_spark.run.console import logger, setup_logging
     from segformer_spark.run.directory import RunDirectory
-    from segformer_spark.run.json_file import read_json_object
     from segformer_spark.run.verb_process import run_ranks
     from segformer_spark.training.replay import plan_replay
 
@@ -73,7 +73,7 @@ def replay(arguments: argparse.Namespace) -> int:
 
 def _report(plan: Plan, found: Replay, output: Path) -> bool:
     """Print and write what came out; whether it is what the run noted."""
-    from segformer_spark.run.atomic import write_json
+    from segformer_spark.files.atomic import write_json
 
     lines, is_same = _comparison(plan, found)
     evidence = found.evidence

@@ -146,5 +146,5 @@ def _find(name: str, folder: Path) -> RunDirectory:
         names = [one.path.name for one in find_runs(folder)] if folder.is_dir() else []
         near = difflib.get_close_matches(name, names, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names) or 'none'}"
-        raise UserError(f"{folder / name}: there is no such run; {hint}")
+        raise UserError(f"{folder / name}: there is no such run (with config.yaml); {hint}")
     return run

@@ -90,8 +90,8 @@ def choose_resume(resolved: ResolvedConfig) -> str | None:
     It resumes the run only if it had begun it: another run of the same name is not its own.
     """
     from segformer_spark.config.load import run_path
+    from segformer_spark.files.visibility import wait_until_visible
     from segformer_spark.run.lease import Owner, read_attempts
-    from segformer_spark.run.visibility import wait_until_visible
 
     given = os.environ.get("RESUME") or None
     own, run = Owner.here(os.environ), run_path(resolved.config)

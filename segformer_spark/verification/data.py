@@ -7,9 +7,9 @@ from pathlib import Path
 from segformer_spark.config.data_schema import DataConfig
 from segformer_spark.data.manifest import read_manifest
 from segformer_spark.errors import DataError
+from segformer_spark.files.digest import sha256_of
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.run.console import progress
-from segformer_spark.run.digest import sha256_of
-from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.verification import Verification
 
 

@@ -11,9 +11,9 @@ from segformer_spark.errors import UserError
 from segformer_spark.evaluation.comparison_folder import COMPARISON, verify_comparison
 from segformer_spark.evaluation.result_folder import COUNTS, REPORT_DIGEST, RESULTS
 from segformer_spark.evaluation.verify import check_report, verify_evaluation
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.models.weights import CARD
 from segformer_spark.run.directory import RunDirectory
-from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.verification import Verification
 from segformer_spark.submission.verify import verify_submission
 from segformer_spark.verification.data import verify_data

@@ -7,8 +7,8 @@ from pathlib import Path
 from segformer_spark.checkpoint.export import read_card
 from segformer_spark.checkpoint.store import read, refuse_not_finite, verify
 from segformer_spark.errors import CheckpointError
+from segformer_spark.files.checksums import CHECKSUMS
 from segformer_spark.models.weights import CARD, check_weights_folder
-from segformer_spark.run.checksums import CHECKSUMS
 from segformer_spark.run.verification import Verification, verify_sealed
 
 

@@ -14,9 +14,9 @@ from segformer_spark.evaluation.comparison_folder import COMPARISON, verify_comp
 from segformer_spark.evaluation.result_folder import COUNTS, RESULTS
 from segformer_spark.evaluation.saved_decision import DECISION_FILE, read_decision
 from segformer_spark.evaluation.verify import check_report, verify_evaluation
-from segformer_spark.run.checksums import CHECKSUMS
+from segformer_spark.files.checksums import CHECKSUMS
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.run.directory import RunDirectory
-from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.record import scrub
 from segformer_spark.run.verification import Verification
 from segformer_spark.submission.verify import verify_submission

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.run.directory import RunDirectory
-from segformer_spark.run.json_file import read_json_object
 from segformer_spark.run.metrics_log import MetricsLog
 from segformer_spark.run.step_log import StepLog
 

@@ -49,11 +49,11 @@ def test_mistakes_are_named_with_file_line_and_key(tmp_path: Path) -> None:
 
 def test_only_regular_files_of_a_moderate_size_in_utf_8(tmp_path: Path) -> None:
     assert "there is no such sweep file" in refused(tmp_path / "none.yaml")
-    assert "this is not a file" in refused(tmp_path)
+    assert "this is a folder, not a file" in refused(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    assert "this is not a file" in refused(tmp_path / "pipe"), "and not waited for"
+    assert "this is a pipe, not a file" in refused(tmp_path / "pipe"), "and not waited for"
     large = write(tmp_path, "#" * (MAX_BYTES + 1))
-    assert f"{MAX_BYTES + 1} bytes are too many for a sweep file" in refused(large)
+    assert f"{MAX_BYTES + 1} bytes are too many" in refused(large)
     binary = tmp_path / "b.yaml"
     binary.write_bytes(b"name: \xff\n")
     assert "is not text in UTF-8" in refused(binary)

@@ -13,7 +13,7 @@ from segformer_spark.data.manifest import manifest_path, read_manifest, write_ma
 from segformer_spark.data.readers.spark import SparkDataset
 from segformer_spark.data.scan import scan
 from segformer_spark.errors import DataError
-from segformer_spark.run.digest import sha256_of
+from segformer_spark.files.digest import sha256_of
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
 
 
 @pytest.mark.parametrize("pair", ["wait"], indirect=True)
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.sweep)])
 def test_a_rank_that_stands_still_ends_the_others(pair: Pair, lost: int) -> None:
     """SIGSTOP leaves its connections open, as a cut cable does: no error reaches the other rank."""
     pair.send(signal.SIGSTOP, lost)

@@ -155,7 +155,7 @@ def attempts(root: Any, world: int, before: Callable[[int], None] = lambda rank:
     return outcomes(*(lambda rank=rank: one(rank) for rank in range(world)))
 
 
-@pytest.mark.parametrize("late", [0, 1, 2])
+@pytest.mark.parametrize("late", [*(pytest.param(rank, marks=pytest.mark.sweep) for rank in (0, 1)), 2])
 def test_a_store_that_outlives_an_attempt_shows_nobody_the_dead(late: int) -> None:
     """torchrun restarts all ranks over the store of its agent; one comes late and finds what the dead left."""
     root = PrefixStore("job", dist.HashStore())

@@ -66,8 +66,15 @@ def diverge(group: Group, stage: int, spoil: Callable[[Engine], None], overrides
     return str(error.value), sum(not torch.equal(before[name], value) for name, value in after.items())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("precision", "stage"),
+    [
+        ("fp32", 0),
+        ("bf16", 1),
+        ("fp32", 2),
+        *(pytest.param(*one, marks=pytest.mark.sweep) for one in [("bf16", 0), ("fp32", 1), ("bf16", 2)]),
+    ],
+)
 @pytest.mark.parametrize("spoil", [spoil_logits, spoil_gradient])
 def test_nothing_of_the_step_stays_on_any_rank(stage: int, precision: str, spoil: Callable[[Engine], None]) -> None:
     for message, changed in run_on_ranks(2, diverge, stage, spoil, (f"training.precision={precision}",)):

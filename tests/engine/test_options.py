@@ -104,6 +104,7 @@ def test_recomputation_drops_the_same_paths(kernels: Setting) -> None:
         assert torch.equal(left, right)
 
 
+@pytest.mark.sweep
 def test_the_compiled_encoder_has_no_graph_break() -> None:
     import torch._dynamo as dynamo
 
@@ -151,7 +152,11 @@ def test_a_compiled_encoder_trains_with_exact_accumulation(kernels: Setting, set
 
 @pytest.mark.parametrize(
     ("kernels", "drop_path", "graphs"),
-    [("cpu", 0.0, 4), ("plain", 0.0, 8), ("gpu", 0.1, 9)],
+    [
+        pytest.param("cpu", 0.0, 4, marks=pytest.mark.sweep),
+        ("plain", 0.0, 8),
+        pytest.param("gpu", 0.1, 9, marks=pytest.mark.sweep),
+    ],
 )
 def test_equal_blocks_are_compiled_once(kernels: Setting, drop_path: float, graphs: int) -> None:
     """In the GPU's arithmetic a stage's first block adds no branch, and the network's first keeps its own always."""

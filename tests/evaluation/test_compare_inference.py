@@ -23,8 +23,8 @@ from segformer_spark.evaluation.postprocessing import Postprocessing
 from segformer_spark.evaluation.saved_decision import decision_record, read_decision, write_decision
 from segformer_spark.evaluation.session import InferenceSettings, Session
 from segformer_spark.evaluation.tuning import Sampler, joined, tuned
-from segformer_spark.run.checksums import check_checksums, write_checksums
-from segformer_spark.run.digest import sha256_of
+from segformer_spark.files.checksums import check_checksums, write_checksums
+from segformer_spark.files.digest import sha256_of
 from tests.data.named_images import images
 from tests.edited_bytes import edited_bytes
 from tests.ranks import Group, run_on_ranks
@@ -246,10 +246,13 @@ def test_options_that_do_not_go_together(
     assert message in capsys.readouterr().err
 
 
-def test_exports_carry_it(trained_run: Path, spark_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [("hub",), pytest.param(("model.onnx", "hub"), marks=pytest.mark.sweep)], ids="-".join
+)
+def test_exports_carry_it(names: tuple[str, ...], trained_run: Path, spark_root: Path, tmp_path: Path) -> None:
     run, images = saved_run(trained_run, tmp_path), str(spark_root / "stream-1-test")
     assert leave("evaluate", str(run), "--worst", "0") == 0
-    for name in ("model.onnx", "hub"):
+    for name in names:
         kind = "onnx" if name.endswith("onnx") else "safetensors"
         assert leave("export", str(run), "--format", kind, "--output", str(tmp_path / name)) == 0
         given = (str(tmp_path / name), images, "--output", str(tmp_path / f"from_{kind}"))

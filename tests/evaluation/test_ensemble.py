@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from segformer_spark.errors import CheckpointError, UserError
 from segformer_spark.evaluation.session import InferenceSettings, Session, make_ensemble
-from segformer_spark.run.checksums import write_checksums
+from segformer_spark.files.checksums import write_checksums
 from tests.ranks import run_on_ranks
 from tests.sessions import group_of_one
 from tests.training.short_run import short_run

@@ -17,7 +17,7 @@ from segformer_spark.errors import UserError
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 from segformer_spark.evaluation.pictures import draw_categories, draw_confusion
 from segformer_spark.evaluation.session import InferenceSettings
-from segformer_spark.run.checksums import write_checksums
+from segformer_spark.files.checksums import write_checksums
 from tests.conftest import NUM_VAL, SIDE
 from tests.ranks import Group, run_on_ranks
 

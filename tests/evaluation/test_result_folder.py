@@ -21,7 +21,7 @@ from segformer_spark.evaluation import collect as collecting
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 from segformer_spark.evaluation.score_predictions import merge_evaluations, score_predictions
 from segformer_spark.evaluation.verify import verify_evaluation
-from segformer_spark.run.checksums import check_checksums, write_checksums
+from segformer_spark.files.checksums import check_checksums, write_checksums
 from segformer_spark.submission.spark_format import write_prediction
 from tests.conftest import NUM_VAL
 from tests.edited_bytes import edited_bytes

@@ -57,7 +57,9 @@ every_model_large_ones_in_the_sweep = pytest.mark.parametrize(
 
 
 @every_model
-@pytest.mark.parametrize("size", [(512, 512), (720, 1280), (97, 131)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(97, 131), *(pytest.param(size, marks=pytest.mark.sweep) for size in ((512, 512), (720, 1280)))], ids=str
+)
 def test_logits_come_at_the_size_of_the_image(name: str, size: tuple[int, int]) -> None:
     """Shapes alone: on the meta device nothing is computed."""
     # segformer's own operations ask the device for its autocast, and meta has none; b0 is small enough.
@@ -273,7 +275,10 @@ def one_step(group: Group, name: str) -> dict[str, float]:
     return {"loss": result.loss, "norm": result.grad_norm, "moved": moved / len(before)}
 
 
-@every_model_large_ones_in_the_sweep
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("segformer", "unet", "vit") else [pytest.mark.sweep]) for name in MODELS],
+)
 def test_a_step_under_zero_1_is_that_of_the_whole_batch(name: str) -> None:
     """Batch norm in encoder and head counts all ranks' images: one and two ranks take the same step."""
     one, two = run_on_ranks(1, one_step, name)[0], run_on_ranks(2, one_step, name)[0]

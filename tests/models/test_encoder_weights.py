@@ -27,7 +27,10 @@ def build(name: str, encoder: str, pretrained: str | Path = "none", size: int = 
     return build_model(ModelConfig(name=name, encoder=encoder, pretrained=str(pretrained)), NAMES, 0, (size, size))
 
 
-@pytest.mark.parametrize("name", ["unet", "deeplabv3plus", "fpn", "fcn", "deeplabv3"])
+@pytest.mark.parametrize(
+    "name",
+    ["unet", "fcn", *(pytest.param(name, marks=pytest.mark.sweep) for name in ("deeplabv3plus", "fpn", "deeplabv3"))],
+)
 def test_resnet_loads_by_torchvisions_names(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     classifier = torchvision.models.resnet50(weights=None)
     torch.save(classifier.state_dict(), tmp_path / "resnet50.pth")

@@ -12,10 +12,10 @@ import pytest
 from transformers import SegformerConfig
 
 from segformer_spark.errors import CheckpointError
+from segformer_spark.files.checksums import write_checksums
 from segformer_spark.models.pretrained import load_network
 from segformer_spark.models.published_config import read_segformer_config
 from segformer_spark.models.segformer import segformer_config
-from segformer_spark.run.checksums import write_checksums
 from tests.tiny import tiny_segformer
 
 NAMES = ("background", "body", "panels")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,9 @@ from segformer_spark.prediction import results
 from segformer_spark.prediction.large import why_not_in_bands
 from segformer_spark.prediction.predict import PredictOptions, run_prediction
 from segformer_spark.prediction.results import Row
+from segformer_spark.run.system import forget_highest_memory, resident_bytes
 from tests.data.image_files import encode, picture, save
+from tests.ranks import Group, run_on_ranks
 from tests.sessions import group_of_one
 from tests.tiny import export_tiny
 
@@ -119,36 +119,25 @@ def test_what_needs_the_whole_image_is_said(
     assert found is None if reason is None else reason in str(found)
 
 
-_MEASURE = """
-import resource, sys
-from pathlib import Path
-from segformer_spark.evaluation.session import InferenceSettings
-from segformer_spark.prediction.predict import PredictOptions, run_prediction
-from segformer_spark.distributed.process_group import SingleProcess
-import torch
-model, photos, output = (Path(text) for text in sys.argv[1:4])
-view = {"resize": "native", "window": 512, "overlap": 0.0}
-settings = InferenceSettings(view=view, max_pixels=10**9, keep_images=True)
-run_prediction(PredictOptions(model, [photos], output, inference=settings), SingleProcess.on(torch.device("cpu")))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-"""
-
-
-def highest_memory(model: Path, photos: Path, output: Path) -> int:
-    """MiB of a process that predicts these images."""
-    command = [sys.executable, "-c", _MEASURE, str(model), str(photos), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+def growth(group: Group, model: str, folder: str) -> int:
+    """MiB that the prediction of the large image needs beside what that of the small one has used before."""
+    view = {"resize": "native", "window": 512, "overlap": 0.0}
+    settings = InferenceSettings(view=view, max_pixels=10**9, keep_images=True)
+    before = 0
+    for name in ("small", "large"):
+        forget_highest_memory()
+        before = resident_bytes() or 0
+        output = Path(folder) / f"out_{name}"
+        run_prediction(PredictOptions(Path(model), [Path(folder) / name], output, inference=settings), group)
+    return ((resident_bytes(highest=True) or 0) - before) // 2**20
 
 
 def test_6000_pixels_take_little_memory(model: Path, tmp_path: Path) -> None:
     """Whole, it would have 103 MiB decoded and 412 normalised; its ids, which wait in a mapped file, have 34."""
-    small = np.asarray(PIL.Image.fromarray(picture(60, 60)).resize((6000, 6000), PIL.Image.Resampling.NEAREST))
-    for name, pixels in (("large", small), ("small", small[:600, :600])):
+    pixels = np.asarray(PIL.Image.fromarray(picture(60, 60)).resize((6000, 6000), PIL.Image.Resampling.NEAREST))
+    for name, part in (("large", pixels), ("small", pixels[:600, :600])):
         (tmp_path / name).mkdir()
-        PIL.Image.fromarray(pixels).save(tmp_path / name / "a.jpg", quality=70)
-    base = highest_memory(model, tmp_path / "small", tmp_path / "out_small")
-    large = highest_memory(model, tmp_path / "large", tmp_path / "out_large")
-    assert large - base < 350
+        PIL.Image.fromarray(part).save(tmp_path / name / "a.jpg", quality=70)
+    assert run_on_ranks(1, growth, str(model), str(tmp_path))[0] < 350
     with PIL.Image.open(tmp_path / "out_large" / "ids" / "a.png") as ids:
         assert ids.size == (6000, 6000)

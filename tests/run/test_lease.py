@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from segformer_spark.errors import RunTakenOver, UserError
+from segformer_spark.files.atomic import atomic_folder, write_text
 from segformer_spark.run import lease as module
-from segformer_spark.run.atomic import atomic_folder, write_text
 from segformer_spark.run.lease import (
     Lease,
     Owner,

@@ -80,7 +80,7 @@ def test_a_run_that_is_only_being_set_up(under_way: RunDirectory) -> None:
 def test_a_run_of_another_version_does_not_hide_the_others(under_way: RunDirectory) -> None:
     under_way.config.write_text("model: {old_field: 1}\n")
     summary = summarize(under_way)
-    assert summary.metric == "unreadable configuration"
+    assert summary.metric == "unreadable"
     assert summary.step > 0
 
 

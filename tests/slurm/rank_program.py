@@ -21,7 +21,7 @@ from segformer_spark.checkpoint.names import MANIFEST, newest_step, step_name
 from segformer_spark.config.load import run_path
 from segformer_spark.distributed.environment import detect_launch
 from segformer_spark.exit_codes import ExitCode
-from segformer_spark.run.atomic import write_json
+from segformer_spark.files.atomic import write_json
 from segformer_spark.run.directory import RunDirectory, open_for_training
 from segformer_spark.run.lease import Owner, lease_run, refuse_if_leased
 from segformer_spark.run.outcome import Outcome

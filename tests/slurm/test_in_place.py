@@ -41,7 +41,7 @@ def check(
     print(f"seconds from the notice of the fault to the first step: {back}")
 
 
-@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.sweep)])
 def test_a_killed_rank_starts_again_in_the_same_step(
     tasks: int, project: Project, expected: dict[str, torch.Tensor]
 ) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from segformer_spark.data.window import window_around
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.session import InferenceSettings
-from segformer_spark.run.checksums import write_checksums
+from segformer_spark.files.checksums import write_checksums
 from segformer_spark.submission.spark_format import write_prediction
 from segformer_spark.submission.submit import SubmitOptions, run_submission
 from tests.conftest import NUM_TEST, SIDE

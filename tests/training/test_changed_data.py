@@ -14,7 +14,7 @@ from segformer_spark.config.load import load_config
 from segformer_spark.config.stored import as_begun
 from segformer_spark.data.readers.spark import SparkDataset
 from segformer_spark.errors import UserError
-from segformer_spark.run.digest import sha256_of
+from segformer_spark.files.digest import sha256_of
 from segformer_spark.training.stop import StopRequest
 from segformer_spark.training.train import TrainOptions, run_training
 from tests.ranks import Group, run_on_ranks

@@ -31,7 +31,11 @@ def check(*overrides: str, device: torch.device = GPU) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("model.name=hiera", "model.encoder=hiera_tiny_224"), "hiera at 512 px has adaptive average pooling, whose"),
+        pytest.param(
+            ("model.name=hiera", "model.encoder=hiera_tiny_224"),
+            "hiera at 512 px has adaptive average pooling, whose",
+            marks=pytest.mark.sweep,
+        ),
         (("model.name=vit", "model.encoder=vit_tiny_patch16_224"), "vit at 512 px has bicubic interpolation, whose"),
         ((*TINY_SETTINGS, "training.loss.type=ohem"), "training.loss.type ohem has the k-th smallest value, whose"),
         (

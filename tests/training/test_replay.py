@@ -110,9 +110,12 @@ def test_another_result_is_noticed(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("training.global_batch_size=10", "training.batch_size=2"),
+        pytest.param(("training.global_batch_size=10", "training.batch_size=2"), marks=pytest.mark.sweep),
         ("training.global_batch_size=10", "training.batch_size=1", "training.accumulation=exact"),
-        ("training.global_batch_size=10", "training.batch_size=1", "training.accumulation=mean"),
+        pytest.param(
+            ("training.global_batch_size=10", "training.batch_size=1", "training.accumulation=mean"),
+            marks=pytest.mark.sweep,
+        ),
     ],
     ids=["whole", "joined", "accumulated"],
 )
@@ -248,7 +251,7 @@ def test_random_steps_of_every_stage(world: int, spark_root: Path, tmp_path: Pat
     assert count == 27
 
 
-@pytest.mark.parametrize("step", [5, 7, 10])
+@pytest.mark.parametrize("step", [*(pytest.param(step, marks=pytest.mark.sweep) for step in (5, 10)), 7])
 def test_a_schedule_that_follows_the_validations(step: int, spark_root: Path, tmp_path: Path) -> None:
     """Checkpoints are saved before the validation of their step, which may lower the learning rate behind them."""
     settings = ("training.epochs=4", "output.keep_every=1", "training.scheduler.type=plateau",
@@ -264,7 +267,7 @@ def test_a_schedule_that_follows_the_validations(step: int, spark_root: Path, tm
     assert lrs[10] < lrs[1], "it was lowered"
 
 
-@pytest.mark.parametrize("step", [8, 11])
+@pytest.mark.parametrize("step", [pytest.param(8, marks=pytest.mark.sweep), 11])
 def test_steps_before_and_after_an_extension(step: int, spark_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     run_on_ranks(1, short_run, str(spark_root), str(path), ("output.keep_every=2",))

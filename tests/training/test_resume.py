@@ -259,7 +259,7 @@ def test_ranks_whose_torchrun_is_killed_save_and_leave(spark_root: Path, tmp_pat
     assert json.loads((newest / "state.json").read_text())["progress"]["step"] == losses_in(path)[-1][0]
 
 
-@pytest.mark.parametrize("damage", ["missing", "flipped"])
+@pytest.mark.parametrize("damage", [pytest.param("missing", marks=pytest.mark.sweep), "flipped"])
 def test_a_best_model_that_is_lost_is_said_and_chosen_anew(spark_root: Path, tmp_path: Path, damage: str) -> None:
     run = tmp_path / "run"
     run_on_ranks(1, short_run, str(spark_root), str(run), (), None, 4)
@@ -273,3 +273,16 @@ def test_a_best_model_that_is_lost_is_said_and_chosen_anew(spark_root: Path, tmp
     run_on_ranks(1, short_run, str(spark_root), str(run), (), "auto")
     assert "the best model, of step 3, is lost (" in (run / "log.txt").read_text()
     check_weights_folder(run / "best")
+
+
+def test_record_and_configuration_that_are_lost_are_said_and_written_anew(spark_root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_on_ranks(1, short_run, str(spark_root), str(run), (), None, 4)
+    before = (run / "config.yaml").read_text()
+    (run / "config.yaml").unlink()
+    (run / "training_params.json").write_text('{"attempts": 3}')
+    run_on_ranks(1, short_run, str(spark_root), str(run), (), "auto")
+    assert (run / "config.yaml").read_text() == before
+    assert "the record of the earlier attempts is lost, and begins anew: 'started'" in (run / "log.txt").read_text()
+    record = json.loads((run / "training_params.json").read_text())
+    assert [attempt["from_step"] for attempt in record["attempts"]] == [4]

@@ -38,7 +38,7 @@ def of_the_job(mark: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("number", range(MOMENTS))
+@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.sweep) for n in range(1, MOMENTS))])
 def test_every_process_ends(spark_root: Path, tmp_path: Path, number: int) -> None:
     draw = random.Random(f"{MOMENTS}/{number}")
     moment = _LONGEST * (number + draw.random()) / MOMENTS

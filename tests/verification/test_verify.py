@@ -13,8 +13,8 @@ import pytest
 from segformer_spark.config.stored import load_stored_config
 from segformer_spark.errors import UserError
 from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
+from segformer_spark.files.checksums import write_checksums
 from segformer_spark.report.render import write_report
-from segformer_spark.run.checksums import write_checksums
 from segformer_spark.run.verification import Verification
 from segformer_spark.submission.submit import SubmitOptions, run_submission
 from segformer_spark.verification.kinds import verify_path

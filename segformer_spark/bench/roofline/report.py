@@ -13,7 +13,7 @@ from segformer_spark.bench.roofline.steps import AUTOCAST, StepSpec, trace_infer
 from segformer_spark.bench.roofline.trace import Trace
 from segformer_spark.bench.workload import OURS
 from segformer_spark.config.image_size import size_text
-from segformer_spark.run.atomic import write_json
+from segformer_spark.files.atomic import write_json
 from segformer_spark.run.record import command_record, scrub, software_record
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from segformer_spark.files.json_file import read_json_object
 from segformer_spark.run.console import logger
 
 
@@ -17,7 +18,7 @@ def render_once(root: Path, wanted: Mapping[str, Any], render: Callable[[], obje
     Another rendered set there is removed; a folder that nobody rendered is not.
     """
     stamp = root / "demo.json"
-    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
+    if stamp.is_file() and read_json_object(stamp) == wanted:
         logger.info("the rendered set in %s is there already", root)
         return False
     if stamp.is_file():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segformer_spark.data.dataset import Image, Mask
 from segformer_spark.data.readers.street_hazards import ANOMALY_LABEL, STREET_HAZARDS_CLASSES
 from segformer_spark.errors import DataError
-from segformer_spark.run.atomic import atomic_folder
+from segformer_spark.files.atomic import atomic_folder
 
 _TOWNS = ("t1", "t2")
 _PARTS = {"training": "train", "validation": "train", "test": "test"}

@@ -12,7 +12,7 @@ from segformer_spark.data.dataset import Image
 from segformer_spark.data.demo.render import RenderedImage, render
 from segformer_spark.data.readers.spark import CSV_COLUMNS, SPACECRAFT, SPARK_CLASSES, TEST_FOLDER
 from segformer_spark.errors import DataError
-from segformer_spark.run.atomic import atomic_folder, write_csv
+from segformer_spark.files.atomic import atomic_folder, write_csv
 
 _JPEG_QUALITY = 92
 _SPLITS = ("train", "val", "test")

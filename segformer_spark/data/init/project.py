@@ -27,7 +27,8 @@ from segformer_spark.data.palette import distinct_colors
 from segformer_spark.data.png import write_png
 from segformer_spark.data.readers.lists import write_pair_list
 from segformer_spark.errors import DataError, UserError
-from segformer_spark.run.atomic import write_text
+from segformer_spark.files.atomic import write_text
+from segformer_spark.files.paths import real_path
 from segformer_spark.run.console import logger, progress
 
 _GIVEN_SPLITS = {
@@ -142,10 +143,10 @@ def _refuse(options: InitOptions) -> None:
             f"{expanded[0]}: '$' and a '~' at the start are read as variables and home folders in configurations",
             "Rename the folder, or give its path another way, as from a folder above it.",
         )
-    root = options.folder.resolve()
-    if options.output.resolve() == root or root in options.output.resolve().parents:
+    root = real_path(options.folder)
+    if real_path(options.output) == root or root in real_path(options.output).parents:
         raise UserError(
-            f"{options.output.resolve() / options.config.name} would lie in the folder of images, to which nothing is "
+            f"{real_path(options.output) / options.config.name} would lie in the folder of images, to which nothing is "
             "written",
             "Run this in another folder, or give one with --output.",
         )

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from segformer_spark.data.files import read_text
 from segformer_spark.errors import DataError
-from segformer_spark.run.atomic import write_text
+from segformer_spark.files.atomic import write_text
 
 
 def read_pair_list(path: Path, root: Path, mask_root: Path) -> list[tuple[Path, Path]]:

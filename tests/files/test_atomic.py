@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from segformer_spark.errors import UserError
-from segformer_spark.run.atomic import atomic_file, atomic_folder, recover_folder, write_json, write_text
+from segformer_spark.files.atomic import atomic_file, atomic_folder, recover_folder, write_json, write_text
 
 
 def test_files_replace_and_leave_nothing_behind(tmp_path: Path) -> None:

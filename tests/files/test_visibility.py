@@ -9,8 +9,8 @@ import pytest
 from segformer_spark.checkpoint.names import step_of
 from segformer_spark.checkpoint.store import CheckpointStore
 from segformer_spark.errors import CheckpointError
-from segformer_spark.run import visibility
-from segformer_spark.run.visibility import is_on_network, wait_until_visible
+from segformer_spark.files import visibility
+from segformer_spark.files.visibility import is_on_network, wait_until_visible
 from tests.test_killed_anywhere import stored
 
 MOUNTS = """22 1 8:1 / / rw - ext4 /dev/sda1 rw

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from segformer_spark.run.atomic import write_text
-from segformer_spark.run.digest import sha256_of
+from segformer_spark.files.atomic import write_text
+from segformer_spark.files.digest import sha256_of
 
 CHECKSUMS = "SHA256SUMS"
 LEASE = ".lease"

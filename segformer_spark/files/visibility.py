@@ -5,13 +5,14 @@ NFS keeps what it knows of a folder for up to a minute (nfs(5), acdirmax), Lustr
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from segformer_spark.run.console import logger
+logger = logging.getLogger("segformer_spark")
 
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 70.0, 0.5
 _NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "cifs", "smb", "afs", "panfs", "wekafs", "fuse")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from segformer_spark.run.regular_file import open_regular
+from segformer_spark.files.regular_file import open_regular
 
 
 def sha256_of(path: Path) -> str:

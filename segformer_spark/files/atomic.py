@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 
 from segformer_spark.errors import UserError
+from segformer_spark.files.paths import real_path
 
 _READ_AND_WRITE = 0o666
 _guards: dict[Path, Callable[[], None]] = {}
@@ -28,7 +29,7 @@ _guards: dict[Path, Callable[[], None]] = {}
 @contextmanager
 def guarded(folder: Path, guard: Callable[[], None]) -> Iterator[None]:
     """Ask `guard` before anything in `folder` is written, for the duration of the block."""
-    key = folder.resolve()
+    key = real_path(folder)
     before = _guards.get(key)
     _guards[key] = guard
     try:
@@ -44,7 +45,7 @@ def ask_guard(path: Path) -> None:
     """Raise what the guard of a folder above `path` raises; for writes that are not renames."""
     if not _guards:
         return
-    whole = path.resolve()
+    whole = real_path(path)
     for folder in (whole, *whole.parents):
         if folder in _guards:
             _guards[folder]()
@@ -72,6 +73,18 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # the reason is said above
             temporary.unlink(missing_ok=True)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
