@@ -7,16 +7,22 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from filelock import FileLock
+from safetensors.torch import load_file
 
-from segformer_spark.config.load import PROJECT_ROOT
+from segformer_spark.config.load import PROJECT_ROOT, load_config
+from segformer_spark.training.stop import StopRequest
+from segformer_spark.training.train import TrainOptions, run_training
+from tests.ranks import Group, run_on_ranks
 from tests.slurm.cluster import Cluster, missing
 from tests.tiny import TINY
 from tests.waiting import wait_for
@@ -129,6 +135,31 @@ def write_config(path: Path, data: Path, world_size: int, global_batch: int) -> 
     }
     path.write_text(yaml.safe_dump(tree))
     return path
+
+
+Reference = Callable[..., dict[str, torch.Tensor]]
+
+
+def train_here(group: Group, config: str, path: str) -> None:
+    run_training(load_config(config, overrides=[f"output.save_path={path}"]), TrainOptions(), group, StopRequest())
+
+
+@pytest.fixture(scope="session")
+def undisturbed(spark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The final weights of a run without SLURM, by world size and images per step; trained once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def get(world_size: int, global_batch: int) -> dict[str, torch.Tensor]:
+        run = folder / f"reference-{world_size}-{global_batch}"
+        with FileLock(f"{run}.lock"):
+            if not (run / "final").is_dir():
+                config = write_config(folder / f"{run.name}.yaml", spark_root, world_size, global_batch)
+                run_on_ranks(world_size, train_here, str(config), str(run))
+        return load_file(run / "final" / "model.safetensors")
+
+    return get
 
 
 def make_project(cluster: Cluster, folder: Path, data: Path, python: str) -> Project:

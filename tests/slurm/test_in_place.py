@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.ranks import run_on_ranks
-from tests.slurm.conftest import Project, write_config
-from tests.slurm.test_training import train_here
+from tests.slurm.conftest import Project, Reference
 
 ONE_EACH = ("--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
-
-
-@pytest.fixture
-def expected(spark_root: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
-    """Final weights of the same run without Slurm and without a fault."""
-    config = write_config(tmp_path / "undisturbed.yaml", spark_root, 2, 4)
-    run_on_ranks(2, train_here, str(config), str(tmp_path / "undisturbed"))
-    return load_file(tmp_path / "undisturbed" / "final" / "model.safetensors")
 
 
 def check(
@@ -42,9 +31,7 @@ def check(
 
 
 @pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.sweep)])
-def test_a_killed_rank_starts_again_in_the_same_step(
-    tasks: int, project: Project, expected: dict[str, torch.Tensor]
-) -> None:
+def test_a_killed_rank_starts_again_in_the_same_step(tasks: int, project: Project, undisturbed: Reference) -> None:
     """Of two ranks, and of four: the weights then agree with those of two to rounding alone."""
     own = (f"--ntasks-per-node={tasks}", "--gpus-per-node=0", "--cpus-per-task=1")
     job = project.submit("segformer_train.sh", "--nodes=2", *own, BATCH_SIZE=str(2 // tasks))
@@ -54,10 +41,10 @@ def test_a_killed_rank_starts_again_in_the_same_step(
     node = json.loads(attempts[-1].read_text())["host"]
     project.cluster.on(node, "kill", f"-{signal.SIGKILL.value}", str(pid))
     project.until(job, "restarting in place, number 1")
-    check(project, job, expected, 1, exactly=tasks == 1)
+    check(project, job, undisturbed(2, 4), 1, exactly=tasks == 1)
 
 
-def test_a_spare_node_takes_over_for_a_lost_one(project: Project, expected: dict[str, torch.Tensor]) -> None:
+def test_a_spare_node_takes_over_for_a_lost_one(project: Project, undisturbed: Reference) -> None:
     """Two ranks on three nodes; the second node loses its power, and Slurm takes it for down while the ranks go on."""
     job = project.submit("segformer_train.sh", "--nodes=3", "--no-kill", *ONE_EACH, SPARE_NODES="1")
     project.until(job, "step 6/")
@@ -66,7 +53,7 @@ def test_a_spare_node_takes_over_for_a_lost_one(project: Project, expected: dict
     project.cluster.kill_node("node2")
     project.until(job, "node2 is lost")
     project.cluster.login("scontrol", "update", "nodename=node2", "state=down", "reason=test", check=False)
-    check(project, job, expected, 1)
+    check(project, job, undisturbed(2, 4), 1)
     record = json.loads((project.run("r") / "training_params.json").read_text())
     assert [host["host"] for host in record["hardware"]] == ["node1", "node3"]
     assert "done: training is complete" in project.log(job)

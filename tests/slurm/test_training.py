@@ -3,49 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 
-from segformer_spark.config.load import load_config
-from segformer_spark.training.stop import StopRequest
-from segformer_spark.training.train import TrainOptions, run_training
-from tests.ranks import Group, run_on_ranks
-from tests.slurm.conftest import Project, write_config
+from tests.slurm.conftest import Project, Reference
 from tests.tiny import export_tiny
 from tests.waiting import wait_for
 
 NUM_IMAGES = 300  # the tiny model must not be done before the node is killed
-
-Reference = Callable[..., dict[str, torch.Tensor]]
-
-
-def train_here(group: Group, config: str, path: str) -> None:
-    run_training(load_config(config, overrides=[f"output.save_path={path}"]), TrainOptions(), group, StopRequest())
-
-
-@pytest.fixture(scope="module")
-def undisturbed(spark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """The final weights of a run without SLURM, by world size and images per step; trained once for all workers."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-
-    def get(world_size: int, global_batch: int) -> dict[str, torch.Tensor]:
-        run = folder / f"reference-{world_size}-{global_batch}"
-        with FileLock(f"{run}.lock"):
-            if not (run / "final").is_dir():
-                config = write_config(folder / f"{run.name}.yaml", spark_root, world_size, global_batch)
-                run_on_ranks(world_size, train_here, str(config), str(run))
-        return load_file(run / "final" / "model.safetensors")
-
-    return get
 
 
 def check(project: Project, job: int, expected: dict[str, torch.Tensor], restarts: int) -> dict[str, Any]:
