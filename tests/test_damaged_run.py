@@ -10,14 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from segformer_spark.config.stored import load_stored_config
-from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
-from segformer_spark.report.render import write_report
-from segformer_spark.submission.submit import SubmitOptions, run_submission
 from tests import damage
 from tests.damage import Damage
 from tests.ranks import run_on_ranks
-from tests.sessions import group_of_one
+from tests.results import add_results
 from tests.training.short_run import SHORT, short_run
 from tests.verbs import run_verb
 
@@ -33,11 +29,7 @@ def stopped_run(spark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     run = tmp_path_factory.mktemp("stopped") / "run"
     settings = ("output.checkpoint_every_steps=2", "output.tensorboard=true")
     run_on_ranks(1, short_run, str(spark_root), str(run), settings, None, 7)
-    with group_of_one() as group:
-        options = EvaluateOptions(run, "val", run / "evaluation" / "val", num_worst=1)
-        run_evaluation(load_stored_config(run / "config.yaml"), options, group)
-        run_submission(SubmitOptions(run, spark_root / "stream-1-test", run / "submission"), group)
-    write_report(run)
+    add_results(run, spark_root)
     return run
 
 

@@ -6,11 +6,10 @@ import codecs
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from segformer_spark.errors import DataError
-from segformer_spark.files.regular_file import read_regular
+from segformer_spark.files.regular_file import named, read_regular
 from segformer_spark.run.console import logger
 
 _UNUSED_NAMED = 5
@@ -29,15 +28,6 @@ def read_file(path: Path) -> bytes:
     """
     with named(path):
         return read_regular(path, MAX_BYTES)
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Raise DataError with the file's name for what the system says in the block."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
 
 
 def read_text(path: Path) -> str:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segformer_spark.data.dataset import SegmentationDataset
-from segformer_spark.data.files import composed, named
+from segformer_spark.data.files import composed
 from segformer_spark.errors import DataError
 from segformer_spark.files.atomic import write_json
 from segformer_spark.files.digest import sha256_of
 from segformer_spark.files.json_file import read_json_object
+from segformer_spark.files.regular_file import named
 from segformer_spark.run.console import logger
 
 _FORMAT, _THREADS = 1, 16

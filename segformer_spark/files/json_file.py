@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer_spark.errors import DataError
-from segformer_spark.files.regular_file import MAX_BYTES, read_regular
+from segformer_spark.files.regular_file import MAX_BYTES, named, read_regular
 
 logger = logging.getLogger("segformer_spark")
 
@@ -20,10 +20,10 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
     Raises:
         DataError: it cannot be read, is no regular file, is too large, or is not JSON in UTF-8.
     """
+    with named(path):
+        content = read_regular(path, max_bytes)
     try:
-        return json.loads(read_regular(path, max_bytes).decode("utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
+        return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: this is not JSON: {error}") from error
 
@@ -48,12 +48,11 @@ def read_json_lines(path: Path, max_bytes: int = MAX_BYTES) -> list[dict[str, An
     Raises:
         DataError: the file cannot be read, is no regular file, or is too large.
     """
-    try:
-        lines = read_regular(path, max_bytes).decode("utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error
+    with named(path):
+        try:
+            lines = read_regular(path, max_bytes).decode("utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
     found = [value for line in lines if isinstance(value := _value(line), dict)]
     if len(found) < len(lines):
         logger.warning(

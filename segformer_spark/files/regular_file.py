@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
+
+from segformer_spark.errors import DataError
 
 MAX_BYTES = 2**30
 """No file that this package writes to be read as a whole is larger: manifests of millions of images have 100 MB."""
@@ -54,3 +58,12 @@ def read_regular(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
         if size > max_bytes:
             raise OSError(errno.EFBIG, f"{size} bytes are too many; the limit is {max_bytes}", str(path))
         return stream.read(max_bytes)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Raise DataError with the file's name for what the system says in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: the file cannot be read: {error.strerror}") from error

@@ -7,9 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from segformer_spark.errors import DataError
 from segformer_spark.files.atomic import ask_guard, write_csv, write_error, write_text
-from segformer_spark.files.regular_file import append_regular, read_regular
+from segformer_spark.files.regular_file import append_regular, named, read_regular
 from segformer_spark.run.console import logger
 
 Row = dict[str, Any]
@@ -33,12 +32,11 @@ class MetricsLog:
 
     def rows(self) -> list[Row]:
         """All complete rows. Other lines are left out and counted in the log, save the last: a kill may cut it off."""
-        try:
-            lines = read_regular(self.path).decode("utf-8", errors="replace").split("\n")
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise DataError(f"{self.path}: the file cannot be read: {error.strerror}") from error
+        with named(self.path):
+            try:
+                lines = read_regular(self.path).decode("utf-8", errors="replace").split("\n")
+            except FileNotFoundError:
+                return []
         rows = {number: row for number, line in enumerate(lines, start=1) if (row := _row(line)) is not None}
         foreign = [number for number, line in enumerate(lines[:-1], start=1) if line and number not in rows]
         if foreign:

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 from safetensors.torch import load_file
 
 from segformer_spark.config.load import PROJECT_ROOT, load_config
 from segformer_spark.training.stop import StopRequest
 from segformer_spark.training.train import TrainOptions, run_training
+from tests.once import made_once
 from tests.ranks import Group, run_on_ranks
 from tests.slurm.cluster import Cluster, missing
 from tests.tiny import TINY
@@ -147,17 +147,14 @@ def train_here(group: Group, config: str, path: str) -> None:
 @pytest.fixture(scope="session")
 def undisturbed(spark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """The final weights of a run without SLURM, by world size and images per step; trained once for all workers."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
 
     def get(world_size: int, global_batch: int) -> dict[str, torch.Tensor]:
-        run = folder / f"reference-{world_size}-{global_batch}"
-        with FileLock(f"{run}.lock"):
-            if not (run / "final").is_dir():
-                config = write_config(folder / f"{run.name}.yaml", spark_root, world_size, global_batch)
-                run_on_ranks(world_size, train_here, str(config), str(run))
-        return load_file(run / "final" / "model.safetensors")
+        def make(folder: Path) -> None:
+            config = write_config(folder / "short.yaml", spark_root, world_size, global_batch)
+            run_on_ranks(world_size, train_here, str(config), str(folder / "run"))
+
+        folder = made_once(tmp_path_factory, f"reference-{world_size}-{global_batch}", make)
+        return load_file(folder / "run" / "final" / "model.safetensors")
 
     return get
 

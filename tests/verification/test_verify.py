@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from segformer_spark.config.stored import load_stored_config
 from segformer_spark.errors import UserError
-from segformer_spark.evaluation.evaluate import EvaluateOptions, run_evaluation
 from segformer_spark.files.checksums import write_checksums
-from segformer_spark.report.render import write_report
 from segformer_spark.run.verification import Verification
-from segformer_spark.submission.submit import SubmitOptions, run_submission
 from segformer_spark.verification.kinds import verify_path
-from tests.sessions import group_of_one
+from tests.damage import Damage, cut, empty, flip, remove, zero_tail
+from tests.results import add_results
 from tests.verbs import leave
 
 
@@ -26,39 +22,11 @@ from tests.verbs import leave
 def whole_run(trained_run: Path, spark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an evaluation, a submission and a report."""
     run = Path(shutil.copytree(trained_run, tmp_path_factory.mktemp("whole") / "run"))
-    with group_of_one() as group:
-        options = EvaluateOptions(run, "val", run / "evaluation" / "val", num_worst=1)
-        run_evaluation(load_stored_config(run / "config.yaml"), options, group)
-        run_submission(SubmitOptions(run, spark_root / "stream-1-test", run / "submission"), group)
-    write_report(run)
+    add_results(run, spark_root)
     return run
 
 
-def flip(path: Path, rng: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    path.write_bytes(content)
-
-
-def zero_tail(path: Path, rng: random.Random) -> None:
-    content = path.read_bytes()
-    length = min(64, len(content) - 1)
-    path.write_bytes(content[:-length] + (b"\1" if content.endswith(b"\0") else b"\0") * length)
-
-
-def cut(path: Path, rng: random.Random) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def remove(path: Path, rng: random.Random) -> None:
-    path.unlink()
-
-
-def empty(path: Path, rng: random.Random) -> None:
-    path.write_bytes(b"")
-
-
-DAMAGE: tuple[Callable[[Path, random.Random], None], ...] = (flip, zero_tail, cut, remove, empty)
+DAMAGE: tuple[Damage, ...] = (flip, zero_tail, cut, remove, empty)
 FREE = {"log.txt", "metrics.jsonl", "history.csv", "curves.png", "README.txt", "training_params.yaml", "newest"}
 """Files of a run without a digest, which say and show what others hold."""
 
